@@ -1,0 +1,139 @@
+"""The seam: what an adapter gives the core, and which adapter claims the arguments.
+
+Data crosses the seam, never operations. A framework is asked only if the user has already imported it: its arrays
+cannot reach us otherwise, so looking in ``sys.modules`` is enough.
+"""
+
+import importlib
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any, NamedTuple, Protocol
+
+from xgradcheck._errors import InvalidCase
+from xgradcheck._layout import Layout, Positions, Vector
+
+
+class _Everything:
+    """The type of ``ALL``, so that it prints as it is written."""
+
+    def __repr__(self) -> str:
+        return "xgradcheck.ALL"
+
+
+ALL = _Everything()
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """The call as the user wrote it."""
+
+    fn: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    wrt: Any
+    loss: Callable[[Any], Any] | None
+    grads: Any
+
+    @property
+    def is_closure(self) -> bool:
+        """A function without arguments, whose parameters ``wrt`` holds."""
+        return not self.args and not self.kwargs
+
+    @property
+    def contents(self) -> tuple[Any, ...]:
+        """Everything in the call that may hold arrays."""
+        return (self.fn, self.args, self.kwargs, self.wrt)
+
+
+class Backward(NamedTuple):
+    """One run of the backward pass under test."""
+
+    value: float | None
+    """phi as its own forward pass computed it; None where it does not say."""
+    gradient: Vector
+    severed: frozenset[int]
+    """Numbers of the leaves that the backward pass never reached (None, or a cut graph)."""
+
+
+class Problem(Protocol):
+    """A function bound to its arguments, as the core sees it: vectors in, numbers out."""
+
+    layout: Layout
+    outputs: Layout
+    point: Vector
+    skipped: Sequence[str]
+    """What takes no part in the comparison, and why: "parameter 'w': frozen"."""
+    unit_cotangent: bool
+    """Whether the gradient was handed in for cotangent 1, so that no other can be asked for."""
+
+    def held(self) -> AbstractContextManager[None]:
+        """The world of the user held still; on leaving, however that happens, it is as it was found."""
+        ...
+
+    def along(self, direction: Vector, steps: Vector, start: int, cotangent: Vector) -> Vector:
+        """phi at ``point + step * direction``, the direction lying on ``point[start:]``."""
+        ...
+
+    def each(self, index: Positions, steps: Vector, cotangent: Vector) -> Vector:
+        """phi with ``point[index[j]] += steps[j]``, for every j."""
+        ...
+
+    def gradient(self, cotangent: Vector) -> Backward:
+        """The backward pass under test."""
+        ...
+
+
+BACKENDS = ["torch", "jax"]
+_modules = {name: f"xgradcheck.backends.{name}" for name in ("numpy", "torch", "jax")}
+
+
+def register(name: str, module: str) -> None:
+    """Let the adapter in ``module`` (its import path) claim arguments once framework ``name`` is imported.
+
+    >>> import xgradcheck
+    >>> xgradcheck.register("mlx", "my_package.mlx_adapter")  # doctest: +SKIP
+
+    The module has ``owns(contents) -> bool`` and ``bind(case) -> Problem``.
+    """
+    _modules[name] = module
+    if name not in BACKENDS:
+        BACKENDS.append(name)
+
+
+def adapter(name: str) -> ModuleType:
+    """The adapter of one framework; imports the framework."""
+    if name not in _modules:
+        raise InvalidCase(f"there is no backend {name!r}: choose from {', '.join(map(repr, sorted(_modules)))}.")
+    try:
+        return importlib.import_module(_modules[name])
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.startswith("xgradcheck"):
+            raise
+        raise InvalidCase(f"backend {name!r} needs the package {error.name!r}: pip install {error.name}.") from None
+
+
+def claim(case: Case, backend: str | None) -> ModuleType:
+    """The adapter for this call: the one asked for, else the one framework whose arrays are in it."""
+    if backend is not None:
+        return adapter(backend)
+    owners = [name for name in BACKENDS if name in sys.modules and adapter(name).owns(case.contents)]
+    if len(owners) > 1:
+        listed = " and ".join(owners)
+        raise InvalidCase(f"the arguments hold arrays of {listed}: say which one with backend=.")
+    if owners:
+        return adapter(owners[0])
+    numpy = adapter("numpy")
+    if case.grads is not None or not case.args and not case.kwargs and case.wrt is not None:
+        return numpy
+    if numpy.owns(case.contents):
+        raise InvalidCase(
+            "the arguments are NumPy arrays and NumPy has no backward pass: give the gradient with grads=, "
+            "or name the framework of the function with backend='jax' or backend='torch'."
+        )
+    got = ", ".join(type(value).__name__ for value in (*case.args, *case.kwargs.values())) or "nothing"
+    raise InvalidCase(
+        f"no backend claims the arguments (got {got}): pass arrays of torch or jax, or NumPy arrays with grads=."
+    )

@@ -1,0 +1,274 @@
+"""The verb, and the order of its stages: refuse, bind, evaluate, run the backward, sweep, judge."""
+
+import importlib.metadata
+import platform
+import sys
+import time
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from xgradcheck._adapters import Backward, Case, Problem, claim
+from xgradcheck._errors import InvalidCase
+from xgradcheck._judge import Tolerance, tolerance
+from xgradcheck._layout import Layout, Vector
+from xgradcheck._outcome import Measured, outcome, stochastic
+from xgradcheck._progress import progress
+from xgradcheck._report import Report
+from xgradcheck._sweep import Phi, sweep
+from xgradcheck._tree import required_arguments
+
+COVERAGES = ("auto", "sweep")
+METHODS = ("auto", "central")
+REPEATABLE_ULPS = 64
+
+
+def check(
+    fn: Callable[..., Any],
+    *args: Any,
+    kwargs: Mapping[str, Any] | None = None,
+    wrt: Any = None,
+    loss: Callable[[Any], Any] | None = None,
+    grads: Any = None,
+    coverage: str = "auto",
+    method: str = "auto",
+    eps: float | Mapping[str, float] | None = None,
+    rtol: float | None = None,
+    atol: float = 0.0,
+    seed: int = 0,
+    name: str | None = None,
+    backend: str | None = None,
+    raise_exception: bool = True,
+) -> Report:
+    """Raise unless the backward pass of ``fn`` agrees with float64 finite differences.
+
+    >>> import numpy as np
+    >>> w = np.array([1.0, -2.0, 3.0])
+    >>> report = check(lambda w: (w**2).sum(), w, grads=lambda w: 2 * w)
+    >>> report.verdict, str(report.grade)
+    (<Verdict.PASS: 'PASS'>, 'great')
+
+    Every coordinate of every leaf is differenced (two evaluations each), each with a bound on the difference's own
+    error, so that a wrong gradient and a noisy difference are told apart. Afterwards parameters, buffers, ``.grad``,
+    random states and modes are as they were found.
+
+    Parameters
+    ----------
+    fn
+        A function of arrays (torch, jax or NumPy), an ``nn.Module``, or a function without arguments whose
+        parameters ``wrt`` holds; those are perturbed in place and put back. An array output is reduced to a scalar
+        by a random cotangent, so that a backward pass that ignores its cotangent is seen.
+    *args, kwargs
+        Its arguments. Two inputs are written ``check(fn, a, b)``, not ``check(fn, (a, b))``.
+    wrt
+        What is checked: argument numbers, names, globs, or ``xgradcheck.ALL``. By default the tensors that require
+        grad, or all floating ones if none does; a module's parameters; all floating leaves in JAX; argument 0 with
+        ``grads``.
+    loss
+        Applied to the output of ``fn`` before anything else.
+    grads
+        The gradient under test, where the framework cannot be asked for it: a tree like the parameters (keys ``W1``
+        or ``dW1``), a function of the same arguments that returns one, or ``grads(cotangent, *args)`` for an array
+        output. A ``(cost, grads)`` pair is accepted.
+    coverage, method
+        ``"sweep"`` and ``"central"`` are what ``"auto"`` chooses.
+    eps
+        The step of the textbook's formula, one number or a dict by leaf: distance and grade are then exactly the
+        textbook's. Leave it out to have every step chosen; a bad eps is INCONCLUSIVE, never FAIL.
+    rtol, atol
+        The relative error allowed (1e-6 by default), and an absolute one on top (none by default: a sign flip in a
+        gradient of size 1e-9 fails).
+    seed
+        Of the cotangent and of every other random choice. Same seed, same report, to the bit.
+    name, backend, raise_exception
+        A title for the report; ``"numpy"``, ``"torch"`` or ``"jax"`` where the arguments do not tell; whether FAIL
+        and INCONCLUSIVE raise.
+
+    Raises
+    ------
+    GradientMismatch
+        The verdict is FAIL. The exception carries ``.report``.
+    GradientInconclusive
+        The verdict is INCONCLUSIVE: the truth is too uncertain to say.
+    InvalidCase
+        The call cannot be checked as it stands, whatever ``raise_exception`` says.
+
+    Traps: float32 arguments are refused, convert them to float64. A kink exactly at the point (relu at 0) passes with
+    any slope between its two sides. The gradient is right *here*: a mistake that only shows at other values, shapes
+    or memory layouts needs a check there.
+    """
+    __tracebackhide__ = True
+    started = time.perf_counter()
+    title = name or _title(fn)
+    try:
+        report = _checked(
+            Case(fn, args, dict(kwargs or {}), _materialised(wrt), loss, grads),
+            title,
+            backend,
+            _options(fn, args, coverage, method, rtol, atol, seed),
+            eps,
+            seed,
+            started,
+        )
+    except InvalidCase as refusal:
+        raise InvalidCase(f"{title}: {refusal}") from None
+    except Exception as error:
+        error.add_note(f"xgradcheck: raised by the function while checking {title}.")
+        raise
+    if raise_exception and (verdict := report.error()) is not None:
+        raise verdict
+    return report
+
+
+def _title(fn: Any) -> str:
+    owner = getattr(fn, "__self__", None)
+    if isinstance(owner, type):  # Function.apply: the class says more than "apply"
+        return owner.__name__
+    written = getattr(fn, "__name__", None) or type(fn).__name__
+    return "the function" if written == "<lambda>" else str(written)
+
+
+def _materialised(wrt: Any) -> Any:
+    """``model.parameters()`` and ``model.named_parameters()`` can be walked only once."""
+    if not isinstance(wrt, Iterator):
+        return wrt
+    parts = list(wrt)
+    named = all(isinstance(part, tuple) and len(part) == 2 and isinstance(part[0], str) for part in parts)
+    return dict(parts) if parts and named else parts
+
+
+def _options(
+    fn: Any, args: tuple[Any, ...], coverage: str, method: str, rtol: float | None, atol: float, seed: int
+) -> Tolerance:
+    """Refuse what the call itself gets wrong."""
+    if not callable(fn):
+        raise InvalidCase(f"the first argument is a {type(fn).__name__}: pass the function, then its arguments.")
+    if len(args) == 1 and isinstance(args[0], tuple) and (required_arguments(fn) or 0) == len(args[0]) > 1:
+        raise InvalidCase(f"it takes {len(args[0])} arguments and got one tuple: write check(fn, *inputs).")
+    if coverage not in COVERAGES:
+        raise InvalidCase(f"coverage={coverage!r} is not one of {', '.join(map(repr, COVERAGES))}.")
+    if method not in METHODS:
+        raise InvalidCase(f"method={method!r} is not one of {', '.join(map(repr, METHODS))}.")
+    for option, value in (("rtol", rtol), ("atol", atol)):
+        if value is not None and not 0 <= value < float("inf"):
+            raise InvalidCase(f"{option}={value!r} is no tolerance: give a finite number, 0 or more.")
+    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
+        raise InvalidCase(f"seed={seed!r} is no seed: give an integer, 0 or more.")
+    return tolerance(rtol, atol)
+
+
+def _steps(eps: float | Mapping[str, float] | None, layout: Layout) -> Vector | None:
+    """The textbook's eps for every coordinate; None where steps are to be chosen."""
+    if eps is None:
+        return None
+    given = eps if isinstance(eps, Mapping) else dict.fromkeys(layout.names, eps)
+    unknown = [key for key in given if not any(key in (leaf.name, *leaf.names) for leaf in layout)]
+    if unknown:
+        raise InvalidCase(f"eps has {unknown[0]!r}, which is no leaf; the leaves are {', '.join(layout.names)}.")
+    steps = np.empty(layout.size)
+    for leaf in layout:
+        step = next((given[key] for key in (leaf.name, *leaf.names) if key in given), None)
+        if step is None:
+            raise InvalidCase(f"eps lacks {leaf.name!r}: give a step for every leaf, or leave eps out.")
+        if not 0 < step < float("inf"):
+            raise InvalidCase(f"eps={step!r} for {leaf.name} is no step: give a positive number, or leave eps out.")
+        steps[leaf.part] = step
+    return steps
+
+
+def _checked(
+    case: Case,
+    title: str,
+    backend: str | None,
+    allowance: Tolerance,
+    eps: float | Mapping[str, float] | None,
+    seed: int,
+    started: float,
+) -> Report:
+    problem = claim(case, backend).bind(case)
+    if problem.layout.size == 0:
+        raise InvalidCase(f"all leaves are empty ({', '.join(problem.layout.names)}): there is nothing to compare.")
+    if problem.unit_cotangent and problem.outputs.size != 1:
+        raise InvalidCase(
+            f"the output has {problem.outputs.size} elements and grads belongs to a scalar: reduce the output with "
+            "loss=, or give a function grads(cotangent, *args)."
+        )
+    steps = _steps(eps, problem.layout)
+    cotangent = np.ones(1) if problem.unit_cotangent else _cotangent(problem.outputs, int(seed))
+    phi = Phi(problem, cotangent)
+    with problem.held(), progress(title) as tick:
+        value, spread = _value(phi)
+        if spread > 0:
+            measured = None
+        else:
+            backward = problem.gradient(cotangent)
+            if len(backward.severed) == len(problem.layout):
+                _refuse_constant(phi, value, int(seed))
+            truth = sweep(phi, backward.gradient, value, allowance, steps, int(seed), tick)
+            measured = Measured(value, backward, truth)
+    frame = {
+        "name": title,
+        "skipped": tuple(problem.skipped),
+        "coverage": "sweep",
+        "evaluations": phi.evaluations,
+        "elapsed_s": time.perf_counter() - started,
+        "seed": int(seed),
+        "environment": environment(),
+    }
+    if measured is None:
+        return stochastic(problem, value, spread, frame)
+    return outcome(problem, measured, allowance, steps, frame)
+
+
+def _cotangent(outputs: Layout, seed: int) -> Vector:
+    """Random, signed, in ±[0.5, 2] and never near ±1: a backward that forgets to multiply by it is seen.
+
+    Drawn output by output from its name, so that another output changes nothing in this one's.
+    """
+    cotangent = np.empty(outputs.size)
+    for leaf in outputs:
+        rng = np.random.default_rng([seed, zlib.crc32(leaf.name.encode())])
+        small, large = rng.uniform(0.5, 0.9, leaf.size), rng.uniform(1.1, 2.0, leaf.size)
+        size = np.where(rng.random(leaf.size) < 0.5, small, large)
+        cotangent[leaf.part] = size * rng.choice([-1.0, 1.0], leaf.size)
+    return cotangent
+
+
+def _value(phi: Phi) -> tuple[float, float]:
+    """phi at the point, and by how much it varies there beyond rounding."""
+    values = phi.along(np.zeros_like(phi.problem.point), np.zeros(3))
+    value = float(values[0])
+    if not np.isfinite(values).all():
+        raise InvalidCase(f"the function returns {value} at this point: give arguments at which it is finite.")
+    spread = float(np.max(values) - np.min(values))
+    return value, spread if spread > REPEATABLE_ULPS * np.spacing(abs(value)) else 0.0
+
+
+def _refuse_constant(phi: Phi, value: float, seed: int) -> None:
+    """A graph that is cut everywhere, over a function that nothing moves, is a call about the wrong things."""
+    rng = np.random.default_rng([seed, 0xC0757])
+    point = phi.problem.point
+    scale = np.where(point != 0, np.abs(point), 1.0)
+    for size in (2.0**-3, 2.0**-9, 2.0**-15):
+        moved = phi.along(scale * rng.choice([-1.0, 1.0], point.size), np.array([size, -size]))
+        if not (moved == value).all():
+            return
+    names = ", ".join(phi.problem.layout.names)
+    raise InvalidCase(f"the output does not depend on {names}: pass what it is computed from.")
+
+
+def environment() -> dict[str, str]:
+    """Versions of what a report depends on."""
+    versions = {"python": platform.python_version(), "platform": platform.platform()}
+    for package in ("xgradcheck", "numpy", "torch", "jax", "jaxlib"):
+        if package in sys.modules or package == "xgradcheck":
+            try:
+                versions[package] = importlib.metadata.version(package)
+            except importlib.metadata.PackageNotFoundError:  # a checkout that was never installed
+                versions[package] = "unknown"
+    return versions
+
+
+__all__ = ["Backward", "Problem", "check", "environment"]

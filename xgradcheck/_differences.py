@@ -1,0 +1,216 @@
+"""Derivatives from differences, each with a bound on its own error.
+
+A central difference errs by ``h^2 f'''/6 + sigma / h``: truncation and rounding noise. Neither is guessed here. The
+noise ``sigma`` is read off the function's own values, the truncation off several step sizes, and Neville's table of
+extrapolations (Ridders 1982, Adv. Eng. Software 4) yields the value whose bar is smallest.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from xgradcheck._layout import Layout, Vector
+
+UNIT = 2.0**-53
+NOISE_SIGMAS = 5.0
+"""How many standard deviations of noise a bar holds: a million coordinates see about one excess."""
+
+# The least noise of a float64 value: rounding the result alone has a standard deviation of about 0.6 u |f| at worst.
+LEAST_NOISE = 0.6 * UNIT
+# Short dyadic factors make the steps of a ladder incommensurate. Powers of two alone are aliased as a whole by a
+# function whose period divides the smallest of them: every level then agrees on one wrong slope.
+FACTORS = (1409 / 1024, 1153 / 1024, 1291 / 1024)
+# Differences of a smooth function shrink from level to level as the steps' powers do; within this factor they "contract".
+CONTRACTION = 1.6
+DEEPEST = 4
+LEAST_KINK = 1e-7
+"""One-sided slopes nearer to each other than this, relative, are one slope."""
+
+
+def natural_scale(point: Vector, layout: Layout) -> Vector:
+    """How large a full change of each coordinate is: its own magnitude, or a tenth of its leaf's rms if that is larger.
+
+    A weight that happens to lie near zero still moves on the scale of its neighbours. A leaf of zeros counts as 1.
+    """
+    scale = np.abs(point)
+    for leaf in layout:
+        part = scale[leaf.part]
+        largest = part.max(initial=0.0)
+        rms = largest * np.sqrt(np.mean((part / largest) ** 2)) if largest > 0 else 0.0
+        scale[leaf.part] = np.maximum(part, 0.1 * rms if rms > 0 else 1.0)
+    return scale
+
+
+def representable(x: Vector, step: Vector) -> Vector:
+    """Steps near ``step`` with ``(x + h) - x == h`` and ``x - (x - h) == h``: both points lie exactly where we say.
+
+    x + h is rounded, and that rounding is as large as the error we hunt.
+    """
+    # Away from zero: x + h is the coarser of the two sums, so what it can represent, x - h can.
+    step = np.copysign(step, x)
+    for _ in range(4):
+        step = (x + step) - x
+        step = x - (x - step)
+    return np.abs(step)
+
+
+def norm(vector: Vector) -> float:
+    """The Euclidean norm, safe from overflow and underflow."""
+    largest = float(np.max(np.abs(vector), initial=0.0))
+    if largest == 0 or not np.isfinite(largest):
+        return largest
+    return largest * float(np.linalg.norm(vector / largest))
+
+
+def rms(vector: Vector) -> float:
+    """Root mean square; 0 for an empty vector."""
+    return norm(vector) / np.sqrt(vector.size) if vector.size else 0.0
+
+
+@dataclass(slots=True)
+class Estimate:
+    """Slopes at m coordinates: ``low == high`` where the function is smooth, the one-sided slopes at a kink.
+
+    ``truncation`` and ``noise`` (one standard deviation) bound the error. ``settled`` says that the differences
+    converge as the steps shrink: without it no gradient is called wrong.
+    """
+
+    low: Vector
+    high: Vector
+    truncation: Vector
+    noise: Vector
+    settled: Any
+
+    @property
+    def bar(self) -> Vector:
+        return self.truncation + NOISE_SIGMAS * self.noise
+
+    def near(self, gradient: Vector) -> Vector:
+        """The slope that agrees best with ``gradient``: at a kink any between the one-sided ones is right."""
+        return np.clip(gradient, self.low, self.high)
+
+
+def estimate(steps: Vector, plus: Vector, minus: Vector, value: float, sigma: float) -> Estimate:
+    """The best slope from phi at ``x + h`` and ``x - h``, all of shape (levels, m); NaN where a level is missing.
+
+    Central and one-sided tables are made from the same values. A kink near by spoils the central one and that of its
+    own side; the other side still converges. A kink at the point itself shows as two sides that both converge, to
+    different slopes.
+    """
+    order = np.argsort(-np.where(np.isfinite(steps), steps, -np.inf), axis=0)
+    steps, plus, minus = (np.take_along_axis(part, order, axis=0) for part in (steps, plus, minus))
+    peak = np.fmax(np.abs(plus), np.abs(minus))
+    sigmas = np.fmax(sigma, LEAST_NOISE * peak)
+    with np.errstate(all="ignore"):
+        central = _table(steps, (plus - minus) / (2 * steps), sigmas, order=2)
+        ahead = _table(steps, (plus - value) / steps, sigmas, order=1)
+        behind = _table(steps, (value - minus) / steps, sigmas, order=1)
+        gap = np.abs(ahead.low - behind.low)
+        kink = ahead.settled & behind.settled & (gap > 2 * (ahead.bar + behind.bar))
+        kink &= gap > LEAST_KINK * np.fmax(np.abs(ahead.low), np.abs(behind.low))
+    best = central
+    for side in (ahead, behind):
+        better = (side.bar < best.bar) & (side.settled | ~best.settled) | (side.settled & ~best.settled)
+        best = _chosen(better, side, best)
+    return Estimate(
+        low=np.where(kink, np.fmin(ahead.low, behind.low), best.low),
+        high=np.where(kink, np.fmax(ahead.low, behind.low), best.high),
+        truncation=np.where(kink, np.fmax(ahead.truncation, behind.truncation), best.truncation),
+        noise=np.where(kink, np.fmax(ahead.noise, behind.noise), best.noise),
+        settled=best.settled,
+    )
+
+
+def _chosen(where: Any, first: Estimate, second: Estimate) -> Estimate:
+    pairs = [(getattr(first, name), getattr(second, name)) for name in Estimate.__dataclass_fields__]
+    return Estimate(*(np.where(where, one, other) for one, other in pairs))
+
+
+def _table(steps: Vector, slopes: Vector, sigmas: Vector, order: int) -> Estimate:
+    """Neville's table in ``h**order``; of its entries the one of least bar that no entry with smaller steps contradicts."""
+    levels, count = steps.shape
+    powers = steps**order
+    change = np.full_like(slopes, np.nan)
+    change[1:] = slopes[1:] - slopes[:-1]
+    spread = _central_noise if order == 2 else _one_sided_noise
+
+    def noise_of(weights: Vector) -> Vector:
+        return spread(np.where(weights != 0, weights * sigmas / steps, 0.0))
+
+    steady = np.eye(levels) - np.eye(levels, k=-1)
+    jitter = NOISE_SIGMAS * np.array([noise_of(row[:, None] * np.ones(count)) for row in steady])
+    smooth, shrinking = _contraction(powers, change, jitter)
+    entries: list[tuple[Vector, Vector, Vector, Any, int]] = []
+    values, weights = slopes.copy(), np.eye(levels)[:, :, None] * np.ones(count)
+    previous = values
+    for depth in range(min(levels - 1, DEEPEST) + 1):
+        older, previous = previous, values
+        if depth:
+            ratio = 1.0 / (powers[:-depth] / powers[depth:] - 1.0)
+            values = values[1:] + (values[1:] - values[:-1]) * ratio
+            weights = weights[1:] + (weights[1:] - weights[:-1]) * ratio[:, None]
+        for entry in range(0 if depth else 1, levels - depth):
+            row = entry + depth
+            value = values[entry]
+            if depth == 0:
+                truncation = np.fmax(np.abs(change[row]), np.abs(change[row - 1]) / 4)
+            else:
+                truncation = np.fmax(np.abs(value - previous[entry + 1]), np.abs(value - previous[entry]) / 2)
+            if depth >= 2:
+                truncation = np.fmax(truncation, np.abs(previous[entry + 1] - older[entry + 1]) / 16)
+            first = max(2, entry + 1)
+            contracting = smooth[first : row + 1].all(axis=0) if depth and row >= 2 else np.zeros(count, bool)
+            wary = np.fmax(truncation, np.fmax(np.abs(change[row]), np.abs(value - slopes[row])))
+            truncation = np.where(contracting, truncation, 3 * wary) + 2.0**-52 * np.abs(value)
+            noise = noise_of(weights[entry])
+            entries.append((value, truncation, noise, contracting | shrinking[row], row))
+    return _best(entries)
+
+
+def _central_noise(shares: Vector) -> Vector:
+    return np.asarray(np.sqrt(np.sum(shares**2, axis=0) / 2))
+
+
+def _one_sided_noise(shares: Vector) -> Vector:
+    # phi(x) stands in every one-sided quotient: its rounding does not average out.
+    return np.asarray(np.sqrt(np.sum(shares**2, axis=0) + np.sum(shares, axis=0) ** 2))
+
+
+def _contraction(powers: Vector, change: Vector, jitter: Vector) -> tuple[Any, Any]:
+    """Per row: whether the last two changes contract as a smooth function's do, and whether they shrink at all."""
+    smooth = np.zeros(change.shape, bool)
+    shrinking = np.zeros(change.shape, bool)
+    for row in range(2, len(change)):
+        want = (powers[row - 2] - powers[row - 1]) / (powers[row - 1] - powers[row])
+        last, before = np.abs(change[row]), np.abs(change[row - 1])
+        quiet, was_quiet = last <= jitter[row], before <= jitter[row - 1]
+        ratio = change[row - 1] / change[row]
+        steady = (want / CONTRACTION <= ratio) & (ratio <= want * CONTRACTION)
+        smooth[row] = np.where(quiet, was_quiet | (before <= 2 * want * jitter[row]), steady)
+        shrinking[row] = quiet | (last <= 0.6 * before)
+    return smooth, shrinking
+
+
+def _best(entries: list[tuple[Vector, Vector, Vector, Any, int]]) -> Estimate:
+    if not entries:
+        raise ValueError("a table needs at least two levels")
+    value, truncation, noise, settled = (np.array([entry[part] for entry in entries]) for part in range(4))
+    rows = np.array([entry[4] for entry in entries])
+    bar = truncation + NOISE_SIGMAS * noise
+    bar = np.where(np.isfinite(bar) & np.isfinite(value), bar, np.inf)
+    clash = np.zeros(bar.shape, bool)
+    for number, row in enumerate(rows):
+        finer = rows > row
+        if finer.any():
+            apart = np.abs(value[number] - value[finer]) > bar[number] + bar[finer]
+            clash[number] = apart.any(axis=0)
+    admissible = np.where(clash, np.inf, bar)
+    admissible = np.where(np.isinf(admissible).all(axis=0), bar, admissible)
+    pick = np.argmin(admissible, axis=0)[None]
+    value, truncation, noise, settled, bar = (
+        np.take_along_axis(part, pick, axis=0)[0] for part in (value, truncation, noise, settled, bar)
+    )
+    unknown = np.isinf(bar)
+    value, truncation = np.where(unknown, 0.0, value), np.where(unknown, np.inf, truncation)
+    return Estimate(value, value, truncation, np.where(unknown, 0.0, noise), settled & ~unknown)

@@ -1,0 +1,33 @@
+"""What xgradcheck raises; everything is an XGradCheckError."""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from xgradcheck._report import Report
+
+
+class XGradCheckError(Exception):
+    """The family of everything this library raises on its own account."""
+
+
+class InvalidCase(XGradCheckError, ValueError):
+    """The call cannot be checked as it stands; nothing was perturbed. The message says what to write."""
+
+
+class _Judged(XGradCheckError, AssertionError):
+    """A verdict that is not PASS, as an exception: pytest shows a failure, not an error."""
+
+    def __init__(self, report: "Report") -> None:
+        super().__init__(report)
+        self.report = report
+
+    def __str__(self) -> str:
+        return str(self.report)
+
+
+class GradientMismatch(_Judged):
+    """The gradient is wrong: see ``.report``."""
+
+
+class GradientInconclusive(_Judged):
+    """The numerical truth is too uncertain to say whether the gradient is right: see ``.report``."""

@@ -1,0 +1,130 @@
+"""A gradient that the user hands in, as a tree or from a callable, matched to the leaves by name."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from xgradcheck._adapters import Backward
+from xgradcheck._errors import InvalidCase
+from xgradcheck._layout import Layout, Vector
+from xgradcheck._tree import Path, flatten, required_arguments
+
+ToArray = Callable[[Any], Any]
+_ABSENT = object()
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Where the gradients lie in the tree: one path for each leaf, and all paths that may occur."""
+
+    leaves: Sequence[Path]
+    known: Sequence[Path]
+
+
+def places(leaves: Sequence[Path], known: Sequence[Path]) -> Places:
+    """The shape of ``grads`` for leaves of a function's arguments.
+
+    For leaves of one argument it is a tree like that argument, for several a tuple of such trees in their order.
+    """
+    arguments = list(dict.fromkeys(path[0] for path in leaves))
+
+    def inside(path: Path) -> Path:
+        return path[1:] if len(arguments) == 1 else (arguments.index(path[0]), *path[1:])
+
+    return Places([inside(path) for path in leaves], [inside(path) for path in known if path[0] in arguments])
+
+
+def takes_cotangent(grads: Any, arguments: int) -> bool:
+    """Whether ``grads`` asks for one positional argument more than the function got: the cotangent."""
+    return callable(grads) and (required_arguments(grads) or 0) > arguments
+
+
+def read(returned: Any, layout: Layout, where: Places, to_array: ToArray) -> Backward:
+    """The flat gradient out of what the user returned: a tree like the leaves, or a (cost, tree) pair."""
+    value = None
+    if _is_pair(returned, layout, where, to_array):
+        value = float(np.reshape(to_array(returned[0]), ()))
+        returned = returned[1]
+    have = ", ".join(map(repr, layout.names))
+    gradient = np.zeros(layout.size)
+    severed = set()
+    for number, (leaf, place) in enumerate(zip(layout, where.leaves, strict=True)):
+        part = _look_up(returned, place)
+        if part is _ABSENT:
+            raise InvalidCase(f"grads lacks {leaf.name!r}; the parameters are {have}.")
+        if part is None:
+            severed.add(number)
+            continue
+        gradient[leaf.part] = _numbers(part, leaf.name, leaf.shape, to_array).ravel()
+    for node in flatten(returned):
+        if node.path and not any(_same(node.path, path) for path in where.known):
+            raise InvalidCase(f"grads has {node.path[-1]!r}, which is no parameter; the parameters are {have}.")
+    return Backward(value, gradient, frozenset(severed))
+
+
+def _numbers(part: Any, name: str, shape: tuple[int, ...], to_array: ToArray) -> Vector:
+    try:
+        numbers = np.asarray(to_array(part), dtype=np.float64)
+    except (TypeError, ValueError):
+        raise InvalidCase(
+            f"the gradient of {name} is a {type(part).__name__}, not an array of shape {shape}: "
+            "grads has to be a tree like the parameters (several arguments are checked with wrt=(0, 1, ...))."
+        ) from None
+    if numbers.shape != shape:
+        raise InvalidCase(
+            f"the gradient of {name} has shape {numbers.shape} but {name} has shape {shape}: "
+            "return one number for each element, in the same shape."
+        )
+    return numbers
+
+
+def _is_pair(returned: Any, layout: Layout, where: Places, to_array: ToArray) -> bool:
+    """A 2-tuple (one number, tree); one that is a tree like the leaves already is no pair."""
+    if type(returned) is not tuple or len(returned) != 2:
+        return False
+    parts = [_look_up(returned, place) for place in where.leaves]
+    try:
+        pairs = zip(layout, parts, strict=True)
+        if all(part is not _ABSENT and np.shape(to_array(part)) == leaf.shape for leaf, part in pairs):
+            return False
+        return bool(np.size(to_array(returned[0])) == 1)
+    except (TypeError, ValueError):
+        return np.ndim(returned[0]) == 0
+
+
+def _look_up(tree: Any, path: Path) -> Any:
+    for key in path:
+        if isinstance(tree, Mapping):
+            tree = next((tree[name] for name in spellings(key) if name in tree), _ABSENT)
+        elif isinstance(tree, list | tuple) and isinstance(key, int):
+            tree = tree[key] if key < len(tree) else _ABSENT
+        elif isinstance(key, str):
+            # dW1 first: one object often holds both, W1 the parameter and dW1 its gradient.
+            names = reversed(spellings(key))
+            tree = next((getattr(tree, name) for name in names if hasattr(tree, name)), _ABSENT)
+        else:
+            return _ABSENT
+    return tree
+
+
+def has(tree: Any, path: Path) -> bool:
+    """Whether a gradient for the leaf at ``path`` was handed in."""
+    return _look_up(tree, path) is not _ABSENT
+
+
+def spellings(key: Any) -> tuple[Any, ...]:
+    """Under which names the gradient of ``key`` may lie: W1, or dW1 as the textbooks write it."""
+    return (key, f"d{key}") if isinstance(key, str) else (key,)
+
+
+def _same(written: Path, path: Path) -> bool:
+    if len(written) != len(path):
+        return False
+    return all(a in spellings(b) for a, b in zip(written, path, strict=True))
+
+
+def cut(flat: Vector, layout: Layout) -> list[Any]:
+    """A flat vector as arrays of the leaves' shapes."""
+    return [flat[leaf.part].reshape(leaf.shape) for leaf in layout]

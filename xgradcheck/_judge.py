@@ -1,0 +1,175 @@
+"""From numbers to words: what error is allowed, and what follows from an error, its bar and the allowance."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+import numpy as np
+
+from xgradcheck._differences import norm, rms
+from xgradcheck._layout import Vector
+
+
+class Verdict(StrEnum):
+    """PASS: right to the allowance. FAIL: wrong beyond the error bar. INCONCLUSIVE: the truth is too uncertain to say."""
+
+    PASS = "PASS"
+    FAIL = "FAIL"
+    INCONCLUSIVE = "INCONCLUSIVE"
+
+    @staticmethod
+    def of(verdicts: "list[Verdict]") -> "Verdict":
+        """FAIL if any is, else INCONCLUSIVE if any is, else PASS."""
+        for verdict in (Verdict.FAIL, Verdict.INCONCLUSIVE):
+            if verdict in verdicts:
+                return verdict
+        return Verdict.PASS
+
+
+class Grade(StrEnum):
+    """The name of a distance, as textbooks on gradient checking have it. It decides nothing."""
+
+    GREAT = "great"
+    OKAY = "okay"
+    SUSPICIOUS = "suspicious"
+    WRONG = "wrong"
+
+
+def distance(gradient: Vector, truth: Vector) -> float:
+    """``||truth - gradient|| / (||truth|| + ||gradient||)``, between 0 and 1; 0/0 is 0.
+
+    >>> distance(np.array([1.0, 2.0]), np.array([1.0, 2.0]))
+    0.0
+    """
+    if not np.isfinite(gradient).all():
+        return 1.0
+    # Scaled first: the difference of two vectors near the largest float overflows.
+    unit = max(float(np.max(np.abs(gradient), initial=0.0)), float(np.max(np.abs(truth), initial=0.0)))
+    if unit == 0:
+        return 0.0
+    gradient, truth = gradient / unit, truth / unit
+    return norm(truth - gradient) / (norm(truth) + norm(gradient))
+
+
+def grade(value: float) -> Grade:
+    """great to 1e-7, okay to 1e-5, suspicious to 1e-3, wrong beyond.
+
+    >>> str(grade(3e-6))
+    'okay'
+    """
+    if value <= 1e-7:
+        return Grade.GREAT
+    if value <= 1e-5:
+        return Grade.OKAY
+    # Not a number: nothing was measured, look twice.
+    return Grade.WRONG if value > 1e-3 else Grade.SUSPICIOUS
+
+
+@dataclass(frozen=True, slots=True)
+class Tolerance:
+    """What error a float64 gradient is allowed.
+
+    An element may err by ``rtol`` of itself, plus ``of_rms`` of its leaf's rms (an element that cancels to nearly
+    nothing carries the rounding of its neighbours), plus ``atol``. A leaf's distance may reach ``distance``.
+    Right float64 backward passes stay two orders of magnitude below; the smallest mistakes people make (an epsilon
+    forgotten, a float32 constant) lie above.
+    """
+
+    rtol: float = 1e-6
+    of_rms: float = 1e-9
+    atol: float = 0.0
+    distance: float = 1e-6
+
+    def allowed(self, gradient: Vector, truth: Vector, leaf_rms: float | Vector) -> Vector:
+        """The allowed error of each element."""
+        largest = np.fmax(np.abs(gradient), np.abs(truth))
+        return np.asarray(self.rtol * largest + self.of_rms * leaf_rms + self.atol)
+
+
+def tolerance(rtol: float | None, atol: float) -> Tolerance:
+    """The float64 tolerance, with the user's ``rtol`` in the place of both relative bounds."""
+    if rtol is None:
+        return Tolerance(atol=atol)
+    return Tolerance(rtol=rtol, atol=atol, distance=rtol)
+
+
+# A gradient is called zero where anything larger would have moved phi by less than this share of what the most
+# influential leaf moves it.
+ZERO = 1e-8
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """The outcome for one leaf: per element and as a whole."""
+
+    verdict: Verdict
+    failed: "np.ndarray[tuple[int], np.dtype[np.bool_]]"
+    undecided: "np.ndarray[tuple[int], np.dtype[np.bool_]]"
+    distance: float
+    distance_bar: float
+    floor: float
+    is_zero: bool
+
+
+def judge(
+    gradient: Vector,
+    truth: Vector,
+    bar: Vector,
+    settled: "np.ndarray[tuple[int], np.dtype[np.bool_]]",
+    allowance: Tolerance,
+    zero_below: Vector,
+    still: "np.ndarray[tuple[int], np.dtype[np.bool_]]",
+    scored: tuple[Vector, Vector] | None = None,
+) -> Judged:
+    """The verdict on one leaf.
+
+    Element: wrong where ``|g - t| - bar`` exceeds what is allowed, right where ``|g - t| + bar`` does not, else
+    undecided. Leaf: the same for its distance. ``zero_below`` is what counts as zero in each element, ``still`` marks
+    those that have gradient zero and do not move phi by a bit. ``scored`` gives the truth and bar that the distance is
+    taken from, where they are not those of the elements (textbook mode).
+    """
+    leaf_rms = rms(truth)
+    allowed = allowance.allowed(gradient, truth, leaf_rms)
+    error = np.abs(gradient - truth)
+    finite = np.isfinite(gradient)
+    with np.errstate(invalid="ignore"):
+        failed = ~finite | (settled & (error - bar > allowed))
+        undecided = ~failed & ~(error + bar <= allowed)
+        null = np.abs(gradient) + np.abs(truth) + bar <= zero_below
+    is_zero = bool((null & (np.abs(truth) <= bar) & (np.abs(gradient) <= bar) | still).all())
+    if is_zero:
+        undecided = failed = np.zeros_like(failed)
+    at, at_bar = scored if scored is not None else (truth, bar)
+    score = distance(gradient, at)
+    size = norm(at) + norm(np.where(finite, gradient, 0.0))
+    score_bar = (1 + score) * norm(at_bar) / size if size > 0 else 0.0
+    limit = allowance.distance + (allowance.atol * np.sqrt(gradient.size) / size if size > 0 else 0.0)
+    unsure = not is_zero and not score + score_bar <= limit
+    if failed.any():
+        verdict = Verdict.FAIL
+    elif undecided.any() or unsure:
+        verdict = Verdict.INCONCLUSIVE
+    else:
+        verdict = Verdict.PASS
+    floor = float(np.max(allowed + bar, initial=0.0)) / leaf_rms if leaf_rms > 0 else 0.0
+    return Judged(verdict, failed, undecided, score, score_bar, floor, is_zero)
+
+
+IMPOSTORS = {"zero": 0.0, "-truth": -1.0, "2 * truth": 2.0}
+
+
+def accepted_impostors(truth: Vector, bar: Vector, allowance: Tolerance) -> list[str]:
+    """Which plainly wrong gradients these tolerances would let pass.
+
+    Only those count that differ from the truth by more than the product's own tolerances and the bar allow: near a
+    truth of zero every multiple of it is right.
+    """
+    own, leaf_rms = Tolerance(), rms(truth)
+    accepted = []
+    for name, factor in IMPOSTORS.items():
+        impostor = factor * truth
+        error = np.abs(impostor - truth)
+        differs = error - bar > own.allowed(impostor, truth, leaf_rms)
+        caught = error - bar > allowance.allowed(impostor, truth, leaf_rms)
+        if differs.any() and not caught.any():
+            accepted.append(name)
+    return accepted

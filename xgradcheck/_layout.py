@@ -1,0 +1,116 @@
+"""The table of leaves: names and shapes to slices of the flat vector, positions back to indices."""
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from xgradcheck._errors import InvalidCase
+
+Vector = npt.NDArray[np.float64]
+Positions = npt.NDArray[np.intp]
+
+
+@dataclass(frozen=True, slots=True)
+class Leaf:
+    """One named array and its place in the flat vector.
+
+    ``names`` holds every name of a tied leaf; ``name`` joins them.
+    """
+
+    name: str
+    path: tuple[Any, ...]
+    shape: tuple[int, ...]
+    dtype: str
+    start: int
+    names: tuple[str, ...]
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def part(self) -> slice:
+        """Where the leaf lies in the flat vector."""
+        return slice(self.start, self.start + self.size)
+
+    def index(self, position: int) -> tuple[int, ...]:
+        """The index, inside the leaf, of a position of the flat vector."""
+        return tuple(int(i) for i in np.unravel_index(position - self.start, self.shape))
+
+    def element(self, index: tuple[int, ...]) -> str:
+        """``W1[2, 0]``, as a reader would type it; the bare name for a 0-d leaf."""
+        return f"{self.name}[{', '.join(map(str, index))}]" if index else self.name
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.dtype}[{', '.join(map(str, self.shape))}]"
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """The leaves in the order in which the flat vector holds them."""
+
+    leaves: tuple[Leaf, ...]
+
+    def __iter__(self) -> Iterator[Leaf]:
+        return iter(self.leaves)
+
+    def __len__(self) -> int:
+        return len(self.leaves)
+
+    @property
+    def size(self) -> int:
+        return sum(leaf.size for leaf in self.leaves)
+
+    @property
+    def names(self) -> list[str]:
+        return [leaf.name for leaf in self.leaves]
+
+    def owners(self, positions: Positions) -> Positions:
+        """For each position of the flat vector the number of the leaf that holds it."""
+        # "right" with the starts: an empty leaf shares its start with the next one, which wins.
+        starts = np.array([leaf.start for leaf in self.leaves], dtype=np.intp)
+        return np.searchsorted(starts, positions, side="right") - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A leaf before it has a place: what an adapter knows of it."""
+
+    names: tuple[str, ...]
+    path: tuple[Any, ...]
+    shape: tuple[int, ...]
+    dtype: str
+
+
+def lay_out(entries: Iterable[Entry]) -> Layout:
+    """Place the leaves one behind the other, in the order given."""
+    leaves: list[Leaf] = []
+    start = 0
+    for entry in entries:
+        name = " = ".join(entry.names)
+        leaf = Leaf(name, entry.path, entry.shape, entry.dtype, start, entry.names)
+        leaves.append(leaf)
+        start += leaf.size
+    return Layout(tuple(leaves))
+
+
+def refuse_unless_float64(name: str, dtype: str, convert: str) -> None:
+    """Raise for a leaf or output that float64 differences cannot judge."""
+    if dtype == "float64":
+        return
+    if dtype.startswith("complex"):
+        raise InvalidCase(f"{name} is {dtype}: complex numbers are not yet supported; {convert}.")
+    raise InvalidCase(f"{name} is {dtype}: {convert}; not yet supported below float64.")
+
+
+def refuse_unless_finite(name: str, values: npt.NDArray[Any]) -> None:
+    """Raise for NaN or infinity in an argument: no difference can be taken from it."""
+    bad = ~np.isfinite(values)
+    if bad.any():
+        index = tuple(int(i) for i in np.argwhere(bad)[0])
+        place = f"{name}[{', '.join(map(str, index))}]" if index else name
+        raise InvalidCase(f"{place} is {values[index]}: give finite arguments ({int(bad.sum())} bad).")

@@ -1,0 +1,293 @@
+"""The records of a check, and their text. Rendering reads records and computes nothing."""
+
+import io
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path as FilePath
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from xgradcheck._errors import GradientInconclusive, GradientMismatch, XGradCheckError
+from xgradcheck._judge import Grade, Verdict
+
+SCHEMA = 1
+STYLES = {Verdict.PASS: "bold green", Verdict.FAIL: "bold red", Verdict.INCONCLUSIVE: "bold yellow"}
+
+
+@dataclass(frozen=True, slots=True)
+class Element:
+    """One measured element: what the backward pass gives, what differences give, and how sure they are."""
+
+    index: tuple[int, ...]
+    analytic: float
+    truth: float
+    error_bar: float
+    allowed: float
+
+
+@dataclass(frozen=True, slots=True)
+class LeafReport:
+    """What was found out about one leaf. ``worst`` is None where no single element was measured."""
+
+    name: str
+    path: tuple[Any, ...]
+    shape: tuple[int, ...]
+    dtype: str
+    verdict: Verdict
+    distance: float
+    grade: Grade
+    floor: float
+    worst: Element | None
+    wrong: int
+    undecided: int
+    names: tuple[str, ...] = ()
+
+    @property
+    def size(self) -> int:
+        size = 1
+        for extent in self.shape:
+            size *= extent
+        return size
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing said about one place, with the numbers that support it."""
+
+    leaf: str
+    kind: str
+    text: str
+    indices: tuple[tuple[int, ...], ...] = ()
+
+
+class Leaves(dict[str, LeafReport]):
+    """Leaf reports by name; a tied leaf answers to each of its names, and any leaf to the end of its path.
+
+    ``report.leaves["W1"]`` finds ``params['W1']`` as long as no other leaf ends in W1.
+    """
+
+    def __missing__(self, name: str) -> LeafReport:
+        found = [leaf for leaf in self.values() if name in leaf.names]
+        found = found or [leaf for leaf in self.values() if leaf.path and leaf.path[-1] == name]
+        if len(found) != 1:
+            raise KeyError(f"{name!r} is {'ambiguous' if found else 'no leaf'}; the leaves are {', '.join(self)}")
+        return found[0]
+
+
+@dataclass(frozen=True)
+class Report:
+    """The outcome of a check. True for PASS alone; ``str()`` is the text, ``to_dict()`` the data."""
+
+    name: str
+    verdict: Verdict
+    distance: float
+    grade: Grade
+    leaves: Mapping[str, LeafReport]
+    findings: tuple[Finding, ...]
+    probes: tuple[Any, ...]
+    skipped: tuple[str, ...]
+    notes: tuple[str, ...]
+    coverage: str
+    evaluations: int
+    elapsed_s: float
+    seed: int
+    environment: Mapping[str, str]
+    schema: int = field(default=SCHEMA)
+
+    def __bool__(self) -> bool:
+        return self.verdict is Verdict.PASS
+
+    def __str__(self) -> str:
+        width = int(os.environ.get("COLUMNS", "") or 80)
+        console = Console(file=io.StringIO(), width=max(width, 60), color_system=None, force_terminal=False)
+        console.print(self)
+        assert isinstance(console.file, io.StringIO)
+        return "\n".join(line.rstrip() for line in console.file.getvalue().rstrip().splitlines())
+
+    def __rich__(self) -> RenderableType:
+        return _text(self)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain dicts, lists, strings and numbers, under the names of the attributes.
+
+        Infinity and NaN, which JSON lacks, become None.
+        """
+        return {
+            "schema": self.schema,
+            "name": self.name,
+            "verdict": str(self.verdict),
+            "distance": _number(self.distance),
+            "grade": str(self.grade),
+            "leaves": {name: _leaf_to_dict(leaf) for name, leaf in self.leaves.items()},
+            "findings": [
+                {"leaf": f.leaf, "kind": f.kind, "text": f.text, "indices": [list(i) for i in f.indices]}
+                for f in self.findings
+            ],
+            "probes": list(self.probes),
+            "skipped": list(self.skipped),
+            "notes": list(self.notes),
+            "coverage": self.coverage,
+            "evaluations": self.evaluations,
+            "elapsed_s": self.elapsed_s,
+            "seed": self.seed,
+            "environment": dict(self.environment),
+        }
+
+    def to_json(self, path: str | os.PathLike[str] | None = None) -> str:
+        """``to_dict()`` as JSON text; written to ``path`` too, where one is given."""
+        text = json.dumps(self.to_dict(), indent=2, ensure_ascii=False, allow_nan=False, default=str)
+        if path is not None:
+            FilePath(path).write_text(text + "\n", encoding="utf-8")
+        return text
+
+    def error(self) -> XGradCheckError | None:
+        """The exception that this verdict calls for; None for PASS."""
+        if self.verdict is Verdict.PASS:
+            return None
+        return (GradientMismatch if self.verdict is Verdict.FAIL else GradientInconclusive)(self)
+
+    def raise_if_failed(self) -> None:
+        """Raise ``GradientMismatch`` for FAIL and ``GradientInconclusive`` for INCONCLUSIVE."""
+        __tracebackhide__ = True
+        if (error := self.error()) is not None:
+            raise error
+
+
+def _number(value: float) -> float | None:
+    return value if abs(value) < float("inf") else None
+
+
+def _leaf_to_dict(leaf: LeafReport) -> dict[str, Any]:
+    worst = leaf.worst
+    return {
+        "path": list(leaf.path),
+        "shape": list(leaf.shape),
+        "dtype": leaf.dtype,
+        "verdict": str(leaf.verdict),
+        "distance": _number(leaf.distance),
+        "grade": str(leaf.grade),
+        "floor": _number(leaf.floor),
+        "wrong": leaf.wrong,
+        "undecided": leaf.undecided,
+        "worst": None
+        if worst is None
+        else {
+            "index": list(worst.index),
+            "analytic": _number(worst.analytic),
+            "truth": _number(worst.truth),
+            "error_bar": _number(worst.error_bar),
+            "allowed": _number(worst.allowed),
+        },
+    }
+
+
+def element_name(leaf: LeafReport, index: tuple[int, ...]) -> str:
+    """``W1[2, 0]``, as a reader would type it."""
+    return f"{leaf.name}[{', '.join(map(str, index))}]" if index else leaf.name
+
+
+def worst_leaf(report: Report) -> LeafReport | None:
+    """The leaf to show first: of the worst verdict, the one that is off by most."""
+    rank = [Verdict.FAIL, Verdict.INCONCLUSIVE, Verdict.PASS]
+    shown = [leaf for leaf in report.leaves.values() if leaf.worst is not None]
+    return min(shown, key=lambda leaf: (rank.index(leaf.verdict), -leaf.distance), default=None)
+
+
+def worst_sentence(leaf: LeafReport) -> str:
+    """What is off, by how much, against what was allowed."""
+    worst = leaf.worst
+    assert worst is not None
+    name = element_name(leaf, worst.index)
+    error = abs(worst.analytic - worst.truth)
+    largest = max(abs(worst.analytic), abs(worst.truth))
+    gives = f"{name}: backward gives {worst.analytic:.6g}, differences give {worst.truth:.6g} ± {worst.error_bar:.1g}"
+    if not error < float("inf"):
+        return gives
+    share = f"{percent(error / largest)}, " if largest > 0 else ""
+    allowed = percent(worst.allowed / largest) if largest > 0 else f"{worst.allowed:.1g}"
+    return f"{gives} (off by {share}allowed {allowed})".replace("(off by allowed", "(allowed")
+
+
+def percent(share: float) -> str:
+    """A share as a percentage of two digits: 9.1 %, 0.00012 %, 3.2e-08 %."""
+    return f"{100 * share:.2g} %"
+
+
+def _text(report: Report) -> RenderableType:
+    head = Text()
+    head.append(str(report.verdict), STYLES[report.verdict])
+    head.append(f"  {report.name}: {_headline(report)}")
+    parts: list[RenderableType] = [head]
+    worst = worst_leaf(report)
+    if worst is not None:
+        parts.append(Text(f"      {worst_sentence(worst)}", overflow="fold"))
+    parts += [Text(), _table(report)]
+    for finding in report.findings:
+        parts.append(_hanging(f"{finding.kind}: {finding.text}"))
+    for note in report.notes:
+        parts.append(_hanging(f"note: {note}"))
+    if report.skipped:
+        parts.append(_hanging(f"not checked: {'; '.join(report.skipped)}"))
+    parts.append(Text(_foot(report), style="dim"))
+    return Group(*parts)
+
+
+def _headline(report: Report) -> str:
+    leaves = list(report.leaves.values())
+    wrong = [leaf for leaf in leaves if leaf.verdict is Verdict.FAIL]
+    unsure = [leaf for leaf in leaves if leaf.verdict is Verdict.INCONCLUSIVE]
+    many = "leaf" if len(leaves) == 1 else "leaves"
+    if wrong:
+        return f"the gradient is wrong in {len(wrong)} of {len(leaves)} {many}"
+    if report.verdict is Verdict.FAIL:
+        return "the backward pass is wrong"
+    if unsure:
+        return f"cannot say for {len(unsure)} of {len(leaves)} {many}"
+    if report.verdict is Verdict.INCONCLUSIVE:
+        return "cannot say"
+    return f"the gradient is right in {len(leaves)} {many}, distance {report.distance:.1e} ({report.grade})"
+
+
+def _table(report: Report) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold", show_edge=False)
+    table.add_column("leaf", overflow="fold", ratio=None)
+    table.add_column("shape", no_wrap=True)
+    table.add_column("verdict", no_wrap=True)
+    table.add_column("distance", justify="right", no_wrap=True)
+    table.add_column("grade", no_wrap=True)
+    table.add_column("floor", justify="right", no_wrap=True)
+    table.add_column("wrong", justify="right", no_wrap=True)
+    for leaf in report.leaves.values():
+        table.add_row(
+            Text(leaf.name),
+            "×".join(map(str, leaf.shape)) or "()",
+            Text(str(leaf.verdict), STYLES[leaf.verdict]),
+            _measured(f"{leaf.distance:.1e}"),
+            str(leaf.grade) if leaf.distance == leaf.distance else "-",
+            _measured(f"{leaf.floor:.0e}"),
+            f"{leaf.wrong} of {leaf.size}" if leaf.wrong else "-",
+        )
+    return table
+
+
+def _measured(number: str) -> str:
+    return "-" if number == "nan" else number
+
+
+def _hanging(line: str) -> RenderableType:
+    row = Table.grid(padding=(0, 1, 0, 0))
+    row.add_row(Text("·"), Text(line, overflow="fold"))
+    return row
+
+
+def _foot(report: Report) -> str:
+    count = sum(leaf.size for leaf in report.leaves.values())
+    return (
+        f"{report.coverage} of {count} coordinates, {report.evaluations} evaluations, "
+        f"{report.elapsed_s:.2g} s, seed {report.seed}"
+    )

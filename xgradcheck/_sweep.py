@@ -1,0 +1,324 @@
+"""Every coordinate differenced: one central pair for all, more where one pair cannot decide.
+
+A pair costs two evaluations, so the sweep costs 2n. What the pairs cannot tell, their own error, is measured on a few
+coordinates of each leaf; and every coordinate whose error is not clearly inside what is allowed is looked at again,
+with a ladder of steps of its own.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from xgradcheck._adapters import Problem
+from xgradcheck._differences import (
+    FACTORS,
+    LEAST_NOISE,
+    NOISE_SIGMAS,
+    UNIT,
+    Estimate,
+    natural_scale,
+    norm,
+    representable,
+    rms,
+)
+from xgradcheck._judge import ZERO, Tolerance
+from xgradcheck._ladder import climb
+from xgradcheck._layout import Leaf, Layout, Positions, Vector
+from xgradcheck._noise import measure_noise
+
+Tick = Callable[[int, int], None]
+
+# Exponents of two, of a coordinate's natural scale.
+SAMPLE = (-9, -12, -15)
+FINEST, COARSEST = -18, -11  # of the pair that every coordinate gets: wider steps meet more kinks
+QUIET = (-9, -12, -15)
+RESOLUTION = 16.0
+"""Changes of phi below this many units of rounding may be absorbed inside, by sums larger than their outcome."""
+SAMPLED, SAMPLE_EVALUATIONS = 12, 150
+BATCH = 32
+BLOCK = 256
+
+
+@dataclass(slots=True)
+class Phi:
+    """The scalar function under one cotangent, its evaluations counted."""
+
+    problem: Problem
+    cotangent: Vector
+    evaluations: int = 0
+
+    def pairs(self, index: Positions, steps: Vector) -> tuple[Vector, Vector]:
+        """phi one step above and one below the point, at each coordinate of ``index``."""
+        self.evaluations += 2 * len(index)
+        signed = np.stack([steps, -steps], axis=1).ravel()
+        values = self.problem.each(np.repeat(index, 2), signed, self.cotangent)
+        return values[0::2], values[1::2]
+
+    def along(self, direction: Vector, steps: Vector, start: int = 0) -> Vector:
+        """phi on a line through the point."""
+        self.evaluations += len(steps)
+        return self.problem.along(direction, steps, start, self.cotangent)
+
+
+@dataclass(slots=True)
+class Truth:
+    """The numerical gradient. ``scored`` is what the textbook's eps gave, where the user asked for it."""
+
+    value: Vector
+    bar: Vector
+    settled: Any
+    kink: Any
+    jump: Any
+    still: Any
+    noise: float
+    zero_below: Vector
+    scored: tuple[Vector, Vector] | None = None
+
+
+@dataclass(slots=True)
+class Sweep:
+    """What all steps of one sweep share."""
+
+    phi: Phi
+    layout: Layout
+    point: Vector
+    gradient: Vector
+    value: float
+    allowance: Tolerance
+    tick: Tick
+    scale: Vector = field(init=False)
+    noise: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.scale = natural_scale(self.point, self.layout)
+
+
+def sweep(
+    phi: Phi, gradient: Vector, value: float, allowance: Tolerance, eps: Vector | None, seed: int, tick: Tick
+) -> Truth:
+    """The numerical gradient at every coordinate, good enough to judge ``gradient`` by ``allowance``."""
+    problem = phi.problem
+    work = Sweep(phi, problem.layout, problem.point, gradient, value, allowance, tick)
+    rng = np.random.default_rng([seed, 0x5EED])
+    work.noise = measure_noise(phi.along, value, work.point, work.scale, rng)
+    if eps is None:
+        steps, curvature = _steps(work, rng)
+        truth = _one_pair_each(work, steps, curvature)
+    else:
+        truth = _textbook(work, eps)
+    _settle_quiet(work, truth, rng)
+    _settle_suspicious(work, truth)
+    return truth
+
+
+def _steps(work: Sweep, rng: np.random.Generator) -> tuple[Vector, Vector]:
+    """For every coordinate the step of its pair, and for every leaf the curvature that the sample showed.
+
+    The curvature is the worst ``|f'''| scale^3 / 6`` of the sample; truncation at ``scale 2^e`` is that times ``4^e``.
+    """
+    leaves = [leaf for leaf in work.layout if leaf.size]
+    exponents = SAMPLE if len(SAMPLE) * 2 * max(len(leaves), SAMPLED) <= SAMPLE_EVALUATIONS else SAMPLE[:2]
+    each = max(1, SAMPLED // len(leaves))
+    index = np.concatenate([leaf.start + _some(rng, leaf.size, each) for leaf in leaves])
+    slopes, _ = _ladder_slopes(work, index, exponents)
+    scale = work.scale[index]
+    spread = 4.0 ** exponents[0] - 4.0 ** exponents[1]
+    with np.errstate(invalid="ignore", over="ignore"):
+        bend = np.nan_to_num(np.abs(slopes[0] - slopes[1]) * scale / spread, nan=np.inf)
+    steps, curvature = np.empty_like(work.point), np.zeros(work.point.size)
+    owners = work.layout.owners(index)
+    for number, leaf in enumerate(work.layout):
+        if leaf.size == 0:
+            continue
+        worst = float(np.max(bend[owners == number]))
+        exponent = _best_exponent(worst, work.noise)
+        steps[leaf.part] = representable(work.point[leaf.part], work.scale[leaf.part] * FACTORS[1] * 2.0**exponent)
+        curvature[leaf.part] = min(worst, 1e300)
+    return steps, curvature
+
+
+def _some(rng: np.random.Generator, size: int, count: int) -> Positions:
+    return np.sort(rng.choice(size, min(size, count), replace=False)).astype(np.intp)
+
+
+def _best_exponent(bend: float, noise: float) -> int:
+    # 3 bend 4^e + 5 noise 2^-e / sqrt2 is least where 2^(3e) = 5 noise / (6 sqrt2 bend).
+    if bend <= 0 or noise <= 0:
+        return COARSEST if bend <= 0 else FINEST
+    best = np.log2(NOISE_SIGMAS * noise / (6 * np.sqrt(2) * bend)) / 3 if np.isfinite(bend) else FINEST
+    return int(np.clip(round(float(best)), FINEST, COARSEST))
+
+
+def _ladder_slopes(work: Sweep, index: Positions, exponents: tuple[int, ...]) -> tuple[Vector, Vector]:
+    slopes, steps = [], []
+    for level, exponent in enumerate(exponents):
+        step = representable(work.point[index], work.scale[index] * FACTORS[level % 3] * 2.0**exponent)
+        plus, minus = work.phi.pairs(index, step)
+        with np.errstate(invalid="ignore", over="ignore"):
+            slopes.append((plus - minus) / (2 * step))
+        steps.append(step)
+    return np.array(slopes), np.array(steps)
+
+
+def _one_pair_each(work: Sweep, steps: Vector, curvature: Vector) -> Truth:
+    plus, minus = _pairs_in_blocks(work, steps, 0, work.point.size)
+    with np.errstate(all="ignore"):
+        slope = (plus - minus) / (2 * steps)
+        truncation = 3 * curvature / work.scale * (steps / work.scale) ** 2
+        noise = np.fmax(work.noise, LEAST_NOISE * np.fmax(np.abs(plus), np.abs(minus))) / (np.sqrt(2) * steps)
+    bar = truncation + NOISE_SIGMAS * noise + 2.0**-52 * np.abs(slope)
+    return _truth(work, slope, bar)
+
+
+def _truth(work: Sweep, slope: Vector, bar: Vector) -> Truth:
+    known = np.isfinite(slope) & np.isfinite(bar)
+    size = work.point.size
+    slope, bar = np.where(known, slope, 0.0), np.where(known, bar, np.inf)
+    nothing = np.zeros(size, bool)
+    flags = [nothing.copy() for _ in range(4)]
+    return Truth(slope, bar, *flags, work.noise, _zero_below(work, slope))
+
+
+def _pairs_in_blocks(work: Sweep, steps: Vector, done: int, total: int) -> tuple[Vector, Vector]:
+    """All coordinates, leaf by leaf and in blocks, so that a long sweep can say how far it is."""
+    plus, minus = np.empty_like(steps), np.empty_like(steps)
+    for first in range(0, steps.size, BLOCK):
+        index = np.arange(first, min(first + BLOCK, steps.size), dtype=np.intp)
+        plus[index], minus[index] = work.phi.pairs(index, steps[index])
+        work.tick(done + len(index) + first, total)
+    return plus, minus
+
+
+def _textbook(work: Sweep, eps: Vector) -> Truth:
+    """``(f(x + eps) - f(x - eps)) / (2 eps)`` to the letter; the bar from one more step, 2 eps, and the noise."""
+    total = 2 * work.point.size
+    plus, minus = _pairs_in_blocks(work, eps, 0, total)
+    plus2, minus2 = _pairs_in_blocks(work, 2 * eps, work.point.size, total)
+    with np.errstate(all="ignore"):
+        slope = (plus - minus) / (2 * eps)
+        # Twice the step errs by four times the truncation: the difference holds three times that of eps.
+        truncation = np.abs((plus2 - minus2) / (4 * eps) - slope)
+        noise = np.fmax(work.noise, LEAST_NOISE * np.fmax(np.abs(plus), np.abs(minus))) / (np.sqrt(2) * eps)
+        # theta + eps is rounded: the step that was taken is not the step that is divided by.
+        travelled = (work.point + eps) - (work.point - eps)
+        misstep = np.abs(slope) * np.abs(travelled / (2 * eps) - 1)
+        unmoved = travelled == 0
+    bar = np.where(unmoved, np.inf, truncation + NOISE_SIGMAS * noise + misstep + 2.0**-52 * np.abs(slope))
+    truth = _truth(work, slope, bar)
+    truth.scored = (slope, truth.bar.copy())
+    return truth
+
+
+def _zero_below(work: Sweep, slope: Vector) -> Vector:
+    """What counts as zero in each element: a share of what the most influential leaf does to phi."""
+    largest = 0.0
+    for leaf in work.layout:
+        part = leaf.part
+        own = np.nan_to_num(work.gradient[part], nan=0.0, posinf=0.0, neginf=0.0)
+        largest = max(largest, norm(own * work.scale[part]), norm(slope[part] * work.scale[part]))
+    below = np.empty_like(work.point)
+    for leaf in work.layout:
+        below[leaf.part] = ZERO * largest / (work.scale[leaf.part] * np.sqrt(max(leaf.size, 1)))
+    return below
+
+
+def _may_be_zero(work: Sweep, truth: Truth, part: slice) -> bool:
+    """Whether the whole leaf could have gradient zero; its elements are then decided by what counts as zero."""
+    gradient, value, bar, below = work.gradient[part], truth.value[part], truth.bar[part], truth.zero_below[part]
+    return bool(((np.abs(gradient) <= below) & (np.abs(value) - bar <= below)).all())
+
+
+def _suspicious(work: Sweep, truth: Truth, part: slice) -> Any:
+    """Whose error is not clearly inside what is allowed."""
+    gradient, value, bar = work.gradient[part], truth.value[part], truth.bar[part]
+    allowed = work.allowance.allowed(gradient, value, rms(value))
+    with np.errstate(invalid="ignore"):
+        inside = np.abs(gradient - value) + bar <= allowed
+        if _may_be_zero(work, truth, part):
+            inside |= np.abs(gradient) + np.abs(value) + bar <= truth.zero_below[part]
+    return ~inside
+
+
+def _settle_quiet(work: Sweep, truth: Truth, rng: np.random.Generator) -> None:
+    """Coordinates that do not move phi at all, like the weights of a dead unit, decided together.
+
+    Where phi stands still to the bit while all of them move at once, at random signs and twice, what they do to it is
+    below the resolution of its arithmetic.
+    """
+    for leaf in work.layout:
+        still = (truth.value[leaf.part] == 0) & (work.gradient[leaf.part] == 0) & _suspicious(work, truth, leaf.part)
+        if not still.any():
+            continue
+        scale = work.scale[leaf.part]
+        for exponent in QUIET:
+            moves = np.where(still, rng.choice([-1.0, 1.0], (2, leaf.size)) * scale, 0.0)
+            steps = np.array([2.0**exponent, -(2.0**exponent)])
+            if all((work.phi.along(move, steps, leaf.start) == work.value).all() for move in moves):
+                bound = RESOLUTION * UNIT * abs(work.value) / (steps[0] * scale)
+                truth.bar[leaf.part] = np.where(still, np.fmin(truth.bar[leaf.part], bound), truth.bar[leaf.part])
+                truth.still[leaf.part] = still
+                break
+
+
+def _settle_suspicious(work: Sweep, truth: Truth) -> None:
+    """Look again at what one pair could not decide, the worst first, until the leaf's verdict cannot change."""
+    for leaf in work.layout:
+        queue = leaf.start + np.flatnonzero(_suspicious(work, truth, leaf.part))
+        if truth.scored is not None and not _eps_suffices(truth, work.gradient, leaf, work.allowance):
+            queue = queue[_outside(work, truth, leaf, queue)]
+        with np.errstate(all="ignore"):
+            excess = np.abs(work.gradient - truth.value)[queue] / truth.bar[queue]
+        queue = queue[np.argsort(-np.nan_to_num(excess, nan=np.inf), kind="stable")]
+        size = BATCH
+        while queue.size:
+            batch, queue = queue[:size], queue[size:]
+            wrong, undecided = _look_again(work, truth, leaf, batch)
+            if wrong.any():
+                break
+            if undecided.any():
+                queue = queue[_outside(work, truth, leaf, queue)]
+            size *= 2
+
+
+def _eps_suffices(truth: Truth, gradient: Vector, leaf: Leaf, allowance: Tolerance) -> bool:
+    assert truth.scored is not None
+    slope, bar = truth.scored[0][leaf.part], truth.scored[1][leaf.part]
+    return norm(bar) <= allowance.distance * (norm(slope) + norm(gradient[leaf.part]))
+
+
+def _outside(work: Sweep, truth: Truth, leaf: Leaf, index: Positions) -> Any:
+    """Whose error clearly exceeds what is allowed, by the bar of its one pair."""
+    gradient, value = work.gradient[index], truth.value[index]
+    allowed = work.allowance.allowed(gradient, value, rms(truth.value[leaf.part]))
+    return ~(np.abs(gradient - value) - truth.bar[index] <= allowed)
+
+
+def _look_again(work: Sweep, truth: Truth, leaf: Leaf, index: Positions) -> tuple[Any, Any]:
+    """A ladder of steps at each of these coordinates; (wrong, undecided) afterwards."""
+    gradient, leaf_rms = work.gradient[index], rms(truth.value[leaf.part])
+    below = truth.zero_below[index] if _may_be_zero(work, truth, leaf.part) else -1.0
+
+    def outcome(best: Estimate) -> tuple[Any, Any]:
+        near, bar = best.near(gradient), best.bar
+        error, allowed = np.abs(gradient - near), work.allowance.allowed(gradient, near, leaf_rms)
+        with np.errstate(invalid="ignore"):
+            null = np.abs(gradient) + np.abs(near) + bar <= below
+            wrong = ~null & best.settled & ~(error - bar <= allowed) | ~np.isfinite(gradient)
+            return wrong, ~wrong & ~null & ~(error + bar <= allowed)
+
+    best, jump = climb(
+        work.phi.pairs,
+        work.point,
+        index,
+        work.scale[index],
+        work.value,
+        work.noise,
+        lambda best: outcome(best)[1],
+    )
+    wrong, undecided = outcome(best)
+    truth.value[index], truth.bar[index] = best.near(gradient), best.bar
+    truth.settled[index], truth.kink[index] = best.settled, best.low < best.high
+    truth.jump[index] = undecided & jump
+    return wrong, undecided

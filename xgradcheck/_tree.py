@@ -1,0 +1,93 @@
+"""Nested containers as paths: dict, list, tuple, namedtuple and dataclass.
+
+JAX brings a tree of its own; this one serves NumPy and PyTorch, whose users nest plain Python.
+"""
+
+import copy
+import dataclasses
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+Path = tuple[Any, ...]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Node:
+    """One leaf of a tree: where it is, how Python would write that, and what lies there."""
+
+    path: Path
+    suffix: str
+    value: Any
+
+
+def _children(tree: Any) -> Iterator[tuple[Any, str, Any]] | None:
+    """(key, how Python writes it, child) of a container; None for anything else."""
+    if isinstance(tree, Mapping):
+        return ((key, f"[{key!r}]", child) for key, child in tree.items())
+    if isinstance(tree, tuple) and hasattr(tree, "_fields"):
+        return ((key, f".{key}", getattr(tree, key)) for key in tree._fields)
+    if isinstance(tree, list | tuple):
+        return ((key, f"[{key}]", child) for key, child in enumerate(tree))
+    if dataclasses.is_dataclass(tree) and not isinstance(tree, type):
+        names = [field.name for field in dataclasses.fields(tree)]
+        return ((key, f".{key}", getattr(tree, key)) for key in names if hasattr(tree, key))
+    return None
+
+
+def flatten(tree: Any, path: Path = (), suffix: str = "") -> Iterator[Node]:
+    """Every leaf of ``tree``, in order; what is no container is a leaf, None too."""
+    children = _children(tree)
+    if children is None:
+        yield Node(path, suffix, tree)
+        return
+    for key, written, child in children:
+        yield from flatten(child, (*path, key), suffix + written)
+
+
+def replaced(tree: Any, values: Mapping[Path, Any], path: Path = ()) -> Any:
+    """``tree`` with the leaves at the paths in ``values`` exchanged; containers on the way are new."""
+    if path in values:
+        return values[path]
+    children = _children(tree)
+    if children is None:
+        return tree
+    made = {key: replaced(child, values, (*path, key)) for key, _, child in children}
+    if isinstance(tree, list | tuple):
+        parts = list(made.values())
+        if isinstance(tree, list):
+            return parts
+        return type(tree)(*parts) if hasattr(tree, "_fields") else tuple(parts)
+    renewed = copy.copy(tree)
+    for key, child in made.items():
+        if isinstance(tree, Mapping):
+            renewed[key] = child  # type: ignore[index]
+        else:
+            object.__setattr__(renewed, key, child)
+    return renewed
+
+
+def argument_names(fn: Callable[..., Any], count: int) -> list[str]:
+    """The name of each of ``count`` positional arguments: the function's own, else ``args[0]``."""
+    names = [f"args[{position}]" for position in range(count)]
+    for position, parameter in zip(range(count), positional_parameters(fn), strict=False):
+        names[position] = parameter.name
+    return names
+
+
+def positional_parameters(fn: Callable[..., Any]) -> Sequence[inspect.Parameter]:
+    """The positional parameters that ``fn`` declares; none where it does not tell (a builtin)."""
+    try:
+        parameters = inspect.signature(fn).parameters.values()
+    except (TypeError, ValueError):
+        return ()
+    return [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+
+
+def required_arguments(fn: Callable[..., Any]) -> int | None:
+    """How many positional arguments ``fn`` cannot do without; None where it does not tell."""
+    try:
+        inspect.signature(fn)
+    except (TypeError, ValueError):
+        return None
+    return sum(p.default is p.empty for p in positional_parameters(fn))

@@ -1,0 +1,277 @@
+"""JAX: pytrees in, pytrees out; points are batched with vmap under jit, in float64 whatever the global flag says."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import tree_util
+
+from xgradcheck import _handed
+from xgradcheck._adapters import Backward, Case
+from xgradcheck._errors import InvalidCase
+from xgradcheck._layout import (
+    Entry,
+    Layout,
+    Positions,
+    Vector,
+    lay_out,
+    refuse_unless_finite,
+    refuse_unless_float64,
+)
+from xgradcheck._selection import Candidate, select
+from xgradcheck._tree import Node, Path, argument_names, flatten
+from xgradcheck.backends.world import State, World, generator_state, random_states, reachable
+
+CONVERT = "give it as float64 (a NumPy float64 array will do, with backend='jax'; JAX makes float32 unless asked)"
+CHUNK_BYTES = 1 << 24
+"""How much memory one batch of points may take: large enough to fill the cores, small enough for any machine."""
+
+
+def owns(contents: Any) -> bool:
+    """Whether a JAX array is in the call."""
+    return any(isinstance(leaf, jax.Array) for leaf in tree_util.tree_leaves(contents))
+
+
+def bind(case: Case) -> "JaxProblem":
+    """The problem that this call poses; refuses what cannot be checked."""
+    if case.is_closure:
+        raise InvalidCase("JAX functions are pure: pass the parameters as arguments, check(fn, params).")
+    return JaxProblem(case)
+
+
+def x64() -> AbstractContextManager[Any]:
+    """float64 for as long as the context lasts; the global flag is not touched."""
+    if hasattr(jax, "enable_x64"):
+        return jax.enable_x64(True)  # type: ignore[no-any-return]
+    from jax.experimental import enable_x64  # older than 0.8
+
+    return enable_x64()  # type: ignore[no-any-return]
+
+
+def _is_floating(value: Any) -> bool:
+    is_array = isinstance(value, jax.Array | np.ndarray | np.generic)
+    return is_array and bool(jnp.issubdtype(value.dtype, jnp.inexact))
+
+
+def _argument_nodes(case: Case) -> list[Node]:
+    """Every leaf of the arguments, named as JAX writes key paths."""
+    names = argument_names(case.fn, len(case.args))
+    roots = [(number, names[number], tree) for number, tree in enumerate(case.args)]
+    roots += [(key, key, tree) for key, tree in case.kwargs.items()]
+    return [
+        Node((key, *map(_plain, path)), name + tree_util.keystr(path), value)
+        for key, name, tree in roots
+        for path, value in tree_util.tree_flatten_with_path(tree)[0]
+    ]
+
+
+def _plain(entry: Any) -> Any:
+    """The dict key, index or attribute name inside one of JAX's key path entries."""
+    for attribute in ("key", "idx", "name"):
+        if hasattr(entry, attribute):
+            return getattr(entry, attribute)
+    return str(entry)
+
+
+class JaxProblem:
+    """One call of a JAX function, seen from the core."""
+
+    def __init__(self, case: Case) -> None:
+        self._case = case
+        self._nodes = _argument_nodes(case)
+        self._structure = tree_util.tree_structure((case.args, dict(case.kwargs)))
+        self._numbers = self._chosen()
+        leaves = [self._nodes[number] for number in self._numbers]
+        for node in leaves:
+            refuse_unless_float64(node.suffix, str(node.value.dtype), CONVERT)
+            refuse_unless_finite(node.suffix, np.asarray(node.value))
+        self.layout = lay_out(Entry((n.suffix,), n.path, np.shape(n.value), "float64") for n in leaves)
+        self.point: Vector = np.concatenate([np.asarray(node.value).ravel() for node in leaves])
+        self.skipped = self._left_out()
+        self._places = _handed.places([node.path for node in leaves], [node.path for node in self._nodes])
+        self.unit_cotangent = case.grads is not None and not _handed.takes_cotangent(case.grads, len(case.args))
+        # Read at once, which copies.
+        self._given = None if case.grads is None or callable(case.grads) else self._read(case.grads)
+        self._world = World(list(self._states()))
+        self._seen: list[Node] = []
+        self.outputs = Layout(())
+        with self.held():
+            self._learn_outputs()
+            self._chunk = self._points_at_once()
+            self._program = self._first_program_that_works()
+
+    def _chosen(self) -> list[int]:
+        case = self._case
+        floating = [number for number, node in enumerate(self._nodes) if _is_floating(node.value)]
+        wrt = 0 if case.wrt is None and case.grads is not None else case.wrt
+        if wrt is not None:
+            if isinstance(wrt, int | tuple):
+                # A Python number is a constant, unless its argument is asked for, as jax.grad(f)(3.0) does.
+                asked = {n % len(case.args) for n in ((wrt,) if isinstance(wrt, int) else wrt) if isinstance(n, int)}
+                for number, node in enumerate(self._nodes):
+                    if node.path[0] in asked and isinstance(node.value, float):
+                        self._nodes[number] = Node(node.path, node.suffix, np.float64(node.value))
+                floating = [number for number, node in enumerate(self._nodes) if _is_floating(node.value)]
+            candidates = [Candidate((self._nodes[n].suffix,), self._nodes[n].path) for n in floating]
+            floating = [floating[number] for number in select(wrt, candidates, len(case.args))]
+        if not floating:
+            raise InvalidCase("there is no floating array in the arguments: pass one, or name it with wrt=.")
+        return floating
+
+    def _left_out(self) -> list[str]:
+        left = [node for number, node in enumerate(self._nodes) if number not in self._numbers]
+        arrays = [node for node in left if isinstance(node.value, jax.Array | np.ndarray)]
+        return [
+            f"{node.suffix}: {'not in wrt' if _is_floating(node.value) else f'{node.value.dtype}, not differentiable'}"
+            for node in arrays
+        ]
+
+    def _states(self) -> Iterator[State]:
+        yield from random_states()
+        for node in reachable(self._case.fn, *self._case.args, self._case.loss, self._case.grads):
+            if isinstance(node, np.random.Generator | np.random.RandomState):
+                yield generator_state(node)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        with x64(), self._world.held():
+            yield
+
+    def _outputs_at(self, leaves: Sequence[Any]) -> list[Any]:
+        """The floating outputs as a list; notes on the way what the function returned."""
+        values = [node.value for node in self._nodes]
+        for number, leaf in zip(self._numbers, leaves, strict=True):
+            values[number] = leaf
+        args, kwargs = tree_util.tree_unflatten(self._structure, values)
+        out = self._case.fn(*args, **kwargs)
+        if self._case.loss is not None:
+            out = self._case.loss(out)
+        paths = tree_util.tree_flatten_with_path(out)[0]
+        self._seen = [Node(tuple(map(_plain, path)), "output" + tree_util.keystr(path), v) for path, v in paths]
+        return [node.value for node in self._seen if _is_output(node.value)]
+
+    def _found(self) -> list[Any]:
+        return [jnp.asarray(part) for part in _handed.cut(self.point, self.layout)]
+
+    def _learn_outputs(self) -> None:
+        try:
+            jax.eval_shape(self._outputs_at, self._found())
+        except Exception:  # not traceable, or wrong: running it tells, with the user's own exception
+            self._outputs_at(self._found())
+        kept = [node for node in self._seen if _is_output(node.value)]
+        if not kept:
+            kinds = ", ".join(type(node.value).__name__ for node in self._seen) or "nothing"
+            raise InvalidCase(f"the function returned {kinds}, no floating array: let it return its value.")
+        for node in kept:
+            refuse_unless_float64(node.suffix, str(jnp.result_type(node.value)), CONVERT)
+        left = [node for node in self._seen if node not in kept]
+        self.skipped += [f"{node.suffix}: {_kind(node.value)}, not differentiable" for node in left]
+        self.outputs = lay_out(Entry((n.suffix,), n.path, np.shape(n.value), "float64") for n in kept)
+        self._world.watch()
+
+    def _phi(self, point: Any, cotangent: Any) -> Any:
+        leaves = [point[leaf.part].reshape(leaf.shape) for leaf in self.layout]
+        outs = self._outputs_at(leaves)
+        parts = [cotangent[leaf.part].reshape(leaf.shape) for leaf in self.outputs]
+        return sum(jnp.sum(part * out) for part, out in zip(parts, outs, strict=True))
+
+    def _points_at_once(self) -> int:
+        """A function of shapes alone, so that a report can be repeated to the bit."""
+        width = 8 * (self.layout.size + self.outputs.size)
+        wanted = min(2 * self.layout.size, CHUNK_BYTES // width, 256)
+        return 1 << max(int(wanted).bit_length() - 1, 3 if width * 8 <= CHUNK_BYTES else 0)
+
+    def _first_program_that_works(self) -> Callable[[Any, Any], Any]:
+        """Batched if the function has batching rules, else compiled, else as Python runs it.
+
+        One program serves all points of a check: the values of two programs may differ by rounding.
+        """
+        one = jax.jit(self._phi)
+
+        def singly(points: Any, cotangent: Any) -> Any:
+            return np.array([float(one(point, cotangent)) for point in points])
+
+        def eagerly(points: Any, cotangent: Any) -> Any:
+            values = np.empty(len(points))
+            for number, point in enumerate(points):
+                self._world.reset()
+                values[number] = float(self._phi(jnp.asarray(point), jnp.asarray(cotangent)))
+            return values
+
+        batched = jax.jit(jax.vmap(self._phi, in_axes=(0, None)))
+        points = np.broadcast_to(self.point, (self._chunk, self.point.size))
+        for program in (batched, singly):
+            try:
+                np.asarray(program(points, np.ones(self.outputs.size)))
+            except Exception:  # no batching rule, or no tracing at all: the next program will do, or tell why not
+                continue
+            return program
+        self._chunk = 1
+        return eagerly
+
+    def _values(self, points: Any, cotangent: Vector) -> Vector:
+        missing = -len(points) % self._chunk
+        if missing:
+            points = np.concatenate([points, np.broadcast_to(self.point, (missing, self.point.size))])
+        chunks = points.reshape(-1, self._chunk, self.point.size)
+        values = np.concatenate([np.asarray(self._program(chunk, cotangent)) for chunk in chunks])
+        return values[: len(values) - missing]
+
+    def along(self, direction: Vector, steps: Vector, start: int, cotangent: Vector) -> Vector:
+        points = np.repeat(self.point[None], len(steps), axis=0)
+        points[:, start : start + direction.size] += np.multiply.outer(steps, direction)
+        return self._values(points, cotangent)
+
+    def each(self, index: Positions, steps: Vector, cotangent: Vector) -> Vector:
+        values = np.empty(len(index))
+        for first in range(0, len(index), self._chunk):
+            part = slice(first, first + self._chunk)
+            points = np.repeat(self.point[None], len(index[part]), axis=0)
+            points[np.arange(len(points)), index[part]] += steps[part]
+            values[part] = self._values(points, cotangent)
+        return values
+
+    def gradient(self, cotangent: Vector) -> Backward:
+        if self._given is not None:
+            return self._given
+        self._world.reset()
+        return self._from_user(cotangent) if self._case.grads is not None else self._vjp(cotangent)
+
+    def _vjp(self, cotangent: Vector) -> Backward:
+        cotangents = [jnp.asarray(part) for part in _handed.cut(cotangent, self.outputs)]
+
+        def pulled_back(leaves: Any, cotangents: Any) -> Any:
+            outs, pull = jax.vjp(self._outputs_at, leaves)
+            return outs, pull(cotangents)[0]
+
+        try:
+            outs, grads = jax.jit(pulled_back)(self._found(), cotangents)
+        except Exception:  # not traceable, or wrong: running it tells, with the user's own exception
+            outs, grads = pulled_back(self._found(), cotangents)
+        value = sum(float(jnp.sum(part * out)) for part, out in zip(cotangents, outs, strict=True))
+        gradient = np.concatenate([np.asarray(grad, dtype=np.float64).ravel() for grad in grads])
+        return Backward(value, gradient, frozenset())
+
+    def _from_user(self, cotangent: Vector) -> Backward:
+        values = [node.value for node in self._nodes]
+        args, kwargs = tree_util.tree_unflatten(self._structure, values)
+        if not self.unit_cotangent:
+            out = self._case.fn(*args, **kwargs)
+            parts = iter(_handed.cut(cotangent, self.outputs))
+            shaped = tree_util.tree_map(lambda leaf: jnp.asarray(next(parts)) if _is_output(leaf) else leaf, out)
+            args = (shaped, *args)
+        return self._read(self._case.grads(*args, **kwargs))
+
+    def _read(self, returned: Any) -> Backward:
+        return _handed.read(returned, self.layout, self._places, np.asarray)
+
+
+def _is_output(value: Any) -> bool:
+    return _is_floating(value) or isinstance(value, float | complex)
+
+
+def _kind(value: Any) -> str:
+    return str(value.dtype) if hasattr(value, "dtype") else type(value).__name__

@@ -1,0 +1,297 @@
+"""NumPy: backprop by hand. The gradient is always handed in; the arrays lie in trees, or in an object."""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from xgradcheck import _handed
+from xgradcheck._adapters import Backward, Case
+from xgradcheck._errors import InvalidCase
+from xgradcheck._layout import (
+    Entry,
+    Layout,
+    Positions,
+    Vector,
+    lay_out,
+    refuse_unless_finite,
+    refuse_unless_float64,
+)
+from xgradcheck._selection import Candidate, argument_nodes, closure_nodes, select
+from xgradcheck._tree import Node, Path, flatten, replaced
+from xgradcheck.backends.world import (
+    State,
+    World,
+    array_state,
+    generator_state,
+    random_states,
+    reachable,
+)
+
+CONVERT = "convert it with .astype(np.float64)"
+
+
+def owns(contents: Any) -> bool:
+    """Whether any floating NumPy array is in the call."""
+    return any(isinstance(node.value, np.ndarray) and _is_floating(node.value) for node in flatten(contents))
+
+
+def bind(case: Case) -> "NumpyProblem":
+    """The problem that this call poses; refuses what cannot be checked."""
+    if case.grads is None:
+        raise InvalidCase("NumPy has no backward pass: give the gradient with grads=.")
+    return NumpyProblem(case, _in_place(case) if case.is_closure else _in_copies(case))
+
+
+def _is_floating(value: Any) -> bool:
+    if isinstance(value, np.ndarray | np.generic):
+        return bool(np.issubdtype(value.dtype, np.inexact))
+    return isinstance(value, float | complex)
+
+
+@dataclass(slots=True)
+class Slot:
+    """A leaf, and the array that is perturbed in its stead.
+
+    ``put`` tells the leaf's owner its value where that is no array the function shares with us: a plain number, or a
+    read-only array.
+    """
+
+    name: str
+    path: Path
+    found: Any
+    work: Any
+    put: Callable[[Any], None] | None = None
+
+    @property
+    def current(self) -> Any:
+        """The perturbed leaf, of the type it was found as."""
+        return self.work if isinstance(self.found, np.ndarray) else type(self.found)(self.work)
+
+
+@dataclass(slots=True)
+class Binding:
+    """The leaves of one call, where their gradients are looked for, and what stands around them."""
+
+    slots: list[Slot]
+    places: _handed.Places
+    skipped: list[str]
+    others: list[Node]
+
+
+def _in_copies(case: Case) -> Binding:
+    """Leaves of arguments. Working copies are perturbed, so the user's arrays are never written."""
+    nodes = argument_nodes(case)
+    floating = [node for node in nodes if _is_floating(node.value)]
+    if case.wrt is None and not any(node.path[0] == 0 for node in floating):
+        raise InvalidCase("argument 0 holds no floating array: say with wrt= which arguments are checked.")
+    candidates = [Candidate((node.suffix,), node.path) for node in floating]
+    wrt = 0 if case.wrt is None else case.wrt
+    chosen = [floating[number] for number in select(wrt, candidates, len(case.args))]
+    slots = [Slot(node.suffix, node.path, node.value, np.array(node.value, order="K", subok=True)) for node in chosen]
+    roots = {slot.path[0] for slot in slots}
+    return Binding(
+        slots=slots,
+        places=_handed.places([slot.path for slot in slots], [node.path for node in nodes]),
+        skipped=_not_floating(node for node in nodes if node.path[0] in roots),
+        others=[node for node in nodes if node not in chosen],
+    )
+
+
+def _in_place(case: Case) -> Binding:
+    """Leaves of a closure. The user's own arrays are perturbed, since only they reach the function."""
+    nodes = closure_nodes(vars(case.wrt) if _is_object(case.wrt) else case.wrt)
+    floating = [node for node in nodes if _is_floating(node.value)]
+    skipped = _not_floating(nodes)
+    if _is_object(case.wrt) and not callable(case.grads):
+        # Such an object keeps data and caches beside its parameters: the gradient says which is which.
+        given = [node for node in floating if _handed.has(case.grads, node.path)]
+        skipped = [f"{node.suffix}: no gradient was given" for node in floating if node not in given]
+        floating = given
+    if not floating:
+        raise InvalidCase("wrt holds no floating array: pass the arrays that the function reads.")
+    slots = [_slot_in_place(case.wrt, node) for node in floating]
+    twins: dict[int, str] = {}
+    for slot in slots:
+        if isinstance(slot.found, np.ndarray) and twins.setdefault(id(slot.found), slot.name) != slot.name:
+            raise InvalidCase(f"{twins[id(slot.found)]} and {slot.name} are one array: pass it once.")
+    known = [node.path for node in nodes]
+    return Binding(slots, _handed.Places([slot.path for slot in slots], known), skipped, [])
+
+
+def _is_object(owner: Any) -> bool:
+    """Neither array nor container: a network that keeps its arrays as attributes."""
+    is_tree = [node.path for node in flatten(owner)] != [()]
+    return not is_tree and not isinstance(owner, np.ndarray | np.generic) and hasattr(owner, "__dict__")
+
+
+def _slot_in_place(owner: Any, node: Node) -> Slot:
+    if isinstance(node.value, np.ndarray) and node.value.flags.writeable:
+        return Slot(node.suffix, node.path, node.value, node.value)
+    holder = owner
+    for key in node.path[:-1]:
+        holder = holder[key] if isinstance(holder, dict | list | tuple) else getattr(holder, key)
+    if not node.path or isinstance(holder, tuple):
+        raise InvalidCase(f"{node.suffix} cannot be written: pass a writable array, or its dict, list or object.")
+
+    def put(value: Any) -> None:
+        if isinstance(holder, dict | list):
+            holder[node.path[-1]] = value
+        else:
+            setattr(holder, node.path[-1], value)
+
+    return Slot(node.suffix, node.path, node.value, np.array(node.value, order="K", subok=True), put)
+
+
+def _not_floating(nodes: Iterable[Node]) -> list[str]:
+    plain = [node for node in nodes if not _is_floating(node.value) and node.value is not None]
+    return [f"{node.suffix}: {_kind(node.value)}, not a floating array" for node in plain]
+
+
+def _kind(value: Any) -> str:
+    return str(value.dtype) if isinstance(value, np.ndarray | np.generic) else type(value).__name__
+
+
+class NumpyProblem:
+    """One call of a NumPy function, seen from the core."""
+
+    def __init__(self, case: Case, binding: Binding) -> None:
+        self._case, self._slots, self._places = case, binding.slots, binding.places
+        for slot in self._slots:
+            refuse_unless_float64(slot.name, str(np.asarray(slot.found).dtype), CONVERT)
+            refuse_unless_finite(slot.name, np.asarray(slot.found))
+        entries = [Entry((slot.name,), slot.path, np.shape(slot.found), "float64") for slot in self._slots]
+        self.layout = lay_out(entries)
+        self.point: Vector = np.concatenate([np.zeros(0), *(np.ravel(slot.found) for slot in self._slots)])
+        self.skipped = list(binding.skipped)
+        self.unit_cotangent = not _handed.takes_cotangent(case.grads, len(case.args))
+        # Read at once, which copies: many forwards overwrite the gradients they left behind.
+        self._given = None if callable(case.grads) else self._read(case.grads)
+        self._writers = [_writer(slot.work) for slot in self._slots]
+        self._has_numbers = any(not isinstance(slot.found, np.ndarray) for slot in self._slots)
+        self._arguments = self._rebuilt()
+        self._world = World(list(self._states(binding.others)))
+        with self.held():
+            self.outputs, self._cotangent_tree = self._learn_outputs()
+
+    def _states(self, others: list[Node]) -> Iterator[State]:
+        yield from random_states()
+        case = self._case
+        for node in reachable(case.fn, *case.args, case.kwargs, case.grads, case.loss):
+            if isinstance(node, np.random.Generator | np.random.RandomState):
+                yield generator_state(node)
+        for slot in self._slots:
+            yield array_state(slot.name, slot.work)
+        grads = () if callable(case.grads) else flatten(case.grads)
+        for node in (*others, *grads):
+            if isinstance(node.value, np.ndarray) and node.value.flags.writeable:
+                yield array_state(node.suffix, node.value)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        with self._world.held():
+            try:
+                yield
+            finally:
+                for slot in self._slots:
+                    if slot.put is not None:
+                        slot.put(slot.found)
+
+    def _rebuilt(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        values = {slot.path: slot.current for slot in self._slots}
+        args = tuple(replaced(tree, values, (number,)) for number, tree in enumerate(self._case.args))
+        return args, {key: replaced(tree, values, (key,)) for key, tree in self._case.kwargs.items()}
+
+    def _call(self) -> Any:
+        # Arrays are shared with the function; plain numbers have to be passed anew.
+        if self._has_numbers:
+            self._arguments = self._rebuilt()
+        for slot in self._slots:
+            if slot.put is not None:
+                slot.put(slot.current)
+        args, kwargs = self._arguments
+        # Beyond the edge of a domain NaN is the answer that the core expects, not a warning.
+        with np.errstate(all="ignore"):
+            out = self._case.fn(*args, **kwargs)
+            return out if self._case.loss is None else self._case.loss(out)
+
+    def _learn_outputs(self) -> tuple[Layout, Any]:
+        out = self._call()
+        self._world.watch()
+        nodes = list(flatten(out, (), "output"))
+        kept = [node for node in nodes if _is_floating(node.value)]
+        if not kept:
+            raise InvalidCase(f"the function returned {_kind(out)}, no floating number: let it return its value.")
+        for node in kept:
+            refuse_unless_float64(node.suffix, str(np.asarray(node.value).dtype), CONVERT)
+        left = [node for node in nodes if not _is_floating(node.value) and node.value is not None]
+        self.skipped += [f"{node.suffix}: {_kind(node.value)}, not differentiable" for node in left]
+        return lay_out(Entry((n.suffix,), n.path, np.shape(n.value), "float64") for n in kept), out
+
+    def _reduced(self, out: Any, cotangents: list[Any]) -> float:
+        if len(cotangents) == 1 and not self.outputs.leaves[0].path:
+            return float(np.sum(cotangents[0] * out))
+        parts = {node.path: node.value for node in flatten(out)}
+        pairs = zip(cotangents, self.outputs, strict=True)
+        return float(sum(np.sum(part * parts[leaf.path]) for part, leaf in pairs))
+
+    def along(self, direction: Vector, steps: Vector, start: int, cotangent: Vector) -> Vector:
+        cotangents = _handed.cut(cotangent, self.outputs)
+        whole = np.zeros_like(self.point)
+        whole[start : start + direction.size] = direction
+        values = np.empty(len(steps))
+        try:
+            for number, step in enumerate(steps):
+                self._world.reset()
+                self._write_all(self.point + step * whole)
+                values[number] = self._reduced(self._call(), cotangents)
+        finally:
+            self._write_all(self.point)
+        return values
+
+    def _write_all(self, point: Vector) -> None:
+        for slot, part in zip(self._slots, _handed.cut(point, self.layout), strict=True):
+            slot.work[...] = part
+
+    def each(self, index: Positions, steps: Vector, cotangent: Vector) -> Vector:
+        cotangents = _handed.cut(cotangent, self.outputs)
+        values = np.empty(len(index))
+        owners = self.layout.owners(index)
+        for number, (position, owner, step) in enumerate(zip(index, owners, steps, strict=True)):
+            put, place = self._writers[owner], int(position) - self.layout.leaves[owner].start
+            self._world.reset()
+            try:
+                put(place, self.point[position] + step)
+                values[number] = self._reduced(self._call(), cotangents)
+            finally:
+                put(place, self.point[position])
+        return values
+
+    def gradient(self, cotangent: Vector) -> Backward:
+        if self._given is not None:
+            return self._given
+        self._world.reset()
+        # Forward first: a class keeps what its backward needs from the last forward, and phi comes with it.
+        value = self._reduced(self._call(), _handed.cut(cotangent, self.outputs))
+        args, kwargs = self._arguments
+        if not self.unit_cotangent:
+            parts = _handed.cut(cotangent, self.outputs)
+            shaped = {leaf.path: part for leaf, part in zip(self.outputs, parts, strict=True)}
+            args = (replaced(self._cotangent_tree, shaped), *args)
+        with np.errstate(all="ignore"):
+            returned = self._case.grads(*args, **kwargs)
+        answer = self._read(returned)
+        self._world.watch()
+        return answer if answer.value is not None else answer._replace(value=value)
+
+    def _read(self, returned: Any) -> Backward:
+        return _handed.read(returned, self.layout, self._places, np.asarray)
+
+
+def _writer(work: Any) -> Callable[[int, float], None]:
+    """How to set one element of an array by its position in C order, as cheaply as its memory allows."""
+    if work.flags.c_contiguous:
+        return memoryview(np.asarray(work).reshape(-1)).__setitem__
+    return work.flat.__setitem__  # type: ignore[no-any-return]

@@ -1,0 +1,512 @@
+"""PyTorch: functions of tensors, modules, and closures over tensors; the gradient comes from autograd."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from xgradcheck import _handed
+from xgradcheck._adapters import Backward, Case
+from xgradcheck._errors import InvalidCase
+from xgradcheck._layout import (
+    Entry,
+    Layout,
+    Positions,
+    Vector,
+    lay_out,
+    refuse_unless_finite,
+    refuse_unless_float64,
+)
+from xgradcheck._selection import Candidate, argument_nodes, closure_nodes, select
+from xgradcheck._tree import Node, Path, flatten, replaced
+from xgradcheck.backends.world import (
+    State,
+    World,
+    array_state,
+    generator_state,
+    random_states,
+    reachable,
+)
+
+CONVERT = "convert it with .double() (a whole module with model.double())"
+
+
+def owns(contents: Any) -> bool:
+    """Whether a tensor or a module is in the call."""
+    return any(isinstance(node.value, torch.Tensor | nn.Module) for node in flatten(contents))
+
+
+def bind(case: Case) -> "TorchProblem":
+    """The problem that this call poses; refuses what cannot be checked."""
+    if isinstance(case.fn, nn.Module):
+        return TorchProblem(case, _of_module(case, case.fn))
+    return TorchProblem(case, _of_closure(case) if case.is_closure else _of_arguments(case))
+
+
+@dataclass(slots=True)
+class Slot:
+    """A leaf: the tensor of the user, and the one that the function gets to see and that is perturbed."""
+
+    names: tuple[str, ...]
+    path: Path
+    found: torch.Tensor
+    work: torch.Tensor
+
+    @property
+    def name(self) -> str:
+        return " = ".join(self.names)
+
+
+@dataclass(slots=True)
+class Binding:
+    """The leaves of one call, and what stands around them."""
+
+    slots: list[Slot]
+    places: _handed.Places
+    skipped: list[str]
+    others: list[torch.Tensor]
+
+
+def _is_floating(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and (value.is_floating_point() or value.is_complex())
+
+
+def _dtype(tensor: torch.Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def _working_copy(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor of the same values and, unless elements overlap, the same strides: a backward may depend on them."""
+    found = tensor.detach()
+    if found.layout is not torch.strided:
+        return found.clone()
+    overlaps = any(stride == 0 and size > 1 for size, stride in zip(found.shape, found.stride(), strict=True))
+    if overlaps or found.is_contiguous():
+        return found.clone(memory_format=torch.contiguous_format)
+    return torch.empty_strided(found.shape, found.stride(), dtype=found.dtype, device=found.device).copy_(found)
+
+
+def _of_arguments(case: Case) -> Binding:
+    """Leaves of a function's arguments: those that require grad, or all floating ones if none does."""
+    nodes = argument_nodes(case)
+    tensors = _grouped((node.suffix, node.path, node.value) for node in nodes if _is_floating(node.value))
+    if case.wrt is None and case.grads is None:
+        chosen = [slot for slot in tensors if slot.found.requires_grad] or tensors
+    else:
+        chosen = _selected(0 if case.wrt is None else case.wrt, tensors, len(case.args))
+    reason = "does not require grad" if case.wrt is None else "not in wrt"
+    skipped = [f"{slot.name}: {reason}" for slot in tensors if slot not in chosen]
+    return _binding([_in_copy(slot) for slot in chosen], nodes, skipped)
+
+
+def _of_module(case: Case, module: nn.Module) -> Binding:
+    """Leaves of a module: its parameters, in place, and its inputs where they are asked for."""
+    nodes = argument_nodes(case, module.forward)
+    inputs = _grouped((node.suffix, node.path, node.value) for node in nodes if _is_floating(node.value))
+    parameters = _grouped(_parameters(module))
+    if case.wrt is None:
+        chosen = [slot for slot in parameters if slot.found.requires_grad] or inputs
+        skipped = [f"{slot.name}: frozen (requires_grad is False)" for slot in parameters if slot not in chosen]
+        skipped += [f"{slot.name}: an input, not in wrt" for slot in inputs if slot not in chosen]
+    else:
+        chosen = _selected(case.wrt, [*parameters, *inputs], len(case.args))
+        skipped = [f"{slot.name}: not in wrt" for slot in (*parameters, *inputs) if slot not in chosen]
+    given = {id(slot) for slot in inputs}
+    return _binding([_in_copy(slot) if id(slot) in given else _in_place(slot) for slot in chosen], nodes, skipped)
+
+
+def _of_closure(case: Case) -> Binding:
+    """Leaves of a closure: the tensors and parameters in ``wrt``, in place, since only they reach the function."""
+    found: list[tuple[str, Path, torch.Tensor]] = []
+    for node in closure_nodes(case.wrt):
+        if isinstance(node.value, nn.Module):
+            prefix = f"{node.suffix}." if node.path else ""
+            found += [(prefix + name, (*node.path, *path), tensor) for name, path, tensor in _parameters(node.value)]
+        elif _is_floating(node.value):
+            found.append((node.suffix, node.path, node.value))
+    tensors = _grouped(found)
+    frozen = [slot for slot in tensors if isinstance(slot.found, nn.Parameter) and not slot.found.requires_grad]
+    skipped = [f"{slot.name}: frozen (requires_grad is False)" for slot in frozen]
+    slots = [_in_place(slot) for slot in tensors if slot not in frozen]
+    return Binding(slots, _handed.Places([slot.path for slot in slots], [path for _, path, _ in found]), skipped, [])
+
+
+def _binding(slots: list[Slot], nodes: list[Node], skipped: list[str]) -> Binding:
+    plain = [node for node in nodes if isinstance(node.value, torch.Tensor) and not _is_floating(node.value)]
+    skipped += [f"{node.suffix}: {_dtype(node.value)}, not differentiable" for node in plain]
+    paths = [node.path for node in nodes]
+    places = _handed.places([slot.path for slot in slots], paths) if slots else _handed.Places([], [])
+    return Binding(slots, places, skipped, [node.value for node in nodes if isinstance(node.value, torch.Tensor)])
+
+
+def _selected(wrt: Any, slots: list[Slot], arguments: int) -> list[Slot]:
+    candidates = [Candidate(slot.names, slot.path) for slot in slots]
+    return [slots[number] for number in select(wrt, candidates, arguments)]
+
+
+def _parameters(module: nn.Module) -> Iterator[tuple[str, Path, torch.Tensor]]:
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        if isinstance(parameter, nn.parameter.UninitializedTensorMixin):
+            raise InvalidCase(f"parameter {name!r} is not initialised yet: run the module once on its input first.")
+        yield name, tuple(name.split(".")), parameter
+
+
+def _grouped(found: Iterable[tuple[str, Path, torch.Tensor]]) -> list[Slot]:
+    """One slot per tensor object, under all the names it is found by."""
+    slots: dict[int, Slot] = {}
+    for name, path, tensor in found:
+        if id(tensor) in slots:
+            slots[id(tensor)].names += (name,)
+        else:
+            slots[id(tensor)] = Slot((name,), path, tensor, tensor)
+    return list(slots.values())
+
+
+def _in_copy(slot: Slot) -> Slot:
+    """Let a copy be perturbed: same values and, unless elements overlap, same strides, on which a backward may lean."""
+    _refuse(slot)
+    found = slot.found.detach()
+    if found.is_contiguous() or _overlaps(found):
+        slot.work = found.clone(memory_format=torch.contiguous_format)
+    else:
+        slot.work = torch.empty_strided(found.shape, found.stride(), dtype=found.dtype, device=found.device)
+        slot.work.copy_(found)
+    return slot
+
+
+def _in_place(slot: Slot) -> Slot:
+    """Let the user's own tensor be perturbed."""
+    _refuse(slot)
+    if _overlaps(slot.found):
+        raise InvalidCase(f"{slot.name} is expanded, its elements share memory: pass {slot.name}.contiguous().")
+    return slot
+
+
+def _overlaps(tensor: torch.Tensor) -> bool:
+    """Whether several elements lie on one number, as after expand, unfold or as_strided."""
+    spans = sorted((stride, size) for size, stride in zip(tensor.shape, tensor.stride(), strict=True) if size > 1)
+    reach = 0
+    for stride, size in spans:
+        if stride <= reach:
+            return True
+        reach += stride * (size - 1)
+    return False
+
+
+def _refuse(slot: Slot) -> None:
+    """Raise for a tensor that float64 differences cannot judge."""
+    refuse_unless_float64(slot.name, _dtype(slot.found), CONVERT)
+    if slot.found.layout is not torch.strided:
+        raise InvalidCase(f"{slot.name} is a sparse tensor: pass it dense, with .to_dense().")
+    refuse_unless_finite(slot.name, slot.found.detach().cpu().numpy())
+
+
+class TorchProblem:
+    """One call of a PyTorch function, seen from the core."""
+
+    def __init__(self, case: Case, binding: Binding) -> None:
+        if not binding.slots:
+            raise InvalidCase("there is no floating tensor to check: pass one, or name the parameters with wrt=.")
+        self._case, self._slots, self._places = case, binding.slots, binding.places
+        self.layout = lay_out(Entry(s.names, s.path, tuple(s.found.shape), "float64") for s in self._slots)
+        self.point: Vector = np.concatenate([s.found.detach().cpu().numpy().ravel() for s in self._slots])
+        self.skipped = list(binding.skipped)
+        self.unit_cotangent = case.grads is not None and not _handed.takes_cotangent(case.grads, len(case.args))
+        # Read at once, which copies: the function may overwrite the gradients it left behind.
+        self._given = None if case.grads is None or callable(case.grads) else self._read(case.grads)
+        self._writers = [_writer(slot.work) for slot in self._slots]
+        works = {slot.path: slot.work for slot in self._slots}
+        for slot in self._slots:
+            works |= {node.path: slot.work for node in argument_nodes(case) if node.value is slot.found}
+        self._args = tuple(replaced(tree, works, (number,)) for number, tree in enumerate(case.args))
+        self._kwargs = {key: replaced(tree, works, (key,)) for key, tree in case.kwargs.items()}
+        self._world = World(_states(case, self._slots, binding.others))
+        self._grad_mode: Callable[[], Any] = torch.no_grad
+        self._paths: list[Path] = []
+        self.outputs = Layout(())
+        with self.held():
+            self._learn_outputs()
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        own = self._case.grads is None
+        asked = [slot.work for slot in self._slots if own and not slot.work.requires_grad]
+        try:
+            for work in asked:
+                work.requires_grad_()
+            with self._world.held():
+                yield
+        finally:
+            for work in asked:
+                work.requires_grad_(False)
+
+    def _call(self) -> Any:
+        out = self._case.fn(*self._args, **self._kwargs)
+        return out if self._case.loss is None else self._case.loss(out)
+
+    def _learn_outputs(self) -> None:
+        """One forward pass as the backward will see it: which outputs there are, and which carry a gradient."""
+        with torch.enable_grad():
+            nodes = list(flatten(self._call(), (), "output"))
+        self._world.watch()
+        floating = [node for node in nodes if _is_floating(node.value)]
+        if not floating:
+            kinds = ", ".join(type(node.value).__name__ for node in nodes) or "nothing"
+            raise InvalidCase(f"the function returned {kinds}, no floating tensor: let it return its value.")
+        kept = [node for node in floating if node.value.requires_grad] or floating
+        for node in kept:
+            refuse_unless_float64(node.suffix, _dtype(node.value), CONVERT)
+        left = [node for node in nodes if node not in kept and node.value is not None]
+        self.skipped += [f"{node.suffix}: {_kind(node.value)}, not differentiable" for node in left]
+        self.outputs = lay_out(Entry((n.suffix,), n.path, tuple(n.value.shape), "float64") for n in kept)
+        self._paths = [node.path for node in kept]
+        self._device = kept[0].value.device
+        self._choose_grad_mode()
+
+    def _choose_grad_mode(self) -> None:
+        """Evaluate without a graph, unless the function itself needs one (it differentiates inside)."""
+        try:
+            with torch.no_grad():
+                self._call()
+        except RuntimeError:
+            self._grad_mode = torch.enable_grad
+        self._world.reset()
+
+    def _tensors(self, out: Any) -> list[torch.Tensor]:
+        if self._paths == [()]:
+            return [out]
+        parts = {node.path: node.value for node in flatten(out)}
+        return [parts[path] for path in self._paths]
+
+    def _cotangents(self, cotangent: Vector) -> list[torch.Tensor]:
+        parts = _handed.cut(cotangent.copy(), self.outputs)
+        return [torch.from_numpy(part).to(self._device) for part in parts]
+
+    def _evaluator(self, cotangent: Vector) -> Callable[[], float]:
+        """phi as a function of the leaves as they stand, with as little Python on the way as can be."""
+        cotangents = self._cotangents(cotangent)
+        call = self._call
+        if self._paths == [()] and self.outputs.size == 1:
+            scale = float(cotangent[0])
+
+            def scalar() -> float:
+                return scale * float(call().detach())
+
+            return scalar
+
+        def reduced() -> float:
+            pairs = zip(cotangents, self._tensors(call()), strict=True)
+            # Multiply and sum: torch.dot loses a digit or two against this pairwise sum.
+            return sum(float((part * out.detach()).sum()) for part, out in pairs)
+
+        return reduced
+
+    def along(self, direction: Vector, steps: Vector, start: int, cotangent: Vector) -> Vector:
+        whole = np.zeros_like(self.point)
+        whole[start : start + direction.size] = direction
+        values = np.empty(len(steps))
+        evaluate = self._evaluator(cotangent)
+        try:
+            with self._grad_mode():
+                for number, step in enumerate(steps):
+                    self._world.reset()
+                    self._write_all(self.point + step * whole)
+                    values[number] = evaluate()
+        finally:
+            self._write_all(self.point)
+        return values
+
+    def _write_all(self, point: Vector) -> None:
+        with torch.no_grad():
+            for slot, part in zip(self._slots, _handed.cut(point, self.layout), strict=True):
+                slot.work.data.copy_(torch.from_numpy(part))
+
+    def each(self, index: Positions, steps: Vector, cotangent: Vector) -> Vector:
+        values = np.empty(len(index))
+        evaluate = self._evaluator(cotangent)
+        starts = [leaf.start for leaf in self.layout]
+        owners, base = self.layout.owners(index).tolist(), self.point[index]
+        moved = (base + steps).tolist()
+        with self._grad_mode():
+            for number, (owner, position) in enumerate(zip(owners, index.tolist(), strict=True)):
+                put, place = self._writers[owner], position - starts[owner]
+                self._world.reset()
+                try:
+                    put(place, moved[number])
+                    values[number] = evaluate()
+                finally:
+                    put(place, float(base[number]))
+        return values
+
+    def gradient(self, cotangent: Vector) -> Backward:
+        if self._given is not None:
+            return self._given
+        self._world.reset()
+        answer = self._autograd(cotangent) if self._case.grads is None else self._from_user(cotangent)
+        self._world.watch()
+        return answer
+
+    def _autograd(self, cotangent: Vector) -> Backward:
+        cotangents = self._cotangents(cotangent)
+        with torch.enable_grad():
+            outs = self._tensors(self._call())
+            value = sum(float((part * out.detach()).sum()) for part, out in zip(cotangents, outs, strict=True))
+            reached = [(out, part) for out, part in zip(outs, cotangents, strict=True) if out.requires_grad]
+            works = [slot.work for slot in self._slots]
+            found: Sequence[torch.Tensor | None] = [None] * len(works)
+            if reached:
+                tensors, parts = zip(*reached, strict=True)
+                found = torch.autograd.grad(tensors, works, parts, allow_unused=True)
+        gradient = np.zeros(self.layout.size)
+        for leaf, grad in zip(self.layout, found, strict=True):
+            if grad is not None:
+                gradient[leaf.part] = _array(grad).ravel()
+        return Backward(value, gradient, frozenset(n for n, grad in enumerate(found) if grad is None))
+
+    def _from_user(self, cotangent: Vector) -> Backward:
+        value = None
+        args = self._args
+        with torch.no_grad():
+            # Forward first: a class keeps what its backward needs from the last forward, and phi comes with it.
+            out = self._call()
+            parts = self._cotangents(cotangent)
+            value = sum(float((p * o).sum()) for p, o in zip(parts, self._tensors(out), strict=True))
+            if not self.unit_cotangent:
+                args = (replaced(out, dict(zip(self._paths, parts, strict=True))), *args)
+        answer = self._read(self._case.grads(*args, **self._kwargs))
+        return answer if answer.value is not None else answer._replace(value=value)
+
+    def _read(self, returned: Any) -> Backward:
+        return _handed.read(returned, self.layout, self._places, _array)
+
+
+def _array(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        dense = value.detach() if value.layout is torch.strided else value.detach().to_dense()
+        return dense.resolve_conj().resolve_neg().to("cpu", torch.float64).numpy()
+    return np.asarray(value)
+
+
+def _writer(tensor: torch.Tensor) -> Callable[[int, float], None]:
+    """How to set one element of a tensor by its position in C order, as cheaply as its memory allows."""
+    data = tensor.detach()
+    if data.device.type != "cpu":
+        return lambda place, value: data.__setitem__(np.unravel_index(place, data.shape), value)
+    array = data.numpy()
+    if array.flags.c_contiguous:
+        return memoryview(array.reshape(-1)).__setitem__
+    return array.flat.__setitem__  # type: ignore[no-any-return]
+
+
+def _kind(value: Any) -> str:
+    return _dtype(value) if isinstance(value, torch.Tensor) else type(value).__name__
+
+
+def _states(case: Case, slots: list[Slot], others: list[torch.Tensor]) -> list[State]:
+    """Everything a PyTorch function can change that its caller would notice, or its next evaluation."""
+    states = [*random_states(), _torch_random_state(), _modes_state()]
+    found = reachable(case.fn, case.args, case.kwargs, case.wrt, case.loss, case.grads)
+    modules = {id(part): part for node in found if isinstance(node, nn.Module) for part in node.modules()}
+    tensors = {id(slot.work): slot.work for slot in slots} | {id(tensor): tensor for tensor in others}
+    for module in modules.values():
+        states.append(_module_state(module))
+        tensors |= {id(p): p for p in module.parameters(recurse=False)}
+    for node in found:
+        if isinstance(node, torch.Tensor):
+            tensors[id(node)] = node
+        elif isinstance(node, torch.Generator):
+            states.append(_torch_generator_state(node))
+        elif isinstance(node, np.random.Generator | np.random.RandomState):
+            states.append(generator_state(node))
+        elif isinstance(node, np.ndarray) and node.flags.writeable and node.dtype != object:
+            states.append(array_state("an array", node))
+    return states + [_tensor_state(tensor) for tensor in tensors.values() if tensor.layout is torch.strided]
+
+
+def _torch_generator_state(generator: torch.Generator) -> State:
+    def restore(saved: Any) -> None:
+        generator.set_state(torch.from_numpy(saved))
+
+    return State("a torch Generator", lambda: generator.get_state().numpy(), restore)
+
+
+def _torch_random_state() -> State:
+    def read() -> Any:
+        cpu = torch.get_rng_state().numpy()
+        cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+        return [cpu, *(state.numpy() for state in cuda)]
+
+    def restore(saved: Any) -> None:
+        torch.set_rng_state(torch.from_numpy(saved[0]))
+        if saved[1:]:
+            torch.cuda.set_rng_state_all([torch.from_numpy(state) for state in saved[1:]])
+
+    return State("torch's random", read, restore)
+
+
+def _modes_state() -> State:
+    """The global switches of PyTorch."""
+
+    def read() -> Any:
+        deterministic = torch.are_deterministic_algorithms_enabled()
+        only_warn = torch.is_deterministic_algorithms_warn_only_enabled()
+        return [torch.get_default_dtype(), torch.is_grad_enabled(), deterministic, only_warn]
+
+    def restore(saved: Any) -> None:
+        torch.set_default_dtype(saved[0])
+        torch.set_grad_enabled(saved[1])
+        torch.use_deterministic_algorithms(saved[2], warn_only=saved[3])
+
+    return State("torch's modes", read, restore)
+
+
+def _bytes(tensor: torch.Tensor) -> Any:
+    """The values of a tensor as an array of bytes, whatever its dtype: NaN and -0.0 count as they are."""
+    return tensor.detach().contiguous().reshape(-1).view(torch.uint8).cpu().numpy().copy()
+
+
+def _set_bytes(tensor: torch.Tensor, saved: Any) -> None:
+    values = torch.from_numpy(saved.copy()).to(tensor.device).view(tensor.dtype).reshape(tensor.shape)
+    tensor.data.copy_(values)
+
+
+def _module_state(module: nn.Module) -> State:
+    """The buffers of one module, without its children's, and its training flag."""
+
+    def read() -> Any:
+        buffers = {k: (id(b), _bytes(b)) for k, b in module._buffers.items() if b is not None}
+        return [module.training, buffers]
+
+    found = dict(module._buffers)
+
+    def restore(saved: Any) -> None:
+        module.training = saved[0]
+        for name, buffer in found.items():
+            module._buffers[name] = buffer
+            if buffer is not None:
+                _set_bytes(buffer, saved[1][name][1])
+
+    return State(f"{type(module).__name__}'s buffers", read, restore)
+
+
+def _tensor_state(tensor: torch.Tensor) -> State:
+    """A tensor's values, its ``.grad`` and whether it requires one."""
+    grad = tensor.grad if tensor.is_leaf else None
+
+    def read() -> Any:
+        now = tensor.grad if tensor.is_leaf else None
+        return [_bytes(tensor), tensor.requires_grad, None if now is None else (id(now), _bytes(now))]
+
+    def restore(saved: Any) -> None:
+        _set_bytes(tensor, saved[0])
+        if tensor.is_leaf:
+            tensor.requires_grad_(saved[1])
+            tensor.grad = grad
+            if grad is not None:
+                _set_bytes(grad, saved[2][1])
+
+    return State("a tensor", read, restore)

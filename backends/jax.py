@@ -1,10 +1,13 @@
-"""JAX: pytrees in, pytrees out; points are batched with vmap under jit, in float64 whatever the global flag says."""
+"""JAX: pytrees in, pytrees out; points are batched with vmap under jit, in float64 whatever the
+global flag says.
+"""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import jax
+import jax.experimental
 import jax.numpy as jnp
 import numpy as np
 from jax import tree_util
@@ -22,12 +25,18 @@ from xgradcheck._layout import (
     refuse_unless_float64,
 )
 from xgradcheck._selection import Candidate, select
-from xgradcheck._tree import Node, Path, argument_names, flatten
-from xgradcheck.backends.world import State, World, generator_state, random_states, reachable
+from xgradcheck._tree import Node, argument_names
 
-CONVERT = "give it as float64 (a NumPy float64 array will do, with backend='jax'; JAX makes float32 unless asked)"
+from .world import State, World, generator_state, random_states, reachable
+
+CONVERT = (
+    "give it as float64 (a NumPy float64 array will do, with backend='jax'; JAX makes float32 "
+    "unless asked)"
+)
 CHUNK_BYTES = 1 << 24
-"""How much memory one batch of points may take: large enough to fill the cores, small enough for any machine."""
+"""How much memory one batch of points may take: large enough to fill the cores, small enough for
+any machine.
+"""
 
 
 def owns(contents: Any) -> bool:
@@ -35,10 +44,19 @@ def owns(contents: Any) -> bool:
     return any(isinstance(leaf, jax.Array) for leaf in tree_util.tree_leaves(contents))
 
 
+def from_numpy(array: Any) -> Any:
+    """Left as it is: JAX takes NumPy arrays, and would make float32 of float64 ones outside our
+    scope.
+    """
+    return array
+
+
 def bind(case: Case) -> "JaxProblem":
     """The problem that this call poses; refuses what cannot be checked."""
     if case.is_closure:
-        raise InvalidCase("JAX functions are pure: pass the parameters as arguments, check(fn, params).")
+        raise InvalidCase(
+            "JAX functions are pure: pass the parameters as arguments, check(fn, params)."
+        )
     return JaxProblem(case)
 
 
@@ -46,9 +64,7 @@ def x64() -> AbstractContextManager[Any]:
     """float64 for as long as the context lasts; the global flag is not touched."""
     if hasattr(jax, "enable_x64"):
         return jax.enable_x64(True)  # type: ignore[no-any-return]
-    from jax.experimental import enable_x64  # older than 0.8
-
-    return enable_x64()  # type: ignore[no-any-return]
+    return jax.experimental.enable_x64()  # type: ignore[no-any-return,attr-defined]
 
 
 def _is_floating(value: Any) -> bool:
@@ -59,7 +75,7 @@ def _is_floating(value: Any) -> bool:
 def _argument_nodes(case: Case) -> list[Node]:
     """Every leaf of the arguments, named as JAX writes key paths."""
     names = argument_names(case.fn, len(case.args))
-    roots = [(number, names[number], tree) for number, tree in enumerate(case.args)]
+    roots: list[tuple[Any, str, Any]] = [(n, names[n], tree) for n, tree in enumerate(case.args)]
     roots += [(key, key, tree) for key, tree in case.kwargs.items()]
     return [
         Node((key, *map(_plain, path)), name + tree_util.keystr(path), value)
@@ -88,11 +104,17 @@ class JaxProblem:
         for node in leaves:
             refuse_unless_float64(node.suffix, str(node.value.dtype), CONVERT)
             refuse_unless_finite(node.suffix, np.asarray(node.value))
-        self.layout = lay_out(Entry((n.suffix,), n.path, np.shape(n.value), "float64") for n in leaves)
+        self.layout = lay_out(
+            Entry((n.suffix,), n.path, np.shape(n.value), "float64") for n in leaves
+        )
         self.point: Vector = np.concatenate([np.asarray(node.value).ravel() for node in leaves])
         self.skipped = self._left_out()
-        self._places = _handed.places([node.path for node in leaves], [node.path for node in self._nodes])
-        self.unit_cotangent = case.grads is not None and not _handed.takes_cotangent(case.grads, len(case.args))
+        self._places = _handed.places(
+            [node.path for node in leaves], [node.path for node in self._nodes]
+        )
+        self.unit_cotangent = case.grads is not None and not _handed.takes_cotangent(
+            case.grads, len(case.args)
+        )
         # Read at once, which copies.
         self._given = None if case.grads is None or callable(case.grads) else self._read(case.grads)
         self._world = World(list(self._states()))
@@ -109,23 +131,36 @@ class JaxProblem:
         wrt = 0 if case.wrt is None and case.grads is not None else case.wrt
         if wrt is not None:
             if isinstance(wrt, int | tuple):
-                # A Python number is a constant, unless its argument is asked for, as jax.grad(f)(3.0) does.
-                asked = {n % len(case.args) for n in ((wrt,) if isinstance(wrt, int) else wrt) if isinstance(n, int)}
+                # A Python number is a constant, unless its argument is asked for, as
+                # jax.grad(f)(3.0) does.
+                asked = {
+                    n % len(case.args)
+                    for n in ((wrt,) if isinstance(wrt, int) else wrt)
+                    if isinstance(n, int)
+                }
                 for number, node in enumerate(self._nodes):
                     if node.path[0] in asked and isinstance(node.value, float):
                         self._nodes[number] = Node(node.path, node.suffix, np.float64(node.value))
-                floating = [number for number, node in enumerate(self._nodes) if _is_floating(node.value)]
-            candidates = [Candidate((self._nodes[n].suffix,), self._nodes[n].path) for n in floating]
+                floating = [
+                    number for number, node in enumerate(self._nodes) if _is_floating(node.value)
+                ]
+            candidates = [
+                Candidate((self._nodes[n].suffix,), self._nodes[n].path) for n in floating
+            ]
             floating = [floating[number] for number in select(wrt, candidates, len(case.args))]
         if not floating:
-            raise InvalidCase("there is no floating array in the arguments: pass one, or name it with wrt=.")
+            raise InvalidCase(
+                "there is no floating array in the arguments: pass one, or name it with wrt=."
+            )
         return floating
 
     def _left_out(self) -> list[str]:
         left = [node for number, node in enumerate(self._nodes) if number not in self._numbers]
         arrays = [node for node in left if isinstance(node.value, jax.Array | np.ndarray)]
         return [
-            f"{node.suffix}: {'not in wrt' if _is_floating(node.value) else f'{node.value.dtype}, not differentiable'}"
+            f"{node.suffix}: not in wrt"
+            if _is_floating(node.value)
+            else f"{node.suffix}: {node.value.dtype}, not differentiable"
             for node in arrays
         ]
 
@@ -150,7 +185,10 @@ class JaxProblem:
         if self._case.loss is not None:
             out = self._case.loss(out)
         paths = tree_util.tree_flatten_with_path(out)[0]
-        self._seen = [Node(tuple(map(_plain, path)), "output" + tree_util.keystr(path), v) for path, v in paths]
+        self._seen = [
+            Node(tuple(map(_plain, path)), "output" + tree_util.keystr(path), v)
+            for path, v in paths
+        ]
         return [node.value for node in self._seen if _is_output(node.value)]
 
     def _found(self) -> list[Any]:
@@ -159,17 +197,23 @@ class JaxProblem:
     def _learn_outputs(self) -> None:
         try:
             jax.eval_shape(self._outputs_at, self._found())
-        except Exception:  # not traceable, or wrong: running it tells, with the user's own exception
+        except (
+            Exception
+        ):  # not traceable, or wrong: running it tells, with the user's own exception
             self._outputs_at(self._found())
         kept = [node for node in self._seen if _is_output(node.value)]
         if not kept:
             kinds = ", ".join(type(node.value).__name__ for node in self._seen) or "nothing"
-            raise InvalidCase(f"the function returned {kinds}, no floating array: let it return its value.")
+            raise InvalidCase(
+                f"the function returned {kinds}, no floating array: let it return its value."
+            )
         for node in kept:
             refuse_unless_float64(node.suffix, str(jnp.result_type(node.value)), CONVERT)
         left = [node for node in self._seen if node not in kept]
         self.skipped += [f"{node.suffix}: {_kind(node.value)}, not differentiable" for node in left]
-        self.outputs = lay_out(Entry((n.suffix,), n.path, np.shape(n.value), "float64") for n in kept)
+        self.outputs = lay_out(
+            Entry((n.suffix,), n.path, np.shape(n.value), "float64") for n in kept
+        )
         self._world.watch()
 
     def _phi(self, point: Any, cotangent: Any) -> Any:
@@ -206,7 +250,9 @@ class JaxProblem:
         for program in (batched, singly):
             try:
                 np.asarray(program(points, np.ones(self.outputs.size)))
-            except Exception:  # no batching rule, or no tracing at all: the next program will do, or tell why not
+            except (
+                Exception
+            ):  # no batching rule, or no tracing at all: the next program will do, or tell why not
                 continue
             return program
         self._chunk = 1
@@ -215,7 +261,9 @@ class JaxProblem:
     def _values(self, points: Any, cotangent: Vector) -> Vector:
         missing = -len(points) % self._chunk
         if missing:
-            points = np.concatenate([points, np.broadcast_to(self.point, (missing, self.point.size))])
+            points = np.concatenate(
+                [points, np.broadcast_to(self.point, (missing, self.point.size))]
+            )
         chunks = points.reshape(-1, self._chunk, self.point.size)
         values = np.concatenate([np.asarray(self._program(chunk, cotangent)) for chunk in chunks])
         return values[: len(values) - missing]
@@ -249,7 +297,9 @@ class JaxProblem:
 
         try:
             outs, grads = jax.jit(pulled_back)(self._found(), cotangents)
-        except Exception:  # not traceable, or wrong: running it tells, with the user's own exception
+        except (
+            Exception
+        ):  # not traceable, or wrong: running it tells, with the user's own exception
             outs, grads = pulled_back(self._found(), cotangents)
         value = sum(float(jnp.sum(part * out)) for part, out in zip(cotangents, outs, strict=True))
         gradient = np.concatenate([np.asarray(grad, dtype=np.float64).ravel() for grad in grads])
@@ -261,7 +311,9 @@ class JaxProblem:
         if not self.unit_cotangent:
             out = self._case.fn(*args, **kwargs)
             parts = iter(_handed.cut(cotangent, self.outputs))
-            shaped = tree_util.tree_map(lambda leaf: jnp.asarray(next(parts)) if _is_output(leaf) else leaf, out)
+            shaped = tree_util.tree_map(
+                lambda leaf: jnp.asarray(next(parts)) if _is_output(leaf) else leaf, out
+            )
             args = (shaped, *args)
         return self._read(self._case.grads(*args, **kwargs))
 

@@ -1,4 +1,6 @@
-"""NumPy: backprop by hand. The gradient is always handed in; the arrays lie in trees, or in an object."""
+"""NumPy: backprop by hand. The gradient is always handed in; the arrays lie in trees, or in an
+object.
+"""
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -21,10 +23,12 @@ from xgradcheck._layout import (
 )
 from xgradcheck._selection import Candidate, argument_nodes, closure_nodes, select
 from xgradcheck._tree import Node, Path, flatten, replaced
-from xgradcheck.backends.world import (
+
+from .world import (
     State,
     World,
     array_state,
+    element_writer,
     generator_state,
     random_states,
     reachable,
@@ -35,7 +39,15 @@ CONVERT = "convert it with .astype(np.float64)"
 
 def owns(contents: Any) -> bool:
     """Whether any floating NumPy array is in the call."""
-    return any(isinstance(node.value, np.ndarray) and _is_floating(node.value) for node in flatten(contents))
+    return any(
+        isinstance(node.value, np.ndarray) and _is_floating(node.value)
+        for node in flatten(contents)
+    )
+
+
+def from_numpy(array: Any) -> Any:
+    """An array of this framework; NumPy's is one already."""
+    return array
 
 
 def bind(case: Case) -> "NumpyProblem":
@@ -55,8 +67,8 @@ def _is_floating(value: Any) -> bool:
 class Slot:
     """A leaf, and the array that is perturbed in its stead.
 
-    ``put`` tells the leaf's owner its value where that is no array the function shares with us: a plain number, or a
-    read-only array.
+    ``put`` tells the leaf's owner its value where that is no array the function shares with us: a
+    plain number, or a read-only array.
     """
 
     name: str
@@ -86,11 +98,16 @@ def _in_copies(case: Case) -> Binding:
     nodes = argument_nodes(case)
     floating = [node for node in nodes if _is_floating(node.value)]
     if case.wrt is None and not any(node.path[0] == 0 for node in floating):
-        raise InvalidCase("argument 0 holds no floating array: say with wrt= which arguments are checked.")
+        raise InvalidCase(
+            "argument 0 holds no floating array: say with wrt= which arguments are checked."
+        )
     candidates = [Candidate((node.suffix,), node.path) for node in floating]
     wrt = 0 if case.wrt is None else case.wrt
     chosen = [floating[number] for number in select(wrt, candidates, len(case.args))]
-    slots = [Slot(node.suffix, node.path, node.value, np.array(node.value, order="K", subok=True)) for node in chosen]
+    slots = [
+        Slot(node.suffix, node.path, node.value, np.array(node.value, order="K", subok=True))
+        for node in chosen
+    ]
     roots = {slot.path[0] for slot in slots}
     return Binding(
         slots=slots,
@@ -101,22 +118,32 @@ def _in_copies(case: Case) -> Binding:
 
 
 def _in_place(case: Case) -> Binding:
-    """Leaves of a closure. The user's own arrays are perturbed, since only they reach the function."""
+    """Leaves of a closure. The user's own arrays are perturbed, since only they reach the
+    function.
+    """
     nodes = closure_nodes(vars(case.wrt) if _is_object(case.wrt) else case.wrt)
     floating = [node for node in nodes if _is_floating(node.value)]
     skipped = _not_floating(nodes)
     if _is_object(case.wrt) and not callable(case.grads):
-        # Such an object keeps data and caches beside its parameters: the gradient says which is which.
+        # Such an object keeps data and caches beside its parameters: the gradient says which is
+        # which.
         given = [node for node in floating if _handed.has(case.grads, node.path)]
-        skipped = [f"{node.suffix}: no gradient was given" for node in floating if node not in given]
+        skipped = [
+            f"{node.suffix}: no gradient was given" for node in floating if node not in given
+        ]
         floating = given
     if not floating:
         raise InvalidCase("wrt holds no floating array: pass the arrays that the function reads.")
     slots = [_slot_in_place(case.wrt, node) for node in floating]
     twins: dict[int, str] = {}
     for slot in slots:
-        if isinstance(slot.found, np.ndarray) and twins.setdefault(id(slot.found), slot.name) != slot.name:
-            raise InvalidCase(f"{twins[id(slot.found)]} and {slot.name} are one array: pass it once.")
+        if (
+            isinstance(slot.found, np.ndarray)
+            and twins.setdefault(id(slot.found), slot.name) != slot.name
+        ):
+            raise InvalidCase(
+                f"{twins[id(slot.found)]} and {slot.name} are one array: pass it once."
+            )
     known = [node.path for node in nodes]
     return Binding(slots, _handed.Places([slot.path for slot in slots], known), skipped, [])
 
@@ -124,7 +151,11 @@ def _in_place(case: Case) -> Binding:
 def _is_object(owner: Any) -> bool:
     """Neither array nor container: a network that keeps its arrays as attributes."""
     is_tree = [node.path for node in flatten(owner)] != [()]
-    return not is_tree and not isinstance(owner, np.ndarray | np.generic) and hasattr(owner, "__dict__")
+    return (
+        not is_tree
+        and not isinstance(owner, np.ndarray | np.generic)
+        and hasattr(owner, "__dict__")
+    )
 
 
 def _slot_in_place(owner: Any, node: Node) -> Slot:
@@ -134,7 +165,9 @@ def _slot_in_place(owner: Any, node: Node) -> Slot:
     for key in node.path[:-1]:
         holder = holder[key] if isinstance(holder, dict | list | tuple) else getattr(holder, key)
     if not node.path or isinstance(holder, tuple):
-        raise InvalidCase(f"{node.suffix} cannot be written: pass a writable array, or its dict, list or object.")
+        raise InvalidCase(
+            f"{node.suffix} cannot be written: pass a writable array, or its dict, list or object."
+        )
 
     def put(value: Any) -> None:
         if isinstance(holder, dict | list):
@@ -142,7 +175,9 @@ def _slot_in_place(owner: Any, node: Node) -> Slot:
         else:
             setattr(holder, node.path[-1], value)
 
-    return Slot(node.suffix, node.path, node.value, np.array(node.value, order="K", subok=True), put)
+    return Slot(
+        node.suffix, node.path, node.value, np.array(node.value, order="K", subok=True), put
+    )
 
 
 def _not_floating(nodes: Iterable[Node]) -> list[str]:
@@ -162,14 +197,18 @@ class NumpyProblem:
         for slot in self._slots:
             refuse_unless_float64(slot.name, str(np.asarray(slot.found).dtype), CONVERT)
             refuse_unless_finite(slot.name, np.asarray(slot.found))
-        entries = [Entry((slot.name,), slot.path, np.shape(slot.found), "float64") for slot in self._slots]
+        entries = [
+            Entry((slot.name,), slot.path, np.shape(slot.found), "float64") for slot in self._slots
+        ]
         self.layout = lay_out(entries)
-        self.point: Vector = np.concatenate([np.zeros(0), *(np.ravel(slot.found) for slot in self._slots)])
+        self.point: Vector = np.concatenate(
+            [np.zeros(0), *(np.ravel(slot.found) for slot in self._slots)]
+        )
         self.skipped = list(binding.skipped)
         self.unit_cotangent = not _handed.takes_cotangent(case.grads, len(case.args))
         # Read at once, which copies: many forwards overwrite the gradients they left behind.
         self._given = None if callable(case.grads) else self._read(case.grads)
-        self._writers = [_writer(slot.work) for slot in self._slots]
+        self._writers = [element_writer(slot.work) for slot in self._slots]
         self._has_numbers = any(not isinstance(slot.found, np.ndarray) for slot in self._slots)
         self._arguments = self._rebuilt()
         self._world = World(list(self._states(binding.others)))
@@ -201,8 +240,12 @@ class NumpyProblem:
 
     def _rebuilt(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
         values = {slot.path: slot.current for slot in self._slots}
-        args = tuple(replaced(tree, values, (number,)) for number, tree in enumerate(self._case.args))
-        return args, {key: replaced(tree, values, (key,)) for key, tree in self._case.kwargs.items()}
+        args = tuple(
+            replaced(tree, values, (number,)) for number, tree in enumerate(self._case.args)
+        )
+        return args, {
+            key: replaced(tree, values, (key,)) for key, tree in self._case.kwargs.items()
+        }
 
     def _call(self) -> Any:
         # Arrays are shared with the function; plain numbers have to be passed anew.
@@ -223,7 +266,9 @@ class NumpyProblem:
         nodes = list(flatten(out, (), "output"))
         kept = [node for node in nodes if _is_floating(node.value)]
         if not kept:
-            raise InvalidCase(f"the function returned {_kind(out)}, no floating number: let it return its value.")
+            raise InvalidCase(
+                f"the function returned {_kind(out)}, no floating number: let it return its value."
+            )
         for node in kept:
             refuse_unless_float64(node.suffix, str(np.asarray(node.value).dtype), CONVERT)
         left = [node for node in nodes if not _is_floating(node.value) and node.value is not None]
@@ -273,7 +318,8 @@ class NumpyProblem:
         if self._given is not None:
             return self._given
         self._world.reset()
-        # Forward first: a class keeps what its backward needs from the last forward, and phi comes with it.
+        # Forward first: a class keeps what its backward needs from the last forward, and phi comes
+        # with it.
         value = self._reduced(self._call(), _handed.cut(cotangent, self.outputs))
         args, kwargs = self._arguments
         if not self.unit_cotangent:
@@ -288,10 +334,3 @@ class NumpyProblem:
 
     def _read(self, returned: Any) -> Backward:
         return _handed.read(returned, self.layout, self._places, np.asarray)
-
-
-def _writer(work: Any) -> Callable[[int, float], None]:
-    """How to set one element of an array by its position in C order, as cheaply as its memory allows."""
-    if work.flags.c_contiguous:
-        return memoryview(np.asarray(work).reshape(-1)).__setitem__
-    return work.flat.__setitem__  # type: ignore[no-any-return]

@@ -1,4 +1,6 @@
-"""PyTorch: functions of tensors, modules, and closures over tensors; the gradient comes from autograd."""
+"""PyTorch: functions of tensors, modules, and closures over tensors; the gradient comes from
+autograd.
+"""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -23,10 +25,12 @@ from xgradcheck._layout import (
 )
 from xgradcheck._selection import Candidate, argument_nodes, closure_nodes, select
 from xgradcheck._tree import Node, Path, flatten, replaced
-from xgradcheck.backends.world import (
+
+from .world import (
     State,
     World,
     array_state,
+    element_writer,
     generator_state,
     random_states,
     reachable,
@@ -40,6 +44,11 @@ def owns(contents: Any) -> bool:
     return any(isinstance(node.value, torch.Tensor | nn.Module) for node in flatten(contents))
 
 
+def from_numpy(array: Any) -> torch.Tensor:
+    """A tensor of the same values and dtype."""
+    return torch.from_numpy(np.array(array))
+
+
 def bind(case: Case) -> "TorchProblem":
     """The problem that this call poses; refuses what cannot be checked."""
     if isinstance(case.fn, nn.Module):
@@ -49,7 +58,9 @@ def bind(case: Case) -> "TorchProblem":
 
 @dataclass(slots=True)
 class Slot:
-    """A leaf: the tensor of the user, and the one that the function gets to see and that is perturbed."""
+    """A leaf: the tensor of the user, and the one that the function gets to see and that is
+    perturbed.
+    """
 
     names: tuple[str, ...]
     path: Path
@@ -80,20 +91,30 @@ def _dtype(tensor: torch.Tensor) -> str:
 
 
 def _working_copy(tensor: torch.Tensor) -> torch.Tensor:
-    """A tensor of the same values and, unless elements overlap, the same strides: a backward may depend on them."""
+    """A tensor of the same values and, unless elements overlap, the same strides: a backward may
+    depend on them.
+    """
     found = tensor.detach()
     if found.layout is not torch.strided:
         return found.clone()
-    overlaps = any(stride == 0 and size > 1 for size, stride in zip(found.shape, found.stride(), strict=True))
+    overlaps = any(
+        stride == 0 and size > 1 for size, stride in zip(found.shape, found.stride(), strict=True)
+    )
     if overlaps or found.is_contiguous():
         return found.clone(memory_format=torch.contiguous_format)
-    return torch.empty_strided(found.shape, found.stride(), dtype=found.dtype, device=found.device).copy_(found)
+    return torch.empty_strided(
+        found.shape, found.stride(), dtype=found.dtype, device=found.device
+    ).copy_(found)
 
 
 def _of_arguments(case: Case) -> Binding:
-    """Leaves of a function's arguments: those that require grad, or all floating ones if none does."""
+    """Leaves of a function's arguments: those that require grad, or all floating ones if none
+    does.
+    """
     nodes = argument_nodes(case)
-    tensors = _grouped((node.suffix, node.path, node.value) for node in nodes if _is_floating(node.value))
+    tensors = _grouped(
+        (node.suffix, node.path, node.value) for node in nodes if _is_floating(node.value)
+    )
     if case.wrt is None and case.grads is None:
         chosen = [slot for slot in tensors if slot.found.requires_grad] or tensors
     else:
@@ -106,41 +127,78 @@ def _of_arguments(case: Case) -> Binding:
 def _of_module(case: Case, module: nn.Module) -> Binding:
     """Leaves of a module: its parameters, in place, and its inputs where they are asked for."""
     nodes = argument_nodes(case, module.forward)
-    inputs = _grouped((node.suffix, node.path, node.value) for node in nodes if _is_floating(node.value))
+    inputs = _grouped(
+        (node.suffix, node.path, node.value) for node in nodes if _is_floating(node.value)
+    )
     parameters = _grouped(_parameters(module))
     if case.wrt is None:
         chosen = [slot for slot in parameters if slot.found.requires_grad] or inputs
-        skipped = [f"{slot.name}: frozen (requires_grad is False)" for slot in parameters if slot not in chosen]
+        skipped = [
+            f"{slot.name}: frozen (requires_grad is False)"
+            for slot in parameters
+            if slot not in chosen
+        ]
         skipped += [f"{slot.name}: an input, not in wrt" for slot in inputs if slot not in chosen]
     else:
         chosen = _selected(case.wrt, [*parameters, *inputs], len(case.args))
-        skipped = [f"{slot.name}: not in wrt" for slot in (*parameters, *inputs) if slot not in chosen]
+        skipped = [
+            f"{slot.name}: not in wrt" for slot in (*parameters, *inputs) if slot not in chosen
+        ]
     given = {id(slot) for slot in inputs}
-    return _binding([_in_copy(slot) if id(slot) in given else _in_place(slot) for slot in chosen], nodes, skipped)
+    return _binding(
+        [_in_copy(slot) if id(slot) in given else _in_place(slot) for slot in chosen],
+        nodes,
+        skipped,
+    )
 
 
 def _of_closure(case: Case) -> Binding:
-    """Leaves of a closure: the tensors and parameters in ``wrt``, in place, since only they reach the function."""
+    """Leaves of a closure: the tensors and parameters in ``wrt``, in place, since only they reach
+    the function.
+    """
     found: list[tuple[str, Path, torch.Tensor]] = []
     for node in closure_nodes(case.wrt):
         if isinstance(node.value, nn.Module):
             prefix = f"{node.suffix}." if node.path else ""
-            found += [(prefix + name, (*node.path, *path), tensor) for name, path, tensor in _parameters(node.value)]
+            found += [
+                (prefix + name, (*node.path, *path), tensor)
+                for name, path, tensor in _parameters(node.value)
+            ]
         elif _is_floating(node.value):
             found.append((node.suffix, node.path, node.value))
     tensors = _grouped(found)
-    frozen = [slot for slot in tensors if isinstance(slot.found, nn.Parameter) and not slot.found.requires_grad]
+    frozen = [
+        slot
+        for slot in tensors
+        if isinstance(slot.found, nn.Parameter) and not slot.found.requires_grad
+    ]
     skipped = [f"{slot.name}: frozen (requires_grad is False)" for slot in frozen]
     slots = [_in_place(slot) for slot in tensors if slot not in frozen]
-    return Binding(slots, _handed.Places([slot.path for slot in slots], [path for _, path, _ in found]), skipped, [])
+    return Binding(
+        slots,
+        _handed.Places([slot.path for slot in slots], [path for _, path, _ in found]),
+        skipped,
+        [],
+    )
 
 
 def _binding(slots: list[Slot], nodes: list[Node], skipped: list[str]) -> Binding:
-    plain = [node for node in nodes if isinstance(node.value, torch.Tensor) and not _is_floating(node.value)]
+    plain = [
+        node
+        for node in nodes
+        if isinstance(node.value, torch.Tensor) and not _is_floating(node.value)
+    ]
     skipped += [f"{node.suffix}: {_dtype(node.value)}, not differentiable" for node in plain]
     paths = [node.path for node in nodes]
-    places = _handed.places([slot.path for slot in slots], paths) if slots else _handed.Places([], [])
-    return Binding(slots, places, skipped, [node.value for node in nodes if isinstance(node.value, torch.Tensor)])
+    places = (
+        _handed.places([slot.path for slot in slots], paths) if slots else _handed.Places([], [])
+    )
+    return Binding(
+        slots,
+        places,
+        skipped,
+        [node.value for node in nodes if isinstance(node.value, torch.Tensor)],
+    )
 
 
 def _selected(wrt: Any, slots: list[Slot], arguments: int) -> list[Slot]:
@@ -150,8 +208,11 @@ def _selected(wrt: Any, slots: list[Slot], arguments: int) -> list[Slot]:
 
 def _parameters(module: nn.Module) -> Iterator[tuple[str, Path, torch.Tensor]]:
     for name, parameter in module.named_parameters(remove_duplicate=False):
-        if isinstance(parameter, nn.parameter.UninitializedTensorMixin):
-            raise InvalidCase(f"parameter {name!r} is not initialised yet: run the module once on its input first.")
+        if nn.parameter.is_lazy(parameter):
+            raise InvalidCase(
+                f"parameter {name!r} is not initialised yet: run the module once on its input "
+                f"first."
+            )
         yield name, tuple(name.split(".")), parameter
 
 
@@ -167,13 +228,17 @@ def _grouped(found: Iterable[tuple[str, Path, torch.Tensor]]) -> list[Slot]:
 
 
 def _in_copy(slot: Slot) -> Slot:
-    """Let a copy be perturbed: same values and, unless elements overlap, same strides, on which a backward may lean."""
+    """Let a copy be perturbed: same values and, unless elements overlap, same strides, on which a
+    backward may lean.
+    """
     _refuse(slot)
     found = slot.found.detach()
     if found.is_contiguous() or _overlaps(found):
         slot.work = found.clone(memory_format=torch.contiguous_format)
     else:
-        slot.work = torch.empty_strided(found.shape, found.stride(), dtype=found.dtype, device=found.device)
+        slot.work = torch.empty_strided(
+            found.shape, found.stride(), dtype=found.dtype, device=found.device
+        )
         slot.work.copy_(found)
     return slot
 
@@ -182,13 +247,19 @@ def _in_place(slot: Slot) -> Slot:
     """Let the user's own tensor be perturbed."""
     _refuse(slot)
     if _overlaps(slot.found):
-        raise InvalidCase(f"{slot.name} is expanded, its elements share memory: pass {slot.name}.contiguous().")
+        raise InvalidCase(
+            f"{slot.name} is expanded, its elements share memory: pass {slot.name}.contiguous()."
+        )
     return slot
 
 
 def _overlaps(tensor: torch.Tensor) -> bool:
     """Whether several elements lie on one number, as after expand, unfold or as_strided."""
-    spans = sorted((stride, size) for size, stride in zip(tensor.shape, tensor.stride(), strict=True) if size > 1)
+    spans = sorted(
+        (stride, size)
+        for size, stride in zip(tensor.shape, tensor.stride(), strict=True)
+        if size > 1
+    )
     reach = 0
     for stride, size in spans:
         if stride <= reach:
@@ -210,19 +281,31 @@ class TorchProblem:
 
     def __init__(self, case: Case, binding: Binding) -> None:
         if not binding.slots:
-            raise InvalidCase("there is no floating tensor to check: pass one, or name the parameters with wrt=.")
+            raise InvalidCase(
+                "there is no floating tensor to check: pass one, or name the parameters with wrt=."
+            )
         self._case, self._slots, self._places = case, binding.slots, binding.places
-        self.layout = lay_out(Entry(s.names, s.path, tuple(s.found.shape), "float64") for s in self._slots)
-        self.point: Vector = np.concatenate([s.found.detach().cpu().numpy().ravel() for s in self._slots])
+        self.layout = lay_out(
+            Entry(s.names, s.path, tuple(s.found.shape), "float64") for s in self._slots
+        )
+        self.point: Vector = np.concatenate(
+            [s.found.detach().cpu().numpy().ravel() for s in self._slots]
+        )
         self.skipped = list(binding.skipped)
-        self.unit_cotangent = case.grads is not None and not _handed.takes_cotangent(case.grads, len(case.args))
+        self.unit_cotangent = case.grads is not None and not _handed.takes_cotangent(
+            case.grads, len(case.args)
+        )
         # Read at once, which copies: the function may overwrite the gradients it left behind.
         self._given = None if case.grads is None or callable(case.grads) else self._read(case.grads)
         self._writers = [_writer(slot.work) for slot in self._slots]
         works = {slot.path: slot.work for slot in self._slots}
         for slot in self._slots:
-            works |= {node.path: slot.work for node in argument_nodes(case) if node.value is slot.found}
-        self._args = tuple(replaced(tree, works, (number,)) for number, tree in enumerate(case.args))
+            works |= {
+                node.path: slot.work for node in argument_nodes(case) if node.value is slot.found
+            }
+        self._args = tuple(
+            replaced(tree, works, (number,)) for number, tree in enumerate(case.args)
+        )
         self._kwargs = {key: replaced(tree, works, (key,)) for key, tree in case.kwargs.items()}
         self._world = World(_states(case, self._slots, binding.others))
         self._grad_mode: Callable[[], Any] = torch.no_grad
@@ -249,26 +332,34 @@ class TorchProblem:
         return out if self._case.loss is None else self._case.loss(out)
 
     def _learn_outputs(self) -> None:
-        """One forward pass as the backward will see it: which outputs there are, and which carry a gradient."""
+        """One forward pass as the backward will see it: which outputs there are, and which carry a
+        gradient.
+        """
         with torch.enable_grad():
             nodes = list(flatten(self._call(), (), "output"))
         self._world.watch()
         floating = [node for node in nodes if _is_floating(node.value)]
         if not floating:
             kinds = ", ".join(type(node.value).__name__ for node in nodes) or "nothing"
-            raise InvalidCase(f"the function returned {kinds}, no floating tensor: let it return its value.")
+            raise InvalidCase(
+                f"the function returned {kinds}, no floating tensor: let it return its value."
+            )
         kept = [node for node in floating if node.value.requires_grad] or floating
         for node in kept:
             refuse_unless_float64(node.suffix, _dtype(node.value), CONVERT)
         left = [node for node in nodes if node not in kept and node.value is not None]
         self.skipped += [f"{node.suffix}: {_kind(node.value)}, not differentiable" for node in left]
-        self.outputs = lay_out(Entry((n.suffix,), n.path, tuple(n.value.shape), "float64") for n in kept)
+        self.outputs = lay_out(
+            Entry((n.suffix,), n.path, tuple(n.value.shape), "float64") for n in kept
+        )
         self._paths = [node.path for node in kept]
         self._device = kept[0].value.device
         self._choose_grad_mode()
 
     def _choose_grad_mode(self) -> None:
-        """Evaluate without a graph, unless the function itself needs one (it differentiates inside)."""
+        """Evaluate without a graph, unless the function itself needs one (it differentiates
+        inside).
+        """
         try:
             with torch.no_grad():
                 self._call()
@@ -287,7 +378,9 @@ class TorchProblem:
         return [torch.from_numpy(part).to(self._device) for part in parts]
 
     def _evaluator(self, cotangent: Vector) -> Callable[[], float]:
-        """phi as a function of the leaves as they stand, with as little Python on the way as can be."""
+        """phi as a function of the leaves as they stand, with as little Python on the way as can
+        be.
+        """
         cotangents = self._cotangents(cotangent)
         call = self._call
         if self._paths == [()] and self.outputs.size == 1:
@@ -346,7 +439,9 @@ class TorchProblem:
         if self._given is not None:
             return self._given
         self._world.reset()
-        answer = self._autograd(cotangent) if self._case.grads is None else self._from_user(cotangent)
+        answer = (
+            self._autograd(cotangent) if self._case.grads is None else self._from_user(cotangent)
+        )
         self._world.watch()
         return answer
 
@@ -354,8 +449,13 @@ class TorchProblem:
         cotangents = self._cotangents(cotangent)
         with torch.enable_grad():
             outs = self._tensors(self._call())
-            value = sum(float((part * out.detach()).sum()) for part, out in zip(cotangents, outs, strict=True))
-            reached = [(out, part) for out, part in zip(outs, cotangents, strict=True) if out.requires_grad]
+            value = sum(
+                float((part * out.detach()).sum())
+                for part, out in zip(cotangents, outs, strict=True)
+            )
+            reached = [
+                (out, part) for out, part in zip(outs, cotangents, strict=True) if out.requires_grad
+            ]
             works = [slot.work for slot in self._slots]
             found: Sequence[torch.Tensor | None] = [None] * len(works)
             if reached:
@@ -365,16 +465,21 @@ class TorchProblem:
         for leaf, grad in zip(self.layout, found, strict=True):
             if grad is not None:
                 gradient[leaf.part] = _array(grad).ravel()
-        return Backward(value, gradient, frozenset(n for n, grad in enumerate(found) if grad is None))
+        return Backward(
+            value, gradient, frozenset(n for n, grad in enumerate(found) if grad is None)
+        )
 
     def _from_user(self, cotangent: Vector) -> Backward:
         value = None
         args = self._args
         with torch.no_grad():
-            # Forward first: a class keeps what its backward needs from the last forward, and phi comes with it.
+            # Forward first: a class keeps what its backward needs from the last forward, and phi
+            # comes with it.
             out = self._call()
             parts = self._cotangents(cotangent)
-            value = sum(float((p * o).sum()) for p, o in zip(parts, self._tensors(out), strict=True))
+            value = sum(
+                float((p * o).sum()) for p, o in zip(parts, self._tensors(out), strict=True)
+            )
             if not self.unit_cotangent:
                 args = (replaced(out, dict(zip(self._paths, parts, strict=True))), *args)
         answer = self._read(self._case.grads(*args, **self._kwargs))
@@ -392,14 +497,13 @@ def _array(value: Any) -> Any:
 
 
 def _writer(tensor: torch.Tensor) -> Callable[[int, float], None]:
-    """How to set one element of a tensor by its position in C order, as cheaply as its memory allows."""
+    """How to set one element of a tensor by its position in C order, as cheaply as its memory
+    allows.
+    """
     data = tensor.detach()
     if data.device.type != "cpu":
         return lambda place, value: data.__setitem__(np.unravel_index(place, data.shape), value)
-    array = data.numpy()
-    if array.flags.c_contiguous:
-        return memoryview(array.reshape(-1)).__setitem__
-    return array.flat.__setitem__  # type: ignore[no-any-return]
+    return element_writer(data.numpy())
 
 
 def _kind(value: Any) -> str:
@@ -407,11 +511,17 @@ def _kind(value: Any) -> str:
 
 
 def _states(case: Case, slots: list[Slot], others: list[torch.Tensor]) -> list[State]:
-    """Everything a PyTorch function can change that its caller would notice, or its next evaluation."""
+    """Everything a PyTorch function can change that its caller would notice, or its next
+    evaluation.
+    """
     states = [*random_states(), _torch_random_state(), _modes_state()]
     found = reachable(case.fn, case.args, case.kwargs, case.wrt, case.loss, case.grads)
-    modules = {id(part): part for node in found if isinstance(node, nn.Module) for part in node.modules()}
-    tensors = {id(slot.work): slot.work for slot in slots} | {id(tensor): tensor for tensor in others}
+    modules = {
+        id(part): part for node in found if isinstance(node, nn.Module) for part in node.modules()
+    }
+    tensors = {id(slot.work): slot.work for slot in slots} | {
+        id(tensor): tensor for tensor in others
+    }
     for module in modules.values():
         states.append(_module_state(module))
         tensors |= {id(p): p for p in module.parameters(recurse=False)}
@@ -424,7 +534,9 @@ def _states(case: Case, slots: list[Slot], others: list[torch.Tensor]) -> list[S
             states.append(generator_state(node))
         elif isinstance(node, np.ndarray) and node.flags.writeable and node.dtype != object:
             states.append(array_state("an array", node))
-    return states + [_tensor_state(tensor) for tensor in tensors.values() if tensor.layout is torch.strided]
+    return states + [
+        _tensor_state(tensor) for tensor in tensors.values() if tensor.layout is torch.strided
+    ]
 
 
 def _torch_generator_state(generator: torch.Generator) -> State:
@@ -437,7 +549,7 @@ def _torch_generator_state(generator: torch.Generator) -> State:
 def _torch_random_state() -> State:
     def read() -> Any:
         cpu = torch.get_rng_state().numpy()
-        cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+        cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
         return [cpu, *(state.numpy() for state in cuda)]
 
     def restore(saved: Any) -> None:
@@ -465,12 +577,16 @@ def _modes_state() -> State:
 
 
 def _bytes(tensor: torch.Tensor) -> Any:
-    """The values of a tensor as an array of bytes, whatever its dtype: NaN and -0.0 count as they are."""
+    """The values of a tensor as an array of bytes, whatever its dtype: NaN and -0.0 count as they
+    are.
+    """
     return tensor.detach().contiguous().reshape(-1).view(torch.uint8).cpu().numpy().copy()
 
 
 def _set_bytes(tensor: torch.Tensor, saved: Any) -> None:
-    values = torch.from_numpy(saved.copy()).to(tensor.device).view(tensor.dtype).reshape(tensor.shape)
+    values = (
+        torch.from_numpy(saved.copy()).to(tensor.device).view(tensor.dtype).reshape(tensor.shape)
+    )
     tensor.data.copy_(values)
 
 
@@ -499,7 +615,11 @@ def _tensor_state(tensor: torch.Tensor) -> State:
 
     def read() -> Any:
         now = tensor.grad if tensor.is_leaf else None
-        return [_bytes(tensor), tensor.requires_grad, None if now is None else (id(now), _bytes(now))]
+        return [
+            _bytes(tensor),
+            tensor.requires_grad,
+            None if now is None else (id(now), _bytes(now)),
+        ]
 
     def restore(saved: Any) -> None:
         _set_bytes(tensor, saved[0])

@@ -1,7 +1,8 @@
-"""The user's world while a function is evaluated many times: what it may change, held still and put back.
+"""The user's world while a function is evaluated many times: what it may change, held still and
+put back.
 
-Nothing is restored that did not move: every state is compared once after the first evaluation, and only those that
-the function changed are reset before each of the following ones.
+Nothing is restored that did not move: every state is compared once after the first evaluation, and
+only those that the function changed are reset before each of the following ones.
 """
 
 import functools
@@ -31,7 +32,9 @@ def same(a: Any, b: Any) -> bool:
     if isinstance(a, list | tuple):
         return type(a) is type(b) and len(a) == len(b) and all(map(same, a, b))
     if isinstance(a, dict):
-        return isinstance(b, dict) and a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+        return (
+            isinstance(b, dict) and a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+        )
     return bool(a == b)
 
 
@@ -45,7 +48,9 @@ class World:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Remember every state; put back on leaving whatever differs, also after an exception or Ctrl-C."""
+        """Remember every state; put back on leaving whatever differs, also after an exception or
+        Ctrl-C.
+        """
         self._found = [state.read() for state in self.states]
         try:
             yield
@@ -58,7 +63,9 @@ class World:
         return [number for number, (state, found) in pairs if not same(state.read(), found)]
 
     def watch(self) -> None:
-        """Compare after an evaluation; what moved is put back now, and before each evaluation to come."""
+        """Compare after an evaluation; what moved is put back now, and before each evaluation to
+        come.
+        """
         self._moving += [number for number in self._changed() if number not in self._moving]
         self.reset()
 
@@ -98,9 +105,11 @@ def array_state(name: str, array: np.ndarray[Any, Any]) -> State:
 
 
 def reachable(fn: Any, *roots: Any) -> list[Any]:
-    """Objects that a call can see without being perturbed: what ``fn`` is bound to, closes over or names.
+    """Objects that a call can see without being perturbed: what ``fn`` is bound to, closes over or
+    names.
 
-    One step deep into lists, tuples and dicts; for generators, modules and arrays whose state may have to be held.
+    One step deep into lists, tuples and dicts; for generators, modules and arrays whose state may
+    have to be held.
     """
     found: list[Any] = []
     seen: set[int] = set()
@@ -143,3 +152,13 @@ def _seen_by(fn: Any) -> Iterator[Any]:
         elsewhere = isinstance(named, FunctionType) and named.__globals__ is not fn.__globals__
         if not elsewhere and not isinstance(named, ModuleType | BuiltinFunctionType):
             yield named
+
+
+def element_writer(array: Any) -> Callable[[int, float], None]:
+    """How to set one element by its position in C order, as cheaply as the memory allows."""
+    flat: Any = array.flat
+    if array.flags.c_contiguous:
+        # A memoryview takes 50 ns where an array takes a microsecond.
+        flat = memoryview(np.asarray(array).reshape(-1))  # type: ignore[arg-type]
+    set_element: Callable[[int, float], None] = flat.__setitem__
+    return set_element

@@ -1,4 +1,6 @@
-"""Verify a backward pass: raise unless it agrees with float64 finite differences, and say where it does not."""
+"""Verify a backward pass: raise unless it agrees with float64 finite differences, and say where it
+does not.
+"""
 
 from xgradcheck._adapters import ALL as ALL
 from xgradcheck._adapters import register as register

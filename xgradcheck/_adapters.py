@@ -1,7 +1,7 @@
 """The seam: what an adapter gives the core, and which adapter claims the arguments.
 
-Data crosses the seam, never operations. A framework is asked only if the user has already imported it: its arrays
-cannot reach us otherwise, so looking in ``sys.modules`` is enough.
+Data crosses the seam, never operations. A framework is asked only if the user has already imported
+it: its arrays cannot reach us otherwise, so looking in ``sys.modules`` is enough.
 """
 
 import importlib
@@ -70,7 +70,9 @@ class Problem(Protocol):
     """Whether the gradient was handed in for cotangent 1, so that no other can be asked for."""
 
     def held(self) -> AbstractContextManager[None]:
-        """The world of the user held still; on leaving, however that happens, it is as it was found."""
+        """The world of the user held still; on leaving, however that happens, it is as it was
+        found.
+        """
         ...
 
     def along(self, direction: Vector, steps: Vector, start: int, cotangent: Vector) -> Vector:
@@ -91,7 +93,8 @@ _modules = {name: f"xgradcheck.backends.{name}" for name in ("numpy", "torch", "
 
 
 def register(name: str, module: str) -> None:
-    """Let the adapter in ``module`` (its import path) claim arguments once framework ``name`` is imported.
+    """Let the adapter in ``module`` (its import path) claim arguments once framework ``name`` is
+    imported.
 
     >>> import xgradcheck
     >>> xgradcheck.register("mlx", "my_package.mlx_adapter")  # doctest: +SKIP
@@ -106,34 +109,47 @@ def register(name: str, module: str) -> None:
 def adapter(name: str) -> ModuleType:
     """The adapter of one framework; imports the framework."""
     if name not in _modules:
-        raise InvalidCase(f"there is no backend {name!r}: choose from {', '.join(map(repr, sorted(_modules)))}.")
+        raise InvalidCase(
+            f"there is no backend {name!r}: choose from {', '.join(map(repr, sorted(_modules)))}."
+        )
     try:
         return importlib.import_module(_modules[name])
     except ModuleNotFoundError as error:
         if error.name is None or error.name.startswith("xgradcheck"):
             raise
-        raise InvalidCase(f"backend {name!r} needs the package {error.name!r}: pip install {error.name}.") from None
+        raise InvalidCase(
+            f"backend {name!r} needs the package {error.name!r}: pip install {error.name}."
+        ) from None
 
 
 def claim(case: Case, backend: str | None) -> ModuleType:
-    """The adapter for this call: the one asked for, else the one framework whose arrays are in it."""
+    """The adapter for this call: the one asked for, else the one framework whose arrays are in
+    it.
+    """
     if backend is not None:
         return adapter(backend)
-    owners = [name for name in BACKENDS if name in sys.modules and adapter(name).owns(case.contents)]
+    owners = [
+        name for name in BACKENDS if name in sys.modules and adapter(name).owns(case.contents)
+    ]
     if len(owners) > 1:
         listed = " and ".join(owners)
         raise InvalidCase(f"the arguments hold arrays of {listed}: say which one with backend=.")
     if owners:
         return adapter(owners[0])
     numpy = adapter("numpy")
-    if case.grads is not None or not case.args and not case.kwargs and case.wrt is not None:
+    if case.grads is not None or (not case.args and not case.kwargs and case.wrt is not None):
         return numpy
     if numpy.owns(case.contents):
         raise InvalidCase(
-            "the arguments are NumPy arrays and NumPy has no backward pass: give the gradient with grads=, "
+            "the arguments are NumPy arrays and NumPy has no backward pass: give the gradient "
+            "with grads=, "
             "or name the framework of the function with backend='jax' or backend='torch'."
         )
-    got = ", ".join(type(value).__name__ for value in (*case.args, *case.kwargs.values())) or "nothing"
+    got = (
+        ", ".join(type(value).__name__ for value in (*case.args, *case.kwargs.values()))
+        or "nothing"
+    )
     raise InvalidCase(
-        f"no backend claims the arguments (got {got}): pass arrays of torch or jax, or NumPy arrays with grads=."
+        f"no backend claims the arguments (got {got}): pass arrays of torch or jax, or NumPy "
+        f"arrays with grads=."
     )

@@ -50,41 +50,43 @@ def check(
     >>> report.verdict, str(report.grade)
     (<Verdict.PASS: 'PASS'>, 'great')
 
-    Every coordinate of every leaf is differenced (two evaluations each), each with a bound on the difference's own
-    error, so that a wrong gradient and a noisy difference are told apart. Afterwards parameters, buffers, ``.grad``,
-    random states and modes are as they were found.
+    Every coordinate of every leaf is differenced (two evaluations each), each with a bound on the
+    difference's own error, so that a wrong gradient and a noisy difference are told apart.
+    Afterwards parameters, buffers, ``.grad``, random states and modes are as they were found.
 
     Parameters
     ----------
     fn
-        A function of arrays (torch, jax or NumPy), an ``nn.Module``, or a function without arguments whose
-        parameters ``wrt`` holds; those are perturbed in place and put back. An array output is reduced to a scalar
-        by a random cotangent, so that a backward pass that ignores its cotangent is seen.
+        A function of arrays (torch, jax or NumPy), an ``nn.Module``, or a function without
+        arguments whose parameters ``wrt`` holds; those are perturbed in place and put back. An
+        array output is reduced to a scalar by a random cotangent, so that a backward pass that
+        ignores its cotangent is seen.
     *args, kwargs
         Its arguments. Two inputs are written ``check(fn, a, b)``, not ``check(fn, (a, b))``.
     wrt
-        What is checked: argument numbers, names, globs, or ``xgradcheck.ALL``. By default the tensors that require
-        grad, or all floating ones if none does; a module's parameters; all floating leaves in JAX; argument 0 with
-        ``grads``.
+        What is checked: argument numbers, names, globs, or ``xgradcheck.ALL``. By default the
+        tensors that require grad, or all floating ones if none does; a module's parameters; all
+        floating leaves in JAX; argument 0 with ``grads``.
     loss
         Applied to the output of ``fn`` before anything else.
     grads
-        The gradient under test, where the framework cannot be asked for it: a tree like the parameters (keys ``W1``
-        or ``dW1``), a function of the same arguments that returns one, or ``grads(cotangent, *args)`` for an array
-        output. A ``(cost, grads)`` pair is accepted.
+        The gradient under test, where the framework cannot be asked for it: a tree like the
+        parameters (keys ``W1`` or ``dW1``), a function of the same arguments that returns one, or
+        ``grads(cotangent, *args)`` for an array output. A ``(cost, grads)`` pair is accepted.
     coverage, method
         ``"sweep"`` and ``"central"`` are what ``"auto"`` chooses.
     eps
-        The step of the textbook's formula, one number or a dict by leaf: distance and grade are then exactly the
-        textbook's. Leave it out to have every step chosen; a bad eps is INCONCLUSIVE, never FAIL.
+        The step of the textbook's formula, one number or a dict by leaf: distance and grade are
+        then exactly the textbook's. Leave it out to have every step chosen; a bad eps is
+        INCONCLUSIVE, never FAIL.
     rtol, atol
-        The relative error allowed (1e-6 by default), and an absolute one on top (none by default: a sign flip in a
-        gradient of size 1e-9 fails).
+        The relative error allowed (1e-6 by default), and an absolute one on top (none by default:
+        a sign flip in a gradient of size 1e-9 fails).
     seed
         Of the cotangent and of every other random choice. Same seed, same report, to the bit.
     name, backend, raise_exception
-        A title for the report; ``"numpy"``, ``"torch"`` or ``"jax"`` where the arguments do not tell; whether FAIL
-        and INCONCLUSIVE raise.
+        A title for the report; ``"numpy"``, ``"torch"`` or ``"jax"`` where the arguments do not
+        tell; whether FAIL and INCONCLUSIVE raise.
 
     Raises
     ------
@@ -95,9 +97,9 @@ def check(
     InvalidCase
         The call cannot be checked as it stands, whatever ``raise_exception`` says.
 
-    Traps: float32 arguments are refused, convert them to float64. A kink exactly at the point (relu at 0) passes with
-    any slope between its two sides. The gradient is right *here*: a mistake that only shows at other values, shapes
-    or memory layouts needs a check there.
+    Traps: float32 arguments are refused, convert them to float64. A kink exactly at the point
+    (relu at 0) passes with any slope between its two sides. The gradient is right *here*: a
+    mistake that only shows at other values, shapes or memory layouts needs a check there.
     """
     __tracebackhide__ = True
     started = time.perf_counter()
@@ -135,25 +137,43 @@ def _materialised(wrt: Any) -> Any:
     if not isinstance(wrt, Iterator):
         return wrt
     parts = list(wrt)
-    named = all(isinstance(part, tuple) and len(part) == 2 and isinstance(part[0], str) for part in parts)
+    named = all(
+        isinstance(part, tuple) and len(part) == 2 and isinstance(part[0], str) for part in parts
+    )
     return dict(parts) if parts and named else parts
 
 
 def _options(
-    fn: Any, args: tuple[Any, ...], coverage: str, method: str, rtol: float | None, atol: float, seed: int
+    fn: Any,
+    args: tuple[Any, ...],
+    coverage: str,
+    method: str,
+    rtol: float | None,
+    atol: float,
+    seed: int,
 ) -> Tolerance:
     """Refuse what the call itself gets wrong."""
     if not callable(fn):
-        raise InvalidCase(f"the first argument is a {type(fn).__name__}: pass the function, then its arguments.")
-    if len(args) == 1 and isinstance(args[0], tuple) and (required_arguments(fn) or 0) == len(args[0]) > 1:
-        raise InvalidCase(f"it takes {len(args[0])} arguments and got one tuple: write check(fn, *inputs).")
+        raise InvalidCase(
+            f"the first argument is a {type(fn).__name__}: pass the function, then its arguments."
+        )
+    if (
+        len(args) == 1
+        and isinstance(args[0], tuple)
+        and (required_arguments(fn) or 0) == len(args[0]) > 1
+    ):
+        raise InvalidCase(
+            f"it takes {len(args[0])} arguments and got one tuple: write check(fn, *inputs)."
+        )
     if coverage not in COVERAGES:
         raise InvalidCase(f"coverage={coverage!r} is not one of {', '.join(map(repr, COVERAGES))}.")
     if method not in METHODS:
         raise InvalidCase(f"method={method!r} is not one of {', '.join(map(repr, METHODS))}.")
     for option, value in (("rtol", rtol), ("atol", atol)):
         if value is not None and not 0 <= value < float("inf"):
-            raise InvalidCase(f"{option}={value!r} is no tolerance: give a finite number, 0 or more.")
+            raise InvalidCase(
+                f"{option}={value!r} is no tolerance: give a finite number, 0 or more."
+            )
     if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
         raise InvalidCase(f"seed={seed!r} is no seed: give an integer, 0 or more.")
     return tolerance(rtol, atol)
@@ -166,14 +186,21 @@ def _steps(eps: float | Mapping[str, float] | None, layout: Layout) -> Vector | 
     given = eps if isinstance(eps, Mapping) else dict.fromkeys(layout.names, eps)
     unknown = [key for key in given if not any(key in (leaf.name, *leaf.names) for leaf in layout)]
     if unknown:
-        raise InvalidCase(f"eps has {unknown[0]!r}, which is no leaf; the leaves are {', '.join(layout.names)}.")
+        raise InvalidCase(
+            f"eps has {unknown[0]!r}, which is no leaf; the leaves are {', '.join(layout.names)}."
+        )
     steps = np.empty(layout.size)
     for leaf in layout:
         step = next((given[key] for key in (leaf.name, *leaf.names) if key in given), None)
         if step is None:
-            raise InvalidCase(f"eps lacks {leaf.name!r}: give a step for every leaf, or leave eps out.")
+            raise InvalidCase(
+                f"eps lacks {leaf.name!r}: give a step for every leaf, or leave eps out."
+            )
         if not 0 < step < float("inf"):
-            raise InvalidCase(f"eps={step!r} for {leaf.name} is no step: give a positive number, or leave eps out.")
+            raise InvalidCase(
+                f"eps={step!r} for {leaf.name} is no step: give a positive number, or leave eps "
+                f"out."
+            )
         steps[leaf.part] = step
     return steps
 
@@ -189,10 +216,14 @@ def _checked(
 ) -> Report:
     problem = claim(case, backend).bind(case)
     if problem.layout.size == 0:
-        raise InvalidCase(f"all leaves are empty ({', '.join(problem.layout.names)}): there is nothing to compare.")
+        raise InvalidCase(
+            f"all leaves are empty ({', '.join(problem.layout.names)}): there is nothing to "
+            f"compare."
+        )
     if problem.unit_cotangent and problem.outputs.size != 1:
         raise InvalidCase(
-            f"the output has {problem.outputs.size} elements and grads belongs to a scalar: reduce the output with "
+            f"the output has {problem.outputs.size} elements and grads belongs to a scalar: "
+            f"reduce the output with "
             "loss=, or give a function grads(cotangent, *args)."
         )
     steps = _steps(eps, problem.layout)
@@ -223,7 +254,8 @@ def _checked(
 
 
 def _cotangent(outputs: Layout, seed: int) -> Vector:
-    """Random, signed, in ±[0.5, 2] and never near ±1: a backward that forgets to multiply by it is seen.
+    """Random, signed, in ±[0.5, 2] and never near ±1: a backward that forgets to multiply by it is
+    seen.
 
     Drawn output by output from its name, so that another output changes nothing in this one's.
     """
@@ -241,13 +273,17 @@ def _value(phi: Phi) -> tuple[float, float]:
     values = phi.along(np.zeros_like(phi.problem.point), np.zeros(3))
     value = float(values[0])
     if not np.isfinite(values).all():
-        raise InvalidCase(f"the function returns {value} at this point: give arguments at which it is finite.")
+        raise InvalidCase(
+            f"the function returns {value} at this point: give arguments at which it is finite."
+        )
     spread = float(np.max(values) - np.min(values))
     return value, spread if spread > REPEATABLE_ULPS * np.spacing(abs(value)) else 0.0
 
 
 def _refuse_constant(phi: Phi, value: float, seed: int) -> None:
-    """A graph that is cut everywhere, over a function that nothing moves, is a call about the wrong things."""
+    """A graph that is cut everywhere, over a function that nothing moves, is a call about the
+    wrong things.
+    """
     rng = np.random.default_rng([seed, 0xC0757])
     point = phi.problem.point
     scale = np.where(point != 0, np.abs(point), 1.0)

@@ -1,8 +1,9 @@
 """Derivatives from differences, each with a bound on its own error.
 
-A central difference errs by ``h^2 f'''/6 + sigma / h``: truncation and rounding noise. Neither is guessed here. The
-noise ``sigma`` is read off the function's own values, the truncation off several step sizes, and Neville's table of
-extrapolations (Ridders 1982, Adv. Eng. Software 4) yields the value whose bar is smallest.
+A central difference errs by ``h^2 f'''/6 + sigma / h``: truncation and rounding noise. Neither is
+guessed here. The noise ``sigma`` is read off the function's own values, the truncation off several
+step sizes, and Neville's table of extrapolations (Ridders 1982, Adv. Eng. Software 4) yields the
+value whose bar is smallest.
 """
 
 from dataclasses import dataclass
@@ -16,12 +17,15 @@ UNIT = 2.0**-53
 NOISE_SIGMAS = 5.0
 """How many standard deviations of noise a bar holds: a million coordinates see about one excess."""
 
-# The least noise of a float64 value: rounding the result alone has a standard deviation of about 0.6 u |f| at worst.
+# The least noise of a float64 value: rounding the result alone has a standard deviation of about
+# 0.6 u |f| at worst.
 LEAST_NOISE = 0.6 * UNIT
-# Short dyadic factors make the steps of a ladder incommensurate. Powers of two alone are aliased as a whole by a
-# function whose period divides the smallest of them: every level then agrees on one wrong slope.
+# Short dyadic factors make the steps of a ladder incommensurate. Powers of two alone are aliased
+# as a whole by a function whose period divides the smallest of them: every level then agrees on
+# one wrong slope.
 FACTORS = (1409 / 1024, 1153 / 1024, 1291 / 1024)
-# Differences of a smooth function shrink from level to level as the steps' powers do; within this factor they "contract".
+# Differences of a smooth function shrink from level to level as the steps' powers do; within this
+# factor they "contract".
 CONTRACTION = 1.6
 DEEPEST = 4
 LEAST_KINK = 1e-7
@@ -29,9 +33,11 @@ LEAST_KINK = 1e-7
 
 
 def natural_scale(point: Vector, layout: Layout) -> Vector:
-    """How large a full change of each coordinate is: its own magnitude, or a tenth of its leaf's rms if that is larger.
+    """How large a full change of each coordinate is: its own magnitude, or a tenth of its leaf's
+    rms if that is larger.
 
-    A weight that happens to lie near zero still moves on the scale of its neighbours. A leaf of zeros counts as 1.
+    A weight that happens to lie near zero still moves on the scale of its neighbours. A leaf of
+    zeros counts as 1.
     """
     scale = np.abs(point)
     for leaf in layout:
@@ -43,7 +49,8 @@ def natural_scale(point: Vector, layout: Layout) -> Vector:
 
 
 def representable(x: Vector, step: Vector) -> Vector:
-    """Steps near ``step`` with ``(x + h) - x == h`` and ``x - (x - h) == h``: both points lie exactly where we say.
+    """Steps near ``step`` with ``(x + h) - x == h`` and ``x - (x - h) == h``: both points lie
+    exactly where we say.
 
     x + h is rounded, and that rounding is as large as the error we hunt.
     """
@@ -70,10 +77,11 @@ def rms(vector: Vector) -> float:
 
 @dataclass(slots=True)
 class Estimate:
-    """Slopes at m coordinates: ``low == high`` where the function is smooth, the one-sided slopes at a kink.
+    """Slopes at m coordinates: ``low == high`` where the function is smooth, the one-sided slopes
+    at a kink.
 
-    ``truncation`` and ``noise`` (one standard deviation) bound the error. ``settled`` says that the differences
-    converge as the steps shrink: without it no gradient is called wrong.
+    ``truncation`` and ``noise`` (one standard deviation) bound the error. ``settled`` says that
+    the differences converge as the steps shrink: without it no gradient is called wrong.
     """
 
     low: Vector
@@ -87,16 +95,19 @@ class Estimate:
         return self.truncation + NOISE_SIGMAS * self.noise
 
     def near(self, gradient: Vector) -> Vector:
-        """The slope that agrees best with ``gradient``: at a kink any between the one-sided ones is right."""
+        """The slope that agrees best with ``gradient``: at a kink any between the one-sided ones
+        is right.
+        """
         return np.clip(gradient, self.low, self.high)
 
 
 def estimate(steps: Vector, plus: Vector, minus: Vector, value: float, sigma: float) -> Estimate:
-    """The best slope from phi at ``x + h`` and ``x - h``, all of shape (levels, m); NaN where a level is missing.
+    """The best slope from phi at ``x + h`` and ``x - h``, all of shape (levels, m); NaN where a
+    level is missing.
 
-    Central and one-sided tables are made from the same values. A kink near by spoils the central one and that of its
-    own side; the other side still converges. A kink at the point itself shows as two sides that both converge, to
-    different slopes.
+    Central and one-sided tables are made from the same values. A kink near by spoils the central
+    one and that of its own side; the other side still converges. A kink at the point itself shows
+    as two sides that both converge, to different slopes.
     """
     order = np.argsort(-np.where(np.isfinite(steps), steps, -np.inf), axis=0)
     steps, plus, minus = (np.take_along_axis(part, order, axis=0) for part in (steps, plus, minus))
@@ -111,7 +122,9 @@ def estimate(steps: Vector, plus: Vector, minus: Vector, value: float, sigma: fl
         kink &= gap > LEAST_KINK * np.fmax(np.abs(ahead.low), np.abs(behind.low))
     best = central
     for side in (ahead, behind):
-        better = (side.bar < best.bar) & (side.settled | ~best.settled) | (side.settled & ~best.settled)
+        better = (side.bar < best.bar) & (side.settled | ~best.settled) | (
+            side.settled & ~best.settled
+        )
         best = _chosen(better, side, best)
     return Estimate(
         low=np.where(kink, np.fmin(ahead.low, behind.low), best.low),
@@ -123,12 +136,16 @@ def estimate(steps: Vector, plus: Vector, minus: Vector, value: float, sigma: fl
 
 
 def _chosen(where: Any, first: Estimate, second: Estimate) -> Estimate:
-    pairs = [(getattr(first, name), getattr(second, name)) for name in Estimate.__dataclass_fields__]
+    pairs = [
+        (getattr(first, name), getattr(second, name)) for name in Estimate.__dataclass_fields__
+    ]
     return Estimate(*(np.where(where, one, other) for one, other in pairs))
 
 
 def _table(steps: Vector, slopes: Vector, sigmas: Vector, order: int) -> Estimate:
-    """Neville's table in ``h**order``; of its entries the one of least bar that no entry with smaller steps contradicts."""
+    """Neville's table in ``h**order``; of its entries the one of least bar that no entry with
+    smaller steps contradicts.
+    """
     levels, count = steps.shape
     powers = steps**order
     change = np.full_like(slopes, np.nan)
@@ -156,11 +173,17 @@ def _table(steps: Vector, slopes: Vector, sigmas: Vector, order: int) -> Estimat
             if depth == 0:
                 truncation = np.fmax(np.abs(change[row]), np.abs(change[row - 1]) / 4)
             else:
-                truncation = np.fmax(np.abs(value - previous[entry + 1]), np.abs(value - previous[entry]) / 2)
+                truncation = np.fmax(
+                    np.abs(value - previous[entry + 1]), np.abs(value - previous[entry]) / 2
+                )
             if depth >= 2:
-                truncation = np.fmax(truncation, np.abs(previous[entry + 1] - older[entry + 1]) / 16)
+                truncation = np.fmax(
+                    truncation, np.abs(previous[entry + 1] - older[entry + 1]) / 16
+                )
             first = max(2, entry + 1)
-            contracting = smooth[first : row + 1].all(axis=0) if depth and row >= 2 else np.zeros(count, bool)
+            contracting = (
+                smooth[first : row + 1].all(axis=0) if depth and row >= 2 else np.zeros(count, bool)
+            )
             wary = np.fmax(truncation, np.fmax(np.abs(change[row]), np.abs(value - slopes[row])))
             truncation = np.where(contracting, truncation, 3 * wary) + 2.0**-52 * np.abs(value)
             noise = noise_of(weights[entry])
@@ -178,24 +201,28 @@ def _one_sided_noise(shares: Vector) -> Vector:
 
 
 def _contraction(powers: Vector, change: Vector, jitter: Vector) -> tuple[Any, Any]:
-    """Per row: whether the last two changes contract as a smooth function's do, and whether they shrink at all."""
-    smooth = np.zeros(change.shape, bool)
-    shrinking = np.zeros(change.shape, bool)
+    """Per row: whether the last two changes contract as a smooth function's do, and whether they
+    shrink at all.
+    """
+    quiet = np.abs(change) <= jitter
+    smooth, shrinking = np.zeros(change.shape, bool), quiet.copy()
     for row in range(2, len(change)):
         want = (powers[row - 2] - powers[row - 1]) / (powers[row - 1] - powers[row])
         last, before = np.abs(change[row]), np.abs(change[row - 1])
-        quiet, was_quiet = last <= jitter[row], before <= jitter[row - 1]
         ratio = change[row - 1] / change[row]
         steady = (want / CONTRACTION <= ratio) & (ratio <= want * CONTRACTION)
-        smooth[row] = np.where(quiet, was_quiet | (before <= 2 * want * jitter[row]), steady)
-        shrinking[row] = quiet | (last <= 0.6 * before)
+        faded = quiet[row - 1] | (before <= 2 * want * jitter[row])
+        smooth[row] = np.where(quiet[row], faded, steady)
+        shrinking[row] |= last <= 0.6 * before
     return smooth, shrinking
 
 
 def _best(entries: list[tuple[Vector, Vector, Vector, Any, int]]) -> Estimate:
     if not entries:
         raise ValueError("a table needs at least two levels")
-    value, truncation, noise, settled = (np.array([entry[part] for entry in entries]) for part in range(4))
+    value, truncation, noise, settled = (
+        np.array([entry[part] for entry in entries]) for part in range(4)
+    )
     rows = np.array([entry[4] for entry in entries])
     bar = truncation + NOISE_SIGMAS * noise
     bar = np.where(np.isfinite(bar) & np.isfinite(value), bar, np.inf)
@@ -209,7 +236,8 @@ def _best(entries: list[tuple[Vector, Vector, Vector, Any, int]]) -> Estimate:
     admissible = np.where(np.isinf(admissible).all(axis=0), bar, admissible)
     pick = np.argmin(admissible, axis=0)[None]
     value, truncation, noise, settled, bar = (
-        np.take_along_axis(part, pick, axis=0)[0] for part in (value, truncation, noise, settled, bar)
+        np.take_along_axis(part, pick, axis=0)[0]
+        for part in (value, truncation, noise, settled, bar)
     )
     unknown = np.isinf(bar)
     value, truncation = np.where(unknown, 0.0, value), np.where(unknown, np.inf, truncation)

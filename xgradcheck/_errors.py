@@ -11,7 +11,9 @@ class XGradCheckError(Exception):
 
 
 class InvalidCase(XGradCheckError, ValueError):
-    """The call cannot be checked as it stands; nothing was perturbed. The message says what to write."""
+    """The call cannot be checked as it stands; nothing was perturbed. The message says what to
+    write.
+    """
 
 
 class _Judged(XGradCheckError, AssertionError):
@@ -30,4 +32,6 @@ class GradientMismatch(_Judged):
 
 
 class GradientInconclusive(_Judged):
-    """The numerical truth is too uncertain to say whether the gradient is right: see ``.report``."""
+    """The numerical truth is too uncertain to say whether the gradient is right: see
+    ``.report``.
+    """

@@ -1,4 +1,6 @@
-"""A gradient that the user hands in, as a tree or from a callable, matched to the leaves by name."""
+"""A gradient that the user hands in, as a tree or from a callable, matched to the leaves by
+name.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,23 +28,30 @@ class Places:
 def places(leaves: Sequence[Path], known: Sequence[Path]) -> Places:
     """The shape of ``grads`` for leaves of a function's arguments.
 
-    For leaves of one argument it is a tree like that argument, for several a tuple of such trees in their order.
+    For leaves of one argument it is a tree like that argument, for several a tuple of such trees
+    in their order.
     """
     arguments = list(dict.fromkeys(path[0] for path in leaves))
 
     def inside(path: Path) -> Path:
         return path[1:] if len(arguments) == 1 else (arguments.index(path[0]), *path[1:])
 
-    return Places([inside(path) for path in leaves], [inside(path) for path in known if path[0] in arguments])
+    return Places(
+        [inside(path) for path in leaves], [inside(path) for path in known if path[0] in arguments]
+    )
 
 
 def takes_cotangent(grads: Any, arguments: int) -> bool:
-    """Whether ``grads`` asks for one positional argument more than the function got: the cotangent."""
+    """Whether ``grads`` asks for one positional argument more than the function got: the
+    cotangent.
+    """
     return callable(grads) and (required_arguments(grads) or 0) > arguments
 
 
 def read(returned: Any, layout: Layout, where: Places, to_array: ToArray) -> Backward:
-    """The flat gradient out of what the user returned: a tree like the leaves, or a (cost, tree) pair."""
+    """The flat gradient out of what the user returned: a tree like the leaves, or a (cost, tree)
+    pair.
+    """
     value = None
     if _is_pair(returned, layout, where, to_array):
         value = float(np.reshape(to_array(returned[0]), ()))
@@ -60,7 +69,9 @@ def read(returned: Any, layout: Layout, where: Places, to_array: ToArray) -> Bac
         gradient[leaf.part] = _numbers(part, leaf.name, leaf.shape, to_array).ravel()
     for node in flatten(returned):
         if node.path and not any(_same(node.path, path) for path in where.known):
-            raise InvalidCase(f"grads has {node.path[-1]!r}, which is no parameter; the parameters are {have}.")
+            raise InvalidCase(
+                f"grads has {node.path[-1]!r}, which is no parameter; the parameters are {have}."
+            )
     return Backward(value, gradient, frozenset(severed))
 
 
@@ -70,7 +81,8 @@ def _numbers(part: Any, name: str, shape: tuple[int, ...], to_array: ToArray) ->
     except (TypeError, ValueError):
         raise InvalidCase(
             f"the gradient of {name} is a {type(part).__name__}, not an array of shape {shape}: "
-            "grads has to be a tree like the parameters (several arguments are checked with wrt=(0, 1, ...))."
+            "grads has to be a tree like the parameters (several arguments are checked with "
+            "wrt=(0, 1, ...))."
         ) from None
     if numbers.shape != shape:
         raise InvalidCase(
@@ -87,7 +99,9 @@ def _is_pair(returned: Any, layout: Layout, where: Places, to_array: ToArray) ->
     parts = [_look_up(returned, place) for place in where.leaves]
     try:
         pairs = zip(layout, parts, strict=True)
-        if all(part is not _ABSENT and np.shape(to_array(part)) == leaf.shape for leaf, part in pairs):
+        if all(
+            part is not _ABSENT and np.shape(to_array(part)) == leaf.shape for leaf, part in pairs
+        ):
             return False
         return bool(np.size(to_array(returned[0])) == 1)
     except (TypeError, ValueError):

@@ -1,4 +1,6 @@
-"""From numbers to words: what error is allowed, and what follows from an error, its bar and the allowance."""
+"""From numbers to words: what error is allowed, and what follows from an error, its bar and the
+allowance.
+"""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -6,11 +8,13 @@ from enum import StrEnum
 import numpy as np
 
 from xgradcheck._differences import norm, rms
-from xgradcheck._layout import Vector
+from xgradcheck._layout import Mask, Vector
 
 
 class Verdict(StrEnum):
-    """PASS: right to the allowance. FAIL: wrong beyond the error bar. INCONCLUSIVE: the truth is too uncertain to say."""
+    """PASS: right to the allowance. FAIL: wrong beyond the error bar. INCONCLUSIVE: the truth is
+    too uncertain to say.
+    """
 
     PASS = "PASS"
     FAIL = "FAIL"
@@ -43,7 +47,9 @@ def distance(gradient: Vector, truth: Vector) -> float:
     if not np.isfinite(gradient).all():
         return 1.0
     # Scaled first: the difference of two vectors near the largest float overflows.
-    unit = max(float(np.max(np.abs(gradient), initial=0.0)), float(np.max(np.abs(truth), initial=0.0)))
+    unit = max(
+        float(np.max(np.abs(gradient), initial=0.0)), float(np.max(np.abs(truth), initial=0.0))
+    )
     if unit == 0:
         return 0.0
     gradient, truth = gradient / unit, truth / unit
@@ -68,10 +74,10 @@ def grade(value: float) -> Grade:
 class Tolerance:
     """What error a float64 gradient is allowed.
 
-    An element may err by ``rtol`` of itself, plus ``of_rms`` of its leaf's rms (an element that cancels to nearly
-    nothing carries the rounding of its neighbours), plus ``atol``. A leaf's distance may reach ``distance``.
-    Right float64 backward passes stay two orders of magnitude below; the smallest mistakes people make (an epsilon
-    forgotten, a float32 constant) lie above.
+    An element may err by ``rtol`` of itself, plus ``of_rms`` of its leaf's rms (an element that
+    cancels to nearly nothing carries the rounding of its neighbours), plus ``atol``. A leaf's
+    distance may reach ``distance``. Right float64 backward passes stay two orders of magnitude
+    below; the smallest mistakes people make (an epsilon forgotten, a float32 constant) lie above.
     """
 
     rtol: float = 1e-6
@@ -92,8 +98,8 @@ def tolerance(rtol: float | None, atol: float) -> Tolerance:
     return Tolerance(rtol=rtol, atol=atol, distance=rtol)
 
 
-# A gradient is called zero where anything larger would have moved phi by less than this share of what the most
-# influential leaf moves it.
+# A gradient is called zero where anything larger would have moved phi by less than this share of
+# what the most influential leaf moves it.
 ZERO = 1e-8
 
 
@@ -102,8 +108,8 @@ class Judged:
     """The outcome for one leaf: per element and as a whole."""
 
     verdict: Verdict
-    failed: "np.ndarray[tuple[int], np.dtype[np.bool_]]"
-    undecided: "np.ndarray[tuple[int], np.dtype[np.bool_]]"
+    failed: Mask
+    undecided: Mask
     distance: float
     distance_bar: float
     floor: float
@@ -114,18 +120,19 @@ def judge(
     gradient: Vector,
     truth: Vector,
     bar: Vector,
-    settled: "np.ndarray[tuple[int], np.dtype[np.bool_]]",
+    settled: Mask,
     allowance: Tolerance,
     zero_below: Vector,
-    still: "np.ndarray[tuple[int], np.dtype[np.bool_]]",
+    still: Mask,
     scored: tuple[Vector, Vector] | None = None,
 ) -> Judged:
     """The verdict on one leaf.
 
-    Element: wrong where ``|g - t| - bar`` exceeds what is allowed, right where ``|g - t| + bar`` does not, else
-    undecided. Leaf: the same for its distance. ``zero_below`` is what counts as zero in each element, ``still`` marks
-    those that have gradient zero and do not move phi by a bit. ``scored`` gives the truth and bar that the distance is
-    taken from, where they are not those of the elements (textbook mode).
+    Element: wrong where ``|g - t| - bar`` exceeds what is allowed, right where ``|g - t| + bar``
+    does not, else undecided. Leaf: the same for its distance. ``zero_below`` is what counts as
+    zero in each element, ``still`` marks those that have gradient zero and do not move phi by a
+    bit. ``scored`` gives the truth and bar that the distance is taken from, where they are not
+    those of the elements (textbook mode).
     """
     leaf_rms = rms(truth)
     allowed = allowance.allowed(gradient, truth, leaf_rms)
@@ -142,7 +149,9 @@ def judge(
     score = distance(gradient, at)
     size = norm(at) + norm(np.where(finite, gradient, 0.0))
     score_bar = (1 + score) * norm(at_bar) / size if size > 0 else 0.0
-    limit = allowance.distance + (allowance.atol * np.sqrt(gradient.size) / size if size > 0 else 0.0)
+    limit = allowance.distance + (
+        allowance.atol * np.sqrt(gradient.size) / size if size > 0 else 0.0
+    )
     unsure = not is_zero and not score + score_bar <= limit
     if failed.any():
         verdict = Verdict.FAIL
@@ -160,8 +169,8 @@ IMPOSTORS = {"zero": 0.0, "-truth": -1.0, "2 * truth": 2.0}
 def accepted_impostors(truth: Vector, bar: Vector, allowance: Tolerance) -> list[str]:
     """Which plainly wrong gradients these tolerances would let pass.
 
-    Only those count that differ from the truth by more than the product's own tolerances and the bar allow: near a
-    truth of zero every multiple of it is right.
+    Only those count that differ from the truth by more than the product's own tolerances and the
+    bar allow: near a truth of zero every multiple of it is right.
     """
     own, leaf_rms = Tolerance(), rms(truth)
     accepted = []

@@ -1,18 +1,19 @@
-"""A ladder of steps at single coordinates, lengthened only where the rungs so far decide nothing."""
+"""A ladder of steps at single coordinates, lengthened only where the rungs so far decide
+nothing.
+"""
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 
 from xgradcheck._differences import FACTORS, NOISE_SIGMAS, Estimate, estimate, representable
-from xgradcheck._layout import Positions, Vector
+from xgradcheck._layout import Mask, Positions, Vector
 
 Pairs = Callable[[Positions, Vector], tuple[Vector, Vector]]
 
 # Exponents of two, of a coordinate's scale.
 FIRST = (-7, -9, -11, -13)
-WIDER = (-5, -3, -1)
+WIDER = (-1, -2, -3, -4, -5)
 NARROWER = (-15, -18, -21)
 NARROWEST = (-27, -33, -39, -45)
 
@@ -24,12 +25,13 @@ def climb(
     scale: Vector,
     value: float,
     noise: float,
-    undecided_by: Callable[[Estimate], Any],
-) -> tuple[Estimate, Any]:
-    """Slopes at the coordinates ``index`` and where phi jumps; eight evaluations each, more where undecided.
+    undecided_by: Callable[[Estimate], Mask],
+) -> tuple[Estimate, Mask]:
+    """Slopes at the coordinates ``index`` and where phi jumps; eight evaluations each, more where
+    undecided.
 
-    Noise asks for wider steps, a kink or a fast oscillation near by for narrower ones, and a coordinate much smaller
-    than its neighbours for steps of its own size.
+    Noise asks for wider steps, a kink or a fast oscillation near by for narrower ones, and a
+    coordinate much smaller than its neighbours for steps of its own size.
     """
     magnitude = np.abs(point[index])
     own = np.where(magnitude > 0, magnitude, scale)
@@ -42,30 +44,36 @@ def climb(
         if not chosen.size:
             continue
         for level, exponent in enumerate(exponents):
-            step = representable(point[index[chosen]], unit[chosen] * FACTORS[level % len(FACTORS)] * 2.0**exponent)
+            step = representable(
+                point[index[chosen]], unit[chosen] * FACTORS[level % len(FACTORS)] * 2.0**exponent
+            )
             rung = np.full((3, len(index)), np.nan)
             rung[0, chosen] = np.where(step > 0, step, np.nan)
             rung[1, chosen], rung[2, chosen] = pairs(index[chosen], step)
-            steps, plus, minus = (np.vstack([old, new]) for old, new in zip((steps, plus, minus), rung, strict=True))
+            steps, plus, minus = (
+                np.vstack([old, new]) for old, new in zip((steps, plus, minus), rung, strict=True)
+            )
         best = estimate(steps, plus, minus, value, noise)
     assert best is not None
     return best, _jumps(steps, plus - value, noise) | _jumps(steps, value - minus, noise)
 
 
-def _plans(scale: Vector, own: Vector) -> list[tuple[Vector, tuple[int, ...], Callable[[Estimate], Any]]]:
-    def noisy(best: Estimate) -> Any:
-        return best.settled & (best.truncation <= NOISE_SIGMAS * best.noise)
+def _plans(
+    scale: Vector, own: Vector
+) -> list[tuple[Vector, tuple[int, ...], Callable[[Estimate], Mask]]]:
+    def coarse(best: Estimate) -> Mask:
+        return np.asarray(~best.settled | (best.truncation > NOISE_SIGMAS * best.noise))
 
     return [
         (scale, FIRST, lambda best: best.settled),
-        (scale, WIDER, noisy),
-        (scale, NARROWER, lambda best: ~noisy(best)),
+        (scale, WIDER, lambda best: best.settled),
+        (scale, NARROWER, coarse),
         (scale, NARROWEST, lambda best: ~best.settled),
         (own, FIRST, lambda best: 16 * own < scale),
     ]
 
 
-def _jumps(steps: Vector, moved: Vector, noise: float) -> Any:
+def _jumps(steps: Vector, moved: Vector, noise: float) -> Mask:
     """Where phi moves by as much over the smallest step as over one several times larger."""
     finite = np.where(np.isfinite(steps) & np.isfinite(moved), steps, np.inf)
     order = np.argsort(finite, axis=0)[:2]
@@ -73,4 +81,4 @@ def _jumps(steps: Vector, moved: Vector, noise: float) -> Any:
         return np.zeros(steps.shape[1], bool)
     least, next_least = np.abs(np.take_along_axis(moved, order, axis=0))
     with np.errstate(invalid="ignore"):
-        return (least > 100 * noise) & (least > 0.7 * next_least)
+        return np.asarray((least > 100 * noise) & (least > 0.7 * next_least))

@@ -12,6 +12,7 @@ from xgradcheck._errors import InvalidCase
 
 Vector = npt.NDArray[np.float64]
 Positions = npt.NDArray[np.intp]
+Mask = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,4 +114,6 @@ def refuse_unless_finite(name: str, values: npt.NDArray[Any]) -> None:
     if bad.any():
         index = tuple(int(i) for i in np.argwhere(bad)[0])
         place = f"{name}[{', '.join(map(str, index))}]" if index else name
-        raise InvalidCase(f"{place} is {values[index]}: give finite arguments ({int(bad.sum())} bad).")
+        raise InvalidCase(
+            f"{place} is {values[index]}: give finite arguments ({int(bad.sum())} bad)."
+        )

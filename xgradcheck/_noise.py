@@ -1,7 +1,8 @@
 """The rounding noise of a function, read off its own values.
 
-What a polynomial through neighbouring points leaves over is noise (Hamming; More and Wild 2011, SIAM J. Sci. Comput.
-33). The points are irregular, so that a quantised function cannot alias with their spacing.
+What a polynomial through neighbouring points leaves over is noise (Hamming; More and Wild 2011,
+SIAM J. Sci. Comput. 33). The points are irregular, so that a quantised function cannot alias with
+their spacing.
 """
 
 from collections.abc import Callable
@@ -17,11 +18,16 @@ _USUAL, _WIDER, _NARROWER = -22, (-14, -7, -4), (-32, -42)
 
 
 def measure_noise(
-    along: Callable[[Vector, Vector], Vector], value: float, point: Vector, scale: Vector, rng: np.random.Generator
+    along: Callable[[Vector, Vector], Vector],
+    value: float,
+    point: Vector,
+    scale: Vector,
+    rng: np.random.Generator,
 ) -> float:
     """The standard deviation of phi's rounding noise, from its values on a line through ``point``.
 
-    Eight evaluations; more where phi stands still on that scale (it is quantised: low precision inside) or bends.
+    Eight evaluations; more where phi stands still on that scale (it is quantised: low precision
+    inside) or bends.
     """
     least = LEAST_NOISE * abs(value)
     first = _noise_on_a_line(along, value, point, scale, rng)
@@ -32,7 +38,11 @@ def measure_noise(
 
 
 def _noise_on_a_line(
-    along: Callable[[Vector, Vector], Vector], value: float, point: Vector, scale: Vector, rng: np.random.Generator
+    along: Callable[[Vector, Vector], Vector],
+    value: float,
+    point: Vector,
+    scale: Vector,
+    rng: np.random.Generator,
 ) -> float:
     direction = scale * rng.choice([-1.0, 1.0], point.size) * rng.uniform(0.5, 1.0, point.size)
     unit = abs(value) or 1.0
@@ -68,7 +78,9 @@ def _noise_on_a_line(
 
 
 def _snapped(point: Vector, direction: Vector, exponent: int) -> Vector:
-    """The direction rounded so that every point of the probe is exact: the argument's rounding is no noise of phi."""
+    """The direction rounded so that every point of the probe is exact: the argument's rounding is
+    no noise of phi.
+    """
     _, magnitude = np.frexp(np.abs(point) + np.abs(direction) * 2.0 ** (exponent + 3))
     quantum = np.ldexp(1.0, np.maximum(magnitude - 52 - (exponent - 6), -1000))
     return np.asarray(np.round(direction / quantum) * quantum)

@@ -33,7 +33,13 @@ class Measured:
     truth: Truth
 
 
-def outcome(problem: Problem, measured: Measured, allowance: Tolerance, eps: Vector | None, frame: dict[str, Any]) -> Report:
+def outcome(
+    problem: Problem,
+    measured: Measured,
+    allowance: Tolerance,
+    eps: Vector | None,
+    frame: dict[str, Any],
+) -> Report:
     """The report of a sweep."""
     leaves = Leaves()
     findings: list[Finding] = []
@@ -51,7 +57,9 @@ def outcome(problem: Problem, measured: Measured, allowance: Tolerance, eps: Vec
         findings.append(mismatch)
         verdicts.append(Verdict.FAIL)
     scored = measured.truth.scored
-    overall = distance(measured.backward.gradient, scored[0] if scored is not None else measured.truth.value)
+    overall = distance(
+        measured.backward.gradient, scored[0] if scored is not None else measured.truth.value
+    )
     return Report(
         verdict=Verdict.of(verdicts),
         distance=overall,
@@ -67,8 +75,10 @@ def outcome(problem: Problem, measured: Measured, allowance: Tolerance, eps: Vec
 def stochastic(problem: Problem, value: float, spread: float, frame: dict[str, Any]) -> Report:
     """The report on a function that does not repeat itself: nothing was differenced."""
     text = (
-        f"the function is not repeatable: at one point it gave values that differ by {spread:.2g} (the first was "
-        f"{value:.6g}). Draw its random numbers from a seed, pass its generator as an argument, or use eval() mode."
+        f"the function is not repeatable: at one point it gave values that differ by "
+        f"{spread:.2g} (the first was "
+        f"{value:.6g}). Draw its random numbers from a seed, pass its generator as an argument, "
+        f"or use eval() mode."
     )
     nan = float("nan")
     leaves = Leaves()
@@ -87,10 +97,27 @@ def stochastic(problem: Problem, value: float, spread: float, frame: dict[str, A
 
 
 def _entry(
-    leaf: Leaf, verdict: Verdict, score: float, floor: float, worst: Element | None, wrong: int, undecided: int
+    leaf: Leaf,
+    verdict: Verdict,
+    score: float,
+    floor: float,
+    worst: Element | None,
+    wrong: int,
+    undecided: int,
 ) -> LeafReport:
     return LeafReport(
-        leaf.name, leaf.path, leaf.shape, leaf.dtype, verdict, score, grade(score), floor, worst, wrong, undecided, leaf.names
+        leaf.name,
+        leaf.path,
+        leaf.shape,
+        leaf.dtype,
+        verdict,
+        score,
+        grade(score),
+        floor,
+        worst,
+        wrong,
+        undecided,
+        leaf.names,
     )
 
 
@@ -99,14 +126,28 @@ def _leaf(
 ) -> tuple[LeafReport, list[Finding], list[str]]:
     truth, gradient = measured.truth, measured.backward.gradient[leaf.part]
     value, bar = truth.value[leaf.part], truth.bar[leaf.part]
-    scored = None if truth.scored is None else (truth.scored[0][leaf.part], truth.scored[1][leaf.part])
+    scored = (
+        None if truth.scored is None else (truth.scored[0][leaf.part], truth.scored[1][leaf.part])
+    )
     part = leaf.part
-    judged = judge(gradient, value, bar, truth.settled[part], allowance, truth.zero_below[part], truth.still[part], scored)
+    judged = judge(
+        gradient,
+        value,
+        bar,
+        truth.settled[part],
+        allowance,
+        truth.zero_below[part],
+        truth.still[part],
+        scored,
+    )
     verdict, findings, notes = judged.verdict, [], []
     allowed = allowance.allowed(gradient, value, rms(value))
     if number in measured.backward.severed:
         if verdict is Verdict.FAIL:
-            text = f"no gradient for {leaf.name}: the backward pass does not reach it, and the output depends on it"
+            text = (
+                f"no gradient for {leaf.name}: the backward pass does not reach it, and the "
+                f"output depends on it"
+            )
             findings.append(Finding(leaf.name, "no gradient", text))
         elif verdict is Verdict.PASS and leaf.size:
             notes.append(f"{leaf.name} gets no gradient, and the output does not depend on it")
@@ -116,21 +157,33 @@ def _leaf(
         findings.append(_unsure(leaf, measured, judged, allowed, eps))
     elif verdict is Verdict.PASS and (accepted := accepted_impostors(value, bar, allowance)):
         verdict = Verdict.INCONCLUSIVE
-        text = f"{leaf.name}: these tolerances would also accept {' and '.join(accepted)}: lower rtol or atol"
+        text = (
+            f"{leaf.name}: these tolerances would also accept {' and '.join(accepted)}: lower "
+            f"rtol or atol"
+        )
         findings.append(Finding(leaf.name, "loose tolerance", text))
     if judged.is_zero and leaf.size:
-        notes.append(f"{leaf.name}: zero gradient; anything above {np.max(bar):.1e} would have been seen")
+        notes.append(
+            f"{leaf.name}: zero gradient; anything above {np.max(bar):.1e} would have been seen"
+        )
     kinks = int((truth.kink[leaf.part] & ~judged.failed & ~judged.undecided).sum())
     if kinks:
-        notes.append(f"{leaf.name}: a kink at {kinks} of {leaf.size} elements, where the gradient is a valid subgradient")
+        notes.append(
+            f"{leaf.name}: a kink at {kinks} of {leaf.size} elements, where the gradient is a "
+            f"valid subgradient"
+        )
     worst = _worst(leaf, gradient, value, bar, allowed, judged)
     floor = float("nan") if judged.is_zero else judged.floor
     counts = int(judged.failed.sum()), int(judged.undecided.sum())
     return _entry(leaf, verdict, judged.distance, floor, worst, *counts), findings, notes
 
 
-def _worst(leaf: Leaf, gradient: Vector, value: Vector, bar: Vector, allowed: Vector, judged: Judged) -> Element | None:
-    """Of the wrong elements the one that is off by most; else the one nearest to what is not allowed."""
+def _worst(
+    leaf: Leaf, gradient: Vector, value: Vector, bar: Vector, allowed: Vector, judged: Judged
+) -> Element | None:
+    """Of the wrong elements the one that is off by most; else the one nearest to what is not
+    allowed.
+    """
     if leaf.size == 0:
         return None
     error = np.abs(gradient - value)
@@ -154,15 +207,24 @@ def _wrong(leaf: Leaf, gradient: Vector, value: Vector, judged: Judged, truth: T
     where = _indices(leaf, judged.failed)
     if not np.isfinite(gradient).all():
         bad = int((~np.isfinite(gradient)).sum())
-        text = f"{leaf.name}: the gradient is not finite at {bad} of {leaf.size} elements, first at {leaf.element(where[0])}"
+        text = (
+            f"{leaf.name}: the gradient is not finite at {bad} of {leaf.size} elements, first at "
+            f"{leaf.element(where[0])}"
+        )
         return Finding(leaf.name, "not finite", text, where)
     if (truth.kink[leaf.part] & judged.failed).any():
         kinks = truth.kink[leaf.part] & judged.failed
-        text = f"{leaf.name}: at a kink the gradient lies outside the slopes of both sides, at {leaf.element(_indices(leaf, kinks)[0])}"
+        text = (
+            f"{leaf.name}: at a kink the gradient lies outside the slopes of both sides, at "
+            f"{leaf.element(_indices(leaf, kinks)[0])}"
+        )
         return Finding(leaf.name, "kink", text, where)
     share = "every element is" if count == leaf.size else f"{count} of {leaf.size} elements are"
     size = leaf.size > 1
-    text = f"{leaf.name}: {share if size else 'it is'} off, {_places(leaf, judged.failed) if size and count < leaf.size else ''}"
+    text = (
+        f"{leaf.name}: {share if size else 'it is'} off, "
+        f"{_places(leaf, judged.failed) if size and count < leaf.size else ''}"
+    )
     return Finding(leaf.name, "wrong gradient", text.rstrip(", "), where)
 
 
@@ -172,14 +234,17 @@ def _places(leaf: Leaf, mask: Any) -> str:
     return "at " + ", ".join(few[:4]) + (" ..." if count > 4 else "")
 
 
-def _unsure(leaf: Leaf, measured: Measured, judged: Judged, allowed: Vector, eps: Vector | None) -> Finding:
+def _unsure(
+    leaf: Leaf, measured: Measured, judged: Judged, allowed: Vector, eps: Vector | None
+) -> Finding:
     truth = measured.truth
     bar, undecided = truth.bar[leaf.part], judged.undecided
     where = _indices(leaf, undecided)
     at = _places(leaf, undecided) if where else ""
     if eps is not None and not judged.distance + judged.distance_bar <= 1e-6:
         text = (
-            f"{leaf.name}: with eps={eps[leaf.start]:g} the distance is {judged.distance:.1e} ± {judged.distance_bar:.1e}; "
+            f"{leaf.name}: with eps={eps[leaf.start]:g} the distance is {judged.distance:.1e} ± "
+            f"{judged.distance_bar:.1e}; "
             "leave eps out to have the steps chosen"
         )
         return Finding(leaf.name, "eps", text, where)
@@ -188,20 +253,28 @@ def _unsure(leaf: Leaf, measured: Measured, judged: Judged, allowed: Vector, eps
         text = f"{leaf.name}: the function jumps here, it has no derivative {_places(leaf, jumps)}"
         return Finding(leaf.name, "jump", text, where)
     if (undecided & ~truth.settled[leaf.part]).any():
-        text = f"{leaf.name}: the differences do not converge {at}; move the point, it may lie at the edge of a domain"
+        text = (
+            f"{leaf.name}: the differences do not converge {at}; move the point, it may lie at "
+            f"the edge of a domain"
+        )
         return Finding(leaf.name, "no convergence", text, where)
     place = int(np.argmax(np.where(undecided, bar, -1)))
     text = (
-        f"{leaf.name}: differences are good to ±{bar[place]:.1g} {at}, where {allowed[place]:.1g} is allowed: phi = "
+        f"{leaf.name}: differences are good to ±{bar[place]:.1g} {at}, where "
+        f"{allowed[place]:.1g} is allowed: phi = "
         f"{measured.value:.3g} carries rounding noise of {truth.noise:.1g}"
     )
     return Finding(leaf.name, "noise", text, where)
 
 
 def _forward_mismatch(problem: Problem, measured: Measured) -> Finding | None:
-    """A forward pass that gives another value when the backward is wanted belongs to another function."""
+    """A forward pass that gives another value when the backward is wanted belongs to another
+    function.
+    """
     value, own = measured.value, measured.backward.value
     if own is None or abs(own - value) <= max(1000 * measured.truth.noise, 1e-9 * abs(value)):
         return None
-    text = f"the forward pass that the backward belongs to gives {own:.9g}, the plain one {value:.9g}"
+    text = (
+        f"the forward pass that the backward belongs to gives {own:.9g}, the plain one {value:.9g}"
+    )
     return Finding("", "forward", text)

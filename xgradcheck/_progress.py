@@ -13,12 +13,19 @@ PATIENCE_S = 2.0
 
 @contextmanager
 def progress(title: str) -> Iterator[Callable[[int, int], None]]:
-    """A function that is told (done, total); a bar appears once two seconds have gone by, and goes when it ends."""
+    """A function that is told (done, total); a bar appears once two seconds have gone by, and goes
+    when it ends.
+    """
     if not sys.stderr.isatty():
         yield lambda done, total: None
         return
     started = time.monotonic()
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
     bar = Progress(*columns, console=Console(stderr=True), transient=True)
     task = bar.add_task(f"checking {title}", total=None)
     shown = False

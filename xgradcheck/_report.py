@@ -21,7 +21,9 @@ STYLES = {Verdict.PASS: "bold green", Verdict.FAIL: "bold red", Verdict.INCONCLU
 
 @dataclass(frozen=True, slots=True)
 class Element:
-    """One measured element: what the backward pass gives, what differences give, and how sure they are."""
+    """One measured element: what the backward pass gives, what differences give, and how sure they
+    are.
+    """
 
     index: tuple[int, ...]
     analytic: float
@@ -66,7 +68,8 @@ class Finding:
 
 
 class Leaves(dict[str, LeafReport]):
-    """Leaf reports by name; a tied leaf answers to each of its names, and any leaf to the end of its path.
+    """Leaf reports by name; a tied leaf answers to each of its names, and any leaf to the end of
+    its path.
 
     ``report.leaves["W1"]`` finds ``params['W1']`` as long as no other leaf ends in W1.
     """
@@ -75,13 +78,18 @@ class Leaves(dict[str, LeafReport]):
         found = [leaf for leaf in self.values() if name in leaf.names]
         found = found or [leaf for leaf in self.values() if leaf.path and leaf.path[-1] == name]
         if len(found) != 1:
-            raise KeyError(f"{name!r} is {'ambiguous' if found else 'no leaf'}; the leaves are {', '.join(self)}")
+            raise KeyError(
+                f"{name!r} is {'ambiguous' if found else 'no leaf'}; the leaves are "
+                f"{', '.join(self)}"
+            )
         return found[0]
 
 
 @dataclass(frozen=True)
 class Report:
-    """The outcome of a check. True for PASS alone; ``str()`` is the text, ``to_dict()`` the data."""
+    """The outcome of a check. True for PASS alone; ``str()`` is the text, ``to_dict()`` the
+    data.
+    """
 
     name: str
     verdict: Verdict
@@ -104,7 +112,9 @@ class Report:
 
     def __str__(self) -> str:
         width = int(os.environ.get("COLUMNS", "") or 80)
-        console = Console(file=io.StringIO(), width=max(width, 60), color_system=None, force_terminal=False)
+        console = Console(
+            file=io.StringIO(), width=max(width, 60), color_system=None, force_terminal=False
+        )
         console.print(self)
         assert isinstance(console.file, io.StringIO)
         return "\n".join(line.rstrip() for line in console.file.getvalue().rstrip().splitlines())
@@ -125,7 +135,12 @@ class Report:
             "grade": str(self.grade),
             "leaves": {name: _leaf_to_dict(leaf) for name, leaf in self.leaves.items()},
             "findings": [
-                {"leaf": f.leaf, "kind": f.kind, "text": f.text, "indices": [list(i) for i in f.indices]}
+                {
+                    "leaf": f.leaf,
+                    "kind": f.kind,
+                    "text": f.text,
+                    "indices": [list(i) for i in f.indices],
+                }
                 for f in self.findings
             ],
             "probes": list(self.probes),
@@ -140,7 +155,9 @@ class Report:
 
     def to_json(self, path: str | os.PathLike[str] | None = None) -> str:
         """``to_dict()`` as JSON text; written to ``path`` too, where one is given."""
-        text = json.dumps(self.to_dict(), indent=2, ensure_ascii=False, allow_nan=False, default=str)
+        text = json.dumps(
+            self.to_dict(), indent=2, ensure_ascii=False, allow_nan=False, default=str
+        )
         if path is not None:
             FilePath(path).write_text(text + "\n", encoding="utf-8")
         return text
@@ -205,7 +222,10 @@ def worst_sentence(leaf: LeafReport) -> str:
     name = element_name(leaf, worst.index)
     error = abs(worst.analytic - worst.truth)
     largest = max(abs(worst.analytic), abs(worst.truth))
-    gives = f"{name}: backward gives {worst.analytic:.6g}, differences give {worst.truth:.6g} ± {worst.error_bar:.1g}"
+    gives = (
+        f"{name}: backward gives {worst.analytic:.6g}, differences give {worst.truth:.6g} ± "
+        f"{worst.error_bar:.1g}"
+    )
     if not error < float("inf"):
         return gives
     share = f"{percent(error / largest)}, " if largest > 0 else ""
@@ -250,11 +270,16 @@ def _headline(report: Report) -> str:
         return f"cannot say for {len(unsure)} of {len(leaves)} {many}"
     if report.verdict is Verdict.INCONCLUSIVE:
         return "cannot say"
-    return f"the gradient is right in {len(leaves)} {many}, distance {report.distance:.1e} ({report.grade})"
+    return (
+        f"the gradient is right in {len(leaves)} {many}, distance {report.distance:.1e} "
+        f"({report.grade})"
+    )
 
 
 def _table(report: Report) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold", show_edge=False)
+    table = Table(
+        box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold", show_edge=False
+    )
     table.add_column("leaf", overflow="fold", ratio=None)
     table.add_column("shape", no_wrap=True)
     table.add_column("verdict", no_wrap=True)
@@ -265,7 +290,7 @@ def _table(report: Report) -> Table:
     for leaf in report.leaves.values():
         table.add_row(
             Text(leaf.name),
-            "×".join(map(str, leaf.shape)) or "()",
+            str(list(leaf.shape)),
             Text(str(leaf.verdict), STYLES[leaf.verdict]),
             _measured(f"{leaf.distance:.1e}"),
             str(leaf.grade) if leaf.distance == leaf.distance else "-",

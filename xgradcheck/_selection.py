@@ -19,7 +19,9 @@ class Candidate:
 
 
 def select(wrt: Any, candidates: Sequence[Candidate], arguments: int) -> list[int]:
-    """The numbers of the candidates that ``wrt`` names, in the order of ``wrt``; refuses what matches nothing."""
+    """The numbers of the candidates that ``wrt`` names, in the order of ``wrt``; refuses what
+    matches nothing.
+    """
     if wrt is ALL:
         return list(range(len(candidates)))
     wanted = list(wrt) if isinstance(wrt, list | tuple | set | frozenset) else [wrt]
@@ -27,10 +29,15 @@ def select(wrt: Any, candidates: Sequence[Candidate], arguments: int) -> list[in
     for want in wanted:
         if isinstance(want, bool) or not isinstance(want, int | str):
             raise InvalidCase(
-                f"wrt={wrt!r} is no choice of leaves: give an argument number, a name or glob, a list of them, "
+                f"wrt={wrt!r} is no choice of leaves: give an argument number, a name or glob, a "
+                f"list of them, "
                 "xgradcheck.ALL, or, for a function without arguments, the parameters themselves."
             )
-        found = [number for number, candidate in enumerate(candidates) if _means(want, candidate, arguments)]
+        found = [
+            number
+            for number, candidate in enumerate(candidates)
+            if _means(want, candidate, arguments)
+        ]
         if not found:
             have = ", ".join(name for candidate in candidates for name in candidate.names) or "none"
             raise InvalidCase(f"wrt={want!r} matches no floating leaf; the leaves are {have}.")
@@ -40,7 +47,7 @@ def select(wrt: Any, candidates: Sequence[Candidate], arguments: int) -> list[in
 
 def _means(want: int | str, candidate: Candidate, arguments: int) -> bool:
     if isinstance(want, int):
-        return candidate.path[0] == (want + arguments if want < 0 else want)
+        return bool(candidate.path[0] == (want + arguments if want < 0 else want))
     return any(
         name == want or name.startswith((f"{want}.", f"{want}[")) or fnmatchcase(name, want)
         for name in candidate.names
@@ -50,13 +57,15 @@ def _means(want: int | str, candidate: Candidate, arguments: int) -> bool:
 def argument_nodes(case: Case, signature_of: Any = None) -> list[Node]:
     """Every leaf of the arguments, named as Python would write it: ``x``, ``params['W1']``."""
     names = argument_names(signature_of or case.fn, len(case.args))
-    roots = [(number, names[number], tree) for number, tree in enumerate(case.args)]
+    roots: list[tuple[Any, str, Any]] = [(n, names[n], tree) for n, tree in enumerate(case.args)]
     roots += [(key, key, tree) for key, tree in case.kwargs.items()]
     return [node for key, name, tree in roots for node in flatten(tree, (key,), name)]
 
 
 def closure_nodes(owner: Any) -> list[Node]:
-    """Every leaf of what a closure's ``wrt`` holds: W1 in a dict, wrt[0] in a list, wrt for a lone array."""
+    """Every leaf of what a closure's ``wrt`` holds: W1 in a dict, wrt[0] in a list, wrt for a lone
+    array.
+    """
     return [Node(node.path, _without_root(node), node.value) for node in flatten(owner)]
 
 

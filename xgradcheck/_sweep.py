@@ -1,8 +1,8 @@
 """Every coordinate differenced: one central pair for all, more where one pair cannot decide.
 
-A pair costs two evaluations, so the sweep costs 2n. What the pairs cannot tell, their own error, is measured on a few
-coordinates of each leaf; and every coordinate whose error is not clearly inside what is allowed is looked at again,
-with a ladder of steps of its own.
+A pair costs two evaluations, so the sweep costs 2n. What the pairs cannot tell, their own error,
+is measured on a few coordinates of each leaf; and every coordinate whose error is not clearly
+inside what is allowed is looked at again, with a ladder of steps of its own.
 """
 
 from collections.abc import Callable
@@ -25,7 +25,7 @@ from xgradcheck._differences import (
 )
 from xgradcheck._judge import ZERO, Tolerance
 from xgradcheck._ladder import climb
-from xgradcheck._layout import Leaf, Layout, Positions, Vector
+from xgradcheck._layout import Layout, Leaf, Mask, Positions, Vector
 from xgradcheck._noise import measure_noise
 
 Tick = Callable[[int, int], None]
@@ -35,7 +35,9 @@ SAMPLE = (-9, -12, -15)
 FINEST, COARSEST = -18, -11  # of the pair that every coordinate gets: wider steps meet more kinks
 QUIET = (-9, -12, -15)
 RESOLUTION = 16.0
-"""Changes of phi below this many units of rounding may be absorbed inside, by sums larger than their outcome."""
+"""Changes of phi below this many units of rounding may be absorbed inside, by sums larger than
+their outcome.
+"""
 SAMPLED, SAMPLE_EVALUATIONS = 12, 150
 BATCH = 32
 BLOCK = 256
@@ -64,17 +66,25 @@ class Phi:
 
 @dataclass(slots=True)
 class Truth:
-    """The numerical gradient. ``scored`` is what the textbook's eps gave, where the user asked for it."""
+    """The numerical gradient, element by element.
+
+    ``settled``: the differences converged. ``kink``, ``jump``: what kind of point it is. ``still``:
+    neither gradient nor phi takes notice. ``noise`` is that of phi, ``zero_below`` what counts as
+    zero. ``scored`` is what the textbook's eps gave, with its bar, where the user asked for it.
+    """
 
     value: Vector
     bar: Vector
-    settled: Any
-    kink: Any
-    jump: Any
-    still: Any
     noise: float
     zero_below: Vector
     scored: tuple[Vector, Vector] | None = None
+    settled: Mask = field(init=False)
+    kink: Mask = field(init=False)
+    jump: Mask = field(init=False)
+    still: Mask = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.settled, self.kink, self.jump, self.still = np.zeros((4, self.value.size), bool)
 
 
 @dataclass(slots=True)
@@ -96,9 +106,17 @@ class Sweep:
 
 
 def sweep(
-    phi: Phi, gradient: Vector, value: float, allowance: Tolerance, eps: Vector | None, seed: int, tick: Tick
+    phi: Phi,
+    gradient: Vector,
+    value: float,
+    allowance: Tolerance,
+    eps: Vector | None,
+    seed: int,
+    tick: Tick,
 ) -> Truth:
-    """The numerical gradient at every coordinate, good enough to judge ``gradient`` by ``allowance``."""
+    """The numerical gradient at every coordinate, good enough to judge ``gradient`` by
+    ``allowance``.
+    """
     problem = phi.problem
     work = Sweep(phi, problem.layout, problem.point, gradient, value, allowance, tick)
     rng = np.random.default_rng([seed, 0x5EED])
@@ -114,12 +132,16 @@ def sweep(
 
 
 def _steps(work: Sweep, rng: np.random.Generator) -> tuple[Vector, Vector]:
-    """For every coordinate the step of its pair, and for every leaf the curvature that the sample showed.
+    """For every coordinate the step of its pair, and for every leaf the curvature that the sample
+    showed.
 
-    The curvature is the worst ``|f'''| scale^3 / 6`` of the sample; truncation at ``scale 2^e`` is that times ``4^e``.
+    The curvature is the worst ``|f'''| scale^3 / 6`` of the sample; truncation at ``scale 2^e`` is
+    that times ``4^e``.
     """
     leaves = [leaf for leaf in work.layout if leaf.size]
-    exponents = SAMPLE if len(SAMPLE) * 2 * max(len(leaves), SAMPLED) <= SAMPLE_EVALUATIONS else SAMPLE[:2]
+    exponents = (
+        SAMPLE if len(SAMPLE) * 2 * max(len(leaves), SAMPLED) <= SAMPLE_EVALUATIONS else SAMPLE[:2]
+    )
     each = max(1, SAMPLED // len(leaves))
     index = np.concatenate([leaf.start + _some(rng, leaf.size, each) for leaf in leaves])
     slopes, _ = _ladder_slopes(work, index, exponents)
@@ -134,7 +156,9 @@ def _steps(work: Sweep, rng: np.random.Generator) -> tuple[Vector, Vector]:
             continue
         worst = float(np.max(bend[owners == number]))
         exponent = _best_exponent(worst, work.noise)
-        steps[leaf.part] = representable(work.point[leaf.part], work.scale[leaf.part] * FACTORS[1] * 2.0**exponent)
+        steps[leaf.part] = representable(
+            work.point[leaf.part], work.scale[leaf.part] * FACTORS[1] * 2.0**exponent
+        )
         curvature[leaf.part] = min(worst, 1e300)
     return steps, curvature
 
@@ -147,14 +171,20 @@ def _best_exponent(bend: float, noise: float) -> int:
     # 3 bend 4^e + 5 noise 2^-e / sqrt2 is least where 2^(3e) = 5 noise / (6 sqrt2 bend).
     if bend <= 0 or noise <= 0:
         return COARSEST if bend <= 0 else FINEST
-    best = np.log2(NOISE_SIGMAS * noise / (6 * np.sqrt(2) * bend)) / 3 if np.isfinite(bend) else FINEST
+    best = (
+        np.log2(NOISE_SIGMAS * noise / (6 * np.sqrt(2) * bend)) / 3 if np.isfinite(bend) else FINEST
+    )
     return int(np.clip(round(float(best)), FINEST, COARSEST))
 
 
-def _ladder_slopes(work: Sweep, index: Positions, exponents: tuple[int, ...]) -> tuple[Vector, Vector]:
+def _ladder_slopes(
+    work: Sweep, index: Positions, exponents: tuple[int, ...]
+) -> tuple[Vector, Vector]:
     slopes, steps = [], []
     for level, exponent in enumerate(exponents):
-        step = representable(work.point[index], work.scale[index] * FACTORS[level % 3] * 2.0**exponent)
+        step = representable(
+            work.point[index], work.scale[index] * FACTORS[level % 3] * 2.0**exponent
+        )
         plus, minus = work.phi.pairs(index, step)
         with np.errstate(invalid="ignore", over="ignore"):
             slopes.append((plus - minus) / (2 * step))
@@ -167,18 +197,17 @@ def _one_pair_each(work: Sweep, steps: Vector, curvature: Vector) -> Truth:
     with np.errstate(all="ignore"):
         slope = (plus - minus) / (2 * steps)
         truncation = 3 * curvature / work.scale * (steps / work.scale) ** 2
-        noise = np.fmax(work.noise, LEAST_NOISE * np.fmax(np.abs(plus), np.abs(minus))) / (np.sqrt(2) * steps)
+        noise = np.fmax(work.noise, LEAST_NOISE * np.fmax(np.abs(plus), np.abs(minus))) / (
+            np.sqrt(2) * steps
+        )
     bar = truncation + NOISE_SIGMAS * noise + 2.0**-52 * np.abs(slope)
     return _truth(work, slope, bar)
 
 
 def _truth(work: Sweep, slope: Vector, bar: Vector) -> Truth:
     known = np.isfinite(slope) & np.isfinite(bar)
-    size = work.point.size
     slope, bar = np.where(known, slope, 0.0), np.where(known, bar, np.inf)
-    nothing = np.zeros(size, bool)
-    flags = [nothing.copy() for _ in range(4)]
-    return Truth(slope, bar, *flags, work.noise, _zero_below(work, slope))
+    return Truth(slope, bar, work.noise, _zero_below(work, slope))
 
 
 def _pairs_in_blocks(work: Sweep, steps: Vector, done: int, total: int) -> tuple[Vector, Vector]:
@@ -192,27 +221,36 @@ def _pairs_in_blocks(work: Sweep, steps: Vector, done: int, total: int) -> tuple
 
 
 def _textbook(work: Sweep, eps: Vector) -> Truth:
-    """``(f(x + eps) - f(x - eps)) / (2 eps)`` to the letter; the bar from one more step, 2 eps, and the noise."""
+    """``(f(x + eps) - f(x - eps)) / (2 eps)`` to the letter; the bar from one more step, 2 eps,
+    and the noise.
+    """
     total = 2 * work.point.size
     plus, minus = _pairs_in_blocks(work, eps, 0, total)
     plus2, minus2 = _pairs_in_blocks(work, 2 * eps, work.point.size, total)
     with np.errstate(all="ignore"):
         slope = (plus - minus) / (2 * eps)
-        # Twice the step errs by four times the truncation: the difference holds three times that of eps.
+        # Twice the step errs by four times the truncation: the difference holds three times that
+        # of eps.
         truncation = np.abs((plus2 - minus2) / (4 * eps) - slope)
-        noise = np.fmax(work.noise, LEAST_NOISE * np.fmax(np.abs(plus), np.abs(minus))) / (np.sqrt(2) * eps)
+        noise = np.fmax(work.noise, LEAST_NOISE * np.fmax(np.abs(plus), np.abs(minus))) / (
+            np.sqrt(2) * eps
+        )
         # theta + eps is rounded: the step that was taken is not the step that is divided by.
         travelled = (work.point + eps) - (work.point - eps)
         misstep = np.abs(slope) * np.abs(travelled / (2 * eps) - 1)
         unmoved = travelled == 0
-    bar = np.where(unmoved, np.inf, truncation + NOISE_SIGMAS * noise + misstep + 2.0**-52 * np.abs(slope))
+    bar = np.where(
+        unmoved, np.inf, truncation + NOISE_SIGMAS * noise + misstep + 2.0**-52 * np.abs(slope)
+    )
     truth = _truth(work, slope, bar)
     truth.scored = (slope, truth.bar.copy())
     return truth
 
 
 def _zero_below(work: Sweep, slope: Vector) -> Vector:
-    """What counts as zero in each element: a share of what the most influential leaf does to phi."""
+    """What counts as zero in each element: a share of what the most influential leaf does to
+    phi.
+    """
     largest = 0.0
     for leaf in work.layout:
         part = leaf.part
@@ -225,8 +263,15 @@ def _zero_below(work: Sweep, slope: Vector) -> Vector:
 
 
 def _may_be_zero(work: Sweep, truth: Truth, part: slice) -> bool:
-    """Whether the whole leaf could have gradient zero; its elements are then decided by what counts as zero."""
-    gradient, value, bar, below = work.gradient[part], truth.value[part], truth.bar[part], truth.zero_below[part]
+    """Whether the whole leaf could have gradient zero; its elements are then decided by what
+    counts as zero.
+    """
+    gradient, value, bar, below = (
+        work.gradient[part],
+        truth.value[part],
+        truth.bar[part],
+        truth.zero_below[part],
+    )
     return bool(((np.abs(gradient) <= below) & (np.abs(value) - bar <= below)).all())
 
 
@@ -244,11 +289,15 @@ def _suspicious(work: Sweep, truth: Truth, part: slice) -> Any:
 def _settle_quiet(work: Sweep, truth: Truth, rng: np.random.Generator) -> None:
     """Coordinates that do not move phi at all, like the weights of a dead unit, decided together.
 
-    Where phi stands still to the bit while all of them move at once, at random signs and twice, what they do to it is
-    below the resolution of its arithmetic.
+    Where phi stands still to the bit while all of them move at once, at random signs and twice,
+    what they do to it is below the resolution of its arithmetic.
     """
     for leaf in work.layout:
-        still = (truth.value[leaf.part] == 0) & (work.gradient[leaf.part] == 0) & _suspicious(work, truth, leaf.part)
+        still = (
+            (truth.value[leaf.part] == 0)
+            & (work.gradient[leaf.part] == 0)
+            & _suspicious(work, truth, leaf.part)
+        )
         if not still.any():
             continue
         scale = work.scale[leaf.part]
@@ -257,16 +306,22 @@ def _settle_quiet(work: Sweep, truth: Truth, rng: np.random.Generator) -> None:
             steps = np.array([2.0**exponent, -(2.0**exponent)])
             if all((work.phi.along(move, steps, leaf.start) == work.value).all() for move in moves):
                 bound = RESOLUTION * UNIT * abs(work.value) / (steps[0] * scale)
-                truth.bar[leaf.part] = np.where(still, np.fmin(truth.bar[leaf.part], bound), truth.bar[leaf.part])
+                truth.bar[leaf.part] = np.where(
+                    still, np.fmin(truth.bar[leaf.part], bound), truth.bar[leaf.part]
+                )
                 truth.still[leaf.part] = still
                 break
 
 
 def _settle_suspicious(work: Sweep, truth: Truth) -> None:
-    """Look again at what one pair could not decide, the worst first, until the leaf's verdict cannot change."""
+    """Look again at what one pair could not decide, the worst first, until the leaf's verdict
+    cannot change.
+    """
     for leaf in work.layout:
         queue = leaf.start + np.flatnonzero(_suspicious(work, truth, leaf.part))
-        if truth.scored is not None and not _eps_suffices(truth, work.gradient, leaf, work.allowance):
+        if truth.scored is not None and not _eps_suffices(
+            truth, work.gradient, leaf, work.allowance
+        ):
             queue = queue[_outside(work, truth, leaf, queue)]
         with np.errstate(all="ignore"):
             excess = np.abs(work.gradient - truth.value)[queue] / truth.bar[queue]

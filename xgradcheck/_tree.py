@@ -46,7 +46,9 @@ def flatten(tree: Any, path: Path = (), suffix: str = "") -> Iterator[Node]:
 
 
 def replaced(tree: Any, values: Mapping[Path, Any], path: Path = ()) -> Any:
-    """``tree`` with the leaves at the paths in ``values`` exchanged; containers on the way are new."""
+    """``tree`` with the leaves at the paths in ``values`` exchanged; containers on the way are
+    new.
+    """
     if path in values:
         return values[path]
     children = _children(tree)
@@ -61,7 +63,7 @@ def replaced(tree: Any, values: Mapping[Path, Any], path: Path = ()) -> Any:
     renewed = copy.copy(tree)
     for key, child in made.items():
         if isinstance(tree, Mapping):
-            renewed[key] = child  # type: ignore[index]
+            renewed[key] = child
         else:
             object.__setattr__(renewed, key, child)
     return renewed

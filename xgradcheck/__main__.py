@@ -1,0 +1,7 @@
+"""``python -m xgradcheck``."""
+
+import sys
+
+from xgradcheck._cli import main
+
+sys.exit(main())

@@ -1,0 +1,376 @@
+"""The command: ``xgradcheck check FILE:FUNCTION ARGS...`` and ``xgradcheck env``."""
+
+import argparse
+import ast
+import importlib
+import importlib.util
+import json
+import re
+import sys
+import traceback
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+from xgradcheck._adapters import adapter
+from xgradcheck._check import check, environment
+from xgradcheck._errors import InvalidCase
+from xgradcheck._judge import Verdict
+
+# Of several targets the first status that applies in this order is returned.
+MISUSE, FAILED, UNSURE, PASSED = 2, 1, 3, 0
+STATUS = {Verdict.PASS: PASSED, Verdict.FAIL: FAILED, Verdict.INCONCLUSIVE: UNSURE}
+
+DTYPES = {
+    "f64": "float64", "f32": "float32", "f16": "float16", "c128": "complex128", "c64": "complex64",
+    "i64": "int64", "i32": "int32", "i16": "int16", "i8": "int8", "u8": "uint8", "bool": "bool",
+}  # fmt: skip
+ARRAY = re.compile(r"(?P<dtype>[a-z]+\d*)\[(?P<shape>[\d,\s]*)\](?:<(?P<below>\d+))?")
+TARGET = re.compile(r"[^=\[\]{}()'\"]+:[A-Za-z_][\w.]*")
+KEYWORD = re.compile(r"(?P<name>[A-Za-z_]\w*)=(?P<value>.+)", re.DOTALL)
+
+USAGE = """\
+targets and arguments:
+  file.py:function, package.module:function    what is checked; a target's arguments follow it
+  f64[4,8]            float64 array of that shape, drawn from N(0, 1) by --seed; f64[] is a scalar
+  i64[4]<10           integers from 0 to 9 (below 2 without a bound); bool[4]
+  point.npz           the arrays of a file: by name where the names are parameters of the function,
+                      in order where they are arr_0, arr_1, ..., else one argument, the dict of them
+  point.npz:W1        one array of a file
+  3, 0.5, None, "sum" a Python literal
+  name=ARGUMENT       any of these as a keyword argument
+
+exit status: 0 PASS, 1 FAIL, 2 misuse, 3 INCONCLUSIVE (of several targets: 2, else 1, else 3, else
+0)
+
+examples:
+  xgradcheck check ops.py:swish f64[4,8]
+  xgradcheck check net.py:cost params.npz --grads net.py:backprop
+  xgradcheck check ops.py:layer_norm 'f64[4,8]' 'f64[8]' eps=1e-5 --json report.json
+"""
+
+
+@dataclass(slots=True)
+class Target:
+    """One target of the command line, and the arguments that follow it."""
+
+    written: str
+    arguments: list[str] = field(default_factory=list)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; the exit status."""
+    options = _parser().parse_args(argv)
+    if options.verb == "env":
+        return _env(options)
+    targets = _targets(options.words)
+    if not targets:
+        return _misuse(
+            f"the first word has to be a target, file.py:function (got {options.words[0]!r})"
+        )
+    statuses = {_check_one(target, options, len(targets) > 1) for target in targets}
+    return next(status for status in (MISUSE, FAILED, UNSURE, PASSED) if status in statuses)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="xgradcheck", description="Verify hand-written gradients."
+    )
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="{check,env}")
+    checking = verbs.add_parser(
+        "check",
+        help="compare a backward pass with finite differences",
+        epilog=USAGE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    checking.add_argument("words", nargs="+", metavar="TARGET [ARGUMENT ...]", help="see below")
+    checking.add_argument(
+        "--grads", metavar="TARGET", help="the gradient's function, where the framework has none"
+    )
+    checking.add_argument(
+        "--backend", choices=("numpy", "torch", "jax"), help="where the target's file does not tell"
+    )
+    checking.add_argument(
+        "--wrt", metavar="NAME", action="append", help="a leaf to check: name, glob or number"
+    )
+    checking.add_argument(
+        "--eps", type=float, help="the textbook's step; chosen for each element if left out"
+    )
+    checking.add_argument("--rtol", type=float, help="relative error allowed (1e-6)")
+    checking.add_argument(
+        "--atol", type=float, default=0.0, help="absolute error allowed on top (0)"
+    )
+    checking.add_argument(
+        "--seed", type=int, default=0, help="of the arguments' values and every other choice (0)"
+    )
+    checking.add_argument(
+        "--json", metavar="PATH", help="write the report here too; - for standard output instead"
+    )
+    env = verbs.add_parser("env", help="print the versions that a report depends on")
+    env.add_argument("--json", action="store_true", help="as JSON")
+    return parser
+
+
+def _env(options: argparse.Namespace) -> int:
+    for name in ("torch", "jax"):
+        if importlib.util.find_spec(name) is not None:
+            importlib.import_module(name)
+    versions = environment()
+    if options.json:
+        print(json.dumps(versions, indent=2))
+    else:
+        for name, version in versions.items():
+            print(f"{name:<{max(map(len, versions))}}  {version}")
+    return PASSED
+
+
+def _targets(words: Sequence[str]) -> list[Target]:
+    targets: list[Target] = []
+    for word in words:
+        if TARGET.fullmatch(word) and ".npz:" not in word:
+            targets.append(Target(word))
+        elif targets:
+            targets[-1].arguments.append(word)
+        else:
+            return []
+    return targets
+
+
+def _misuse(text: str) -> int:
+    print(f"xgradcheck: {text}", file=sys.stderr)
+    return MISUSE
+
+
+def _check_one(target: Target, options: argparse.Namespace, several: bool) -> int:
+    try:
+        fn, module = _load(target.written)
+        grads = _load(options.grads)[0] if options.grads else None
+        backend = options.backend or _backend_of(module, target.written)
+        if backend == "numpy" and grads is None:
+            raise InvalidCase(
+                f"{target.written} imports neither torch nor jax, and NumPy has no backward "
+                f"pass: name the gradient's "
+                "function with --grads file.py:function."
+            )
+        args, kwargs = _arguments(target, fn, backend, options.seed)
+        wrt = (
+            None
+            if not options.wrt
+            else [int(w) if re.fullmatch(r"-?\d+", w) else w for w in options.wrt]
+        )
+        report = check(
+            fn,
+            *args,
+            kwargs=kwargs,
+            wrt=wrt,
+            grads=grads,
+            eps=options.eps,
+            rtol=options.rtol,
+            atol=options.atol,
+            seed=options.seed,
+            name=target.written if several else None,
+            backend=backend,
+            raise_exception=False,
+        )
+    except InvalidCase as refusal:
+        return _misuse(str(refusal))
+    except Exception as error:  # the user's own function: show where, in the user's files
+        traceback.print_exception(error)
+        return MISUSE
+    if options.json == "-":
+        print(report.to_json())
+        return STATUS[report.verdict]
+    if options.json:
+        path = Path(options.json)
+        if several:
+            path = path.with_name(f"{path.stem}-{fn.__name__}{path.suffix}")
+        report.to_json(path)
+    Console(soft_wrap=False).print(report)
+    return STATUS[report.verdict]
+
+
+def _load(written: str) -> tuple[Any, ModuleType]:
+    """The function that ``file.py:name`` or ``package.module:name`` means, and its module."""
+    where, _, name = written.rpartition(":")
+    if not where or not name:
+        raise InvalidCase(
+            f"{written!r} is no target: write file.py:function or package.module:function."
+        )
+    try:
+        module = (
+            _module_from_file(Path(where))
+            if where.endswith(".py")
+            else importlib.import_module(where)
+        )
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{where}.".startswith(f"{error.name}."):
+            raise
+        raise InvalidCase(
+            f"there is no module {where!r}: give a file, path/to/{where}.py:{name}."
+        ) from None
+    found: Any = module
+    for part in name.split("."):
+        if not hasattr(found, part):
+            names = (
+                ", ".join(
+                    n for n, v in vars(module).items() if callable(v) and not n.startswith("_")
+                )
+                or "nothing"
+            )
+            raise InvalidCase(f"{where} has no {name!r}; what can be called there: {names}.")
+        found = getattr(found, part)
+    return found, module
+
+
+def _module_from_file(path: Path) -> ModuleType:
+    if not path.is_file():
+        raise InvalidCase(
+            f"there is no file {path}: give the path of the Python file, then :function."
+        )
+    folder = str(path.resolve().parent)
+    if folder not in sys.path:
+        sys.path.insert(
+            0, folder
+        )  # as `python file.py` does, so that the file finds its neighbours
+    name = f"_xgradcheck_{zlib.crc32(str(path.resolve()).encode()):08x}_{path.stem}"
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
+FRAMEWORK_OF = {
+    "torch": "torch",
+    "jax": "jax",
+    "flax": "jax",
+    "equinox": "jax",
+    "optax": "jax",
+    "haiku": "jax",
+}
+
+
+def _backend_of(module: ModuleType, written: str) -> str:
+    """The one framework that the target's file imports; NumPy where it imports neither."""
+    source = Path(module.__file__ or "").read_text(encoding="utf-8")
+    roots = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            roots |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            roots.add(node.module.partition(".")[0])
+    found = sorted({FRAMEWORK_OF[root] for root in roots if root in FRAMEWORK_OF})
+    if len(found) > 1:
+        raise InvalidCase(
+            f"{written} imports {' and '.join(found)}: say which one is meant with --backend."
+        )
+    return found[0] if found else "numpy"
+
+
+def _arguments(
+    target: Target, fn: Any, backend: str, seed: int
+) -> tuple[list[Any], dict[str, Any]]:
+    to_framework = adapter(backend).from_numpy
+    args: list[Any] = []
+    kwargs: dict[str, Any] = {}
+    for number, word in enumerate(target.arguments):
+        keyword = KEYWORD.fullmatch(word)
+        name, text = (keyword["name"], keyword["value"]) if keyword else (None, word)
+        rng = np.random.default_rng([seed, number])
+        values = _file(text, fn) if text.endswith(".npz") else _one(text, rng)
+        if isinstance(values, _Spread):
+            args += map(to_framework, values.positional)
+            kwargs |= {key: to_framework(value) for key, value in values.named.items()}
+            continue
+        if isinstance(values, dict):
+            values = {key: to_framework(value) for key, value in values.items()}
+        elif isinstance(values, np.ndarray):
+            values = to_framework(values)
+        if name is None:
+            args.append(values)
+        else:
+            kwargs[name] = values
+    return args, kwargs
+
+
+@dataclass(slots=True)
+class _Spread:
+    """The arrays of one file as several arguments."""
+
+    positional: list[Any] = field(default_factory=list)
+    named: dict[str, Any] = field(default_factory=dict)
+
+
+def _one(text: str, rng: np.random.Generator) -> Any:
+    if ".npz:" in text:
+        path, _, key = text.rpartition(":")
+        arrays = _read(path)
+        if key not in arrays:
+            raise InvalidCase(f"{path} has no array {key!r}; it has {', '.join(arrays)}.")
+        return arrays[key]
+    if (array := ARRAY.fullmatch(text)) is not None:
+        return _drawn(text, array, rng)
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        raise InvalidCase(
+            f"{text!r} is no argument: write an array as f64[4,8] or i64[4]<10, a file as "
+            f"point.npz, or a literal."
+        ) from None
+
+
+def _drawn(text: str, array: re.Match[str], rng: np.random.Generator) -> Any:
+    dtype = DTYPES.get(array["dtype"])
+    if dtype is None:
+        raise InvalidCase(f"{text!r} has an unknown dtype; the dtypes are {', '.join(DTYPES)}.")
+    shape = tuple(int(extent) for extent in array["shape"].replace(" ", "").split(",") if extent)
+    kind = np.dtype(dtype)
+    if kind.kind in "iub":
+        below = int(array["below"] or 2)
+        if below < 1:
+            raise InvalidCase(f"{text!r} has no integer to draw: give a bound of 1 or more.")
+        return rng.integers(below, size=shape).astype(kind)
+    if array["below"]:
+        raise InvalidCase(f"{text!r}: only integers have a bound.")
+    values = rng.standard_normal(shape)
+    return np.asarray(
+        values + 1j * rng.standard_normal(shape) if kind.kind == "c" else values, dtype=kind
+    )
+
+
+def _read(path: str) -> dict[str, Any]:
+    """The arrays of an ``.npz`` file; a file is data, so nothing in it is unpickled."""
+    if not Path(path).is_file():
+        raise InvalidCase(f"there is no file {path}: save the point with numpy.savez.")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {key: file[key] for key in file.files}
+    except ValueError as error:
+        raise InvalidCase(
+            f"{path} cannot be read as arrays ({error}): save it with numpy.savez, no objects."
+        ) from None
+
+
+def _file(path: str, fn: Any) -> Any:
+    from xgradcheck._tree import positional_parameters
+
+    arrays = _read(path)
+    names = {parameter.name for parameter in positional_parameters(fn)}
+    if arrays and set(arrays) <= names:
+        return _Spread(named=arrays)
+    if arrays and all(re.fullmatch(r"arr_\d+", key) for key in arrays):
+        return _Spread(positional=[arrays[f"arr_{number}"] for number in range(len(arrays))])
+    return arrays

@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -9,6 +10,7 @@ from pathlib import Path as FilePath
 from typing import Any
 
 from rich.console import Console, Group, RenderableType
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -16,6 +18,8 @@ from xgradcheck._errors import GradientInconclusive, GradientMismatch, XGradChec
 from xgradcheck._judge import Grade, Verdict
 
 SCHEMA = 1
+SHOWN = 5
+"""Of how many leaves the text shows the worst element."""
 STYLES = {Verdict.PASS: "bold green", Verdict.FAIL: "bold red", Verdict.INCONCLUSIVE: "bold yellow"}
 
 
@@ -51,10 +55,7 @@ class LeafReport:
 
     @property
     def size(self) -> int:
-        size = 1
-        for extent in self.shape:
-            size *= extent
-        return size
+        return math.prod(self.shape)
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,34 +209,51 @@ def element_name(leaf: LeafReport, index: tuple[int, ...]) -> str:
     return f"{leaf.name}[{', '.join(map(str, index))}]" if index else leaf.name
 
 
-def worst_leaf(report: Report) -> LeafReport | None:
-    """The leaf to show first: of the worst verdict, the one that is off by most."""
-    rank = [Verdict.FAIL, Verdict.INCONCLUSIVE, Verdict.PASS]
-    shown = [leaf for leaf in report.leaves.values() if leaf.worst is not None]
-    return min(shown, key=lambda leaf: (rank.index(leaf.verdict), -leaf.distance), default=None)
+def worst_leaves(report: Report) -> list[LeafReport]:
+    """The leaves whose worst element is shown first: the wrong ones, else the undecided, else the
+    one that came nearest to its allowance.
+    """
+    shown = sorted(
+        (leaf for leaf in report.leaves.values() if leaf.worst is not None),
+        key=lambda leaf: -leaf.distance,
+    )
+    for verdict in (Verdict.FAIL, Verdict.INCONCLUSIVE):
+        found = [leaf for leaf in shown if leaf.verdict is verdict]
+        if found:
+            return found[:SHOWN]
+    return shown[:1]
 
 
 def worst_sentence(leaf: LeafReport) -> str:
     """What is off, by how much, against what was allowed."""
     worst = leaf.worst
     assert worst is not None
-    name = element_name(leaf, worst.index)
     error = abs(worst.analytic - worst.truth)
     largest = max(abs(worst.analytic), abs(worst.truth))
+    digits = _digits(error, largest)
     gives = (
-        f"{name}: backward gives {worst.analytic:.6g}, differences give {worst.truth:.6g} ± "
-        f"{worst.error_bar:.1g}"
+        f"{element_name(leaf, worst.index)}: backward gives {worst.analytic:.{digits}g}, "
+        f"differences give {worst.truth:.{digits}g} ± {worst.error_bar:.1g}"
     )
     if not error < float("inf"):
         return gives
-    share = f"{percent(error / largest)}, " if largest > 0 else ""
-    allowed = percent(worst.allowed / largest) if largest > 0 else f"{worst.allowed:.1g}"
-    return f"{gives} (off by {share}allowed {allowed})".replace("(off by allowed", "(allowed")
+    if largest == 0:
+        return f"{gives} (allowed {worst.allowed:.1g})"
+    return (
+        f"{gives} (off by {percent(error / largest)}, allowed {percent(worst.allowed / largest)})"
+    )
+
+
+def _digits(error: float, largest: float) -> int:
+    """As many digits as it takes to see the error."""
+    if not 0 < error < float("inf") or error >= largest:
+        return 6
+    return min(max(6, 2 + math.ceil(-math.log10(error / largest))), 12)
 
 
 def percent(share: float) -> str:
-    """A share as a percentage of two digits: 9.1 %, 0.00012 %, 3.2e-08 %."""
-    return f"{100 * share:.2g} %"
+    """A share as a percentage of two digits: 39%, 9.1%, 0.00012%, 3.2e-08%."""
+    return f"{100 * share:.0f}%" if share >= 0.1 else f"{100 * share:.2g}%"
 
 
 def _text(report: Report) -> RenderableType:
@@ -243,16 +261,13 @@ def _text(report: Report) -> RenderableType:
     head.append(str(report.verdict), STYLES[report.verdict])
     head.append(f"  {report.name}: {_headline(report)}")
     parts: list[RenderableType] = [head]
-    worst = worst_leaf(report)
-    if worst is not None:
-        parts.append(Text(f"      {worst_sentence(worst)}", overflow="fold"))
-    parts += [Text(), _table(report)]
-    for finding in report.findings:
-        parts.append(_hanging(f"{finding.kind}: {finding.text}"))
-    for note in report.notes:
-        parts.append(_hanging(f"note: {note}"))
+    parts += [Padding(Text(worst_sentence(leaf)), (0, 0, 0, 4)) for leaf in worst_leaves(report)]
+    parts += [Text(), _table(report), Text()]
+    said = [f"{finding.kind}: {finding.text}" for finding in report.findings]
+    said += [f"note: {note}" for note in report.notes]
     if report.skipped:
-        parts.append(_hanging(f"not checked: {'; '.join(report.skipped)}"))
+        said.append(f"not checked: {'; '.join(report.skipped)}")
+    parts += [_hanging(line) for line in said]
     parts.append(Text(_foot(report), style="dim"))
     return Group(*parts)
 

@@ -329,11 +329,14 @@ def _settle_suspicious(work: Sweep, truth: Truth) -> None:
         size = BATCH
         while queue.size:
             batch, queue = queue[:size], queue[size:]
+            accused = _outside(work, truth, leaf, batch)
             wrong, undecided = _look_again(work, truth, leaf, batch)
-            if wrong.any():
-                break
-            if undecided.any():
+            if wrong.any() or undecided.any():
                 queue = queue[_outside(work, truth, leaf, queue)]
+            if wrong.any() and not (accused & ~wrong).any():
+                # The single pairs accused nobody wrongly so far: they are believed about the rest.
+                truth.settled[queue] = True
+                break
             size *= 2
 
 

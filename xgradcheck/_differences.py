@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from xgradcheck._layout import Layout, Vector
+from xgradcheck._layout import Layout, Mask, Vector
 
 UNIT = 2.0**-53
 NOISE_SIGMAS = 5.0
@@ -28,6 +28,8 @@ FACTORS = (1409 / 1024, 1153 / 1024, 1291 / 1024)
 # factor they "contract".
 CONTRACTION = 1.6
 DEEPEST = 4
+# Rungs nearer to each other than this agree whatever the function does, and tell nothing.
+LEAST_RATIO = 1.4
 LEAST_KINK = 1e-7
 """One-sided slopes nearer to each other than this, relative, are one slope."""
 
@@ -88,7 +90,7 @@ class Estimate:
     high: Vector
     truncation: Vector
     noise: Vector
-    settled: Any
+    settled: Mask
 
     @property
     def bar(self) -> Vector:
@@ -109,8 +111,13 @@ def estimate(steps: Vector, plus: Vector, minus: Vector, value: float, sigma: fl
     one and that of its own side; the other side still converges. A kink at the point itself shows
     as two sides that both converge, to different slopes.
     """
-    order = np.argsort(-np.where(np.isfinite(steps), steps, -np.inf), axis=0)
-    steps, plus, minus = (np.take_along_axis(part, order, axis=0) for part in (steps, plus, minus))
+    steps, plus, minus = _sorted(steps, plus, minus)
+    crowded = np.zeros(steps.shape, bool)
+    last = steps[0]
+    for row in range(1, len(steps)):
+        crowded[row] = steps[row] * LEAST_RATIO > last
+        last = np.where(crowded[row], last, steps[row])
+    steps, plus, minus = _sorted(np.where(crowded, np.nan, steps), plus, minus)
     peak = np.fmax(np.abs(plus), np.abs(minus))
     sigmas = np.fmax(sigma, LEAST_NOISE * peak)
     with np.errstate(all="ignore"):
@@ -120,6 +127,7 @@ def estimate(steps: Vector, plus: Vector, minus: Vector, value: float, sigma: fl
         gap = np.abs(ahead.low - behind.low)
         kink = ahead.settled & behind.settled & (gap > 2 * (ahead.bar + behind.bar))
         kink &= gap > LEAST_KINK * np.fmax(np.abs(ahead.low), np.abs(behind.low))
+        central.settled &= ~_cusp(steps, plus, minus, value, sigmas)
     best = central
     for side in (ahead, behind):
         better = (side.bar < best.bar) & (side.settled | ~best.settled) | (
@@ -133,6 +141,31 @@ def estimate(steps: Vector, plus: Vector, minus: Vector, value: float, sigma: fl
         noise=np.where(kink, np.fmax(ahead.noise, behind.noise), best.noise),
         settled=best.settled,
     )
+
+
+def _sorted(steps: Vector, plus: Vector, minus: Vector) -> tuple[Vector, Vector, Vector]:
+    """The rungs from the widest step to the narrowest, missing ones last."""
+    order = np.argsort(-np.where(np.isfinite(steps), steps, -np.inf), axis=0)
+    steps, plus, minus = (np.take_along_axis(part, order, axis=0) for part in (steps, plus, minus))
+    return steps, plus, minus
+
+
+def _cusp(steps: Vector, plus: Vector, minus: Vector, value: float, sigmas: Vector) -> Mask:
+    """Where ``(f(x + h) + f(x - h) - 2 f(x)) / h`` does not fall with h.
+
+    A smooth function's falls like h. Where it does not, as at a kink or at a cusp, the central
+    differences may agree on a slope that the function does not have.
+    """
+    known = np.isfinite(steps + plus + minus)
+    even = np.where(known, np.abs((plus - value) + (minus - value)) / steps, np.nan)
+    jitter = NOISE_SIGMAS * 2.5 * sigmas / steps
+    found = np.zeros(steps.shape[1], bool)
+    before = np.full(steps.shape[1], np.nan)
+    for row, quiet in zip(even, jitter, strict=True):
+        there = np.isfinite(row)
+        found = np.where(there & np.isfinite(before), (row > quiet) & (row > 0.9 * before), found)
+        before = np.where(there, row, before)
+    return found
 
 
 def _chosen(where: Any, first: Estimate, second: Estimate) -> Estimate:
@@ -192,12 +225,18 @@ def _table(steps: Vector, slopes: Vector, sigmas: Vector, order: int) -> Estimat
 
 
 def _central_noise(shares: Vector) -> Vector:
-    return np.asarray(np.sqrt(np.sum(shares**2, axis=0) / 2))
+    return np.asarray(_root_sum_of_squares(shares) / np.sqrt(2))
 
 
 def _one_sided_noise(shares: Vector) -> Vector:
     # phi(x) stands in every one-sided quotient: its rounding does not average out.
-    return np.asarray(np.sqrt(np.sum(shares**2, axis=0) + np.sum(shares, axis=0) ** 2))
+    return np.asarray(np.hypot(_root_sum_of_squares(shares), np.sum(shares, axis=0)))
+
+
+def _root_sum_of_squares(shares: Vector) -> Vector:
+    largest = np.max(np.abs(shares), axis=0)
+    unit = np.where((largest > 0) & np.isfinite(largest), largest, 1.0)
+    return np.asarray(unit * np.sqrt(np.sum((shares / unit) ** 2, axis=0)))
 
 
 def _contraction(powers: Vector, change: Vector, jitter: Vector) -> tuple[Any, Any]:

@@ -12,7 +12,8 @@ from xgradcheck._layout import Mask, Positions, Vector
 Pairs = Callable[[Positions, Vector], tuple[Vector, Vector]]
 
 # Exponents of two, of a coordinate's scale.
-FIRST = (-7, -9, -11, -13)
+WIDE = (-7, -9)
+MIDDLE = (-11, -13)
 WIDER = (-1, -2, -3, -4, -5)
 NARROWER = (-15, -18, -21)
 NARROWEST = (-27, -33, -39, -45)
@@ -26,16 +27,19 @@ def climb(
     value: float,
     noise: float,
     undecided_by: Callable[[Estimate], Mask],
+    rungs: Vector | None = None,
 ) -> tuple[Estimate, Mask]:
-    """Slopes at the coordinates ``index`` and where phi jumps; eight evaluations each, more where
-    undecided.
+    """Slopes at the coordinates ``index`` and where phi jumps.
 
+    Four evaluations each beside ``rungs``, those that are known already, as (steps, phi above, phi
+    below) in a row; more where undecided.
     Noise asks for wider steps, a kink or a fast oscillation near by for narrower ones, and a
     coordinate much smaller than its neighbours for steps of its own size.
     """
     magnitude = np.abs(point[index])
     own = np.where(magnitude > 0, magnitude, scale)
-    steps, plus, minus = (np.full((0, len(index)), np.nan) for _ in range(3))
+    known = np.empty((3, 0, len(index))) if rungs is None else rungs[:, None, :]
+    steps, plus, minus = known
     best: Estimate | None = None
     for unit, exponents, wanted in _plans(scale, own):
         chosen = np.arange(len(index))
@@ -65,11 +69,12 @@ def _plans(
         return np.asarray(~best.settled | (best.truncation > NOISE_SIGMAS * best.noise))
 
     return [
-        (scale, FIRST, lambda best: best.settled),
+        (scale, WIDE, lambda best: best.settled),
+        (scale, MIDDLE, coarse),
         (scale, WIDER, lambda best: best.settled),
         (scale, NARROWER, coarse),
         (scale, NARROWEST, lambda best: ~best.settled),
-        (own, FIRST, lambda best: 16 * own < scale),
+        (own, WIDE + MIDDLE, lambda best: 16 * own < scale),
     ]
 
 

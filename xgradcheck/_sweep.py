@@ -100,6 +100,8 @@ class Sweep:
     tick: Tick
     scale: Vector = field(init=False)
     noise: float = 0.0
+    pairs: Vector | None = None
+    """Steps of the pair that every coordinate got, and phi above and below."""
 
     def __post_init__(self) -> None:
         self.scale = natural_scale(self.point, self.layout)
@@ -157,7 +159,7 @@ def _steps(work: Sweep, rng: np.random.Generator) -> tuple[Vector, Vector]:
         worst = float(np.max(bend[owners == number]))
         exponent = _best_exponent(worst, work.noise)
         steps[leaf.part] = representable(
-            work.point[leaf.part], work.scale[leaf.part] * FACTORS[1] * 2.0**exponent
+            work.point[leaf.part], work.scale[leaf.part] * FACTORS[2] * 2.0**exponent
         )
         curvature[leaf.part] = min(worst, 1e300)
     return steps, curvature
@@ -194,6 +196,7 @@ def _ladder_slopes(
 
 def _one_pair_each(work: Sweep, steps: Vector, curvature: Vector) -> Truth:
     plus, minus = _pairs_in_blocks(work, steps, 0, work.point.size)
+    work.pairs = np.array([steps, plus, minus])
     with np.errstate(all="ignore"):
         slope = (plus - minus) / (2 * steps)
         truncation = 3 * curvature / work.scale * (steps / work.scale) ** 2
@@ -374,9 +377,11 @@ def _look_again(work: Sweep, truth: Truth, leaf: Leaf, index: Positions) -> tupl
         work.value,
         work.noise,
         lambda best: outcome(best)[1],
+        None if work.pairs is None else work.pairs[:, index],
     )
     wrong, undecided = outcome(best)
     truth.value[index], truth.bar[index] = best.near(gradient), best.bar
     truth.settled[index], truth.kink[index] = best.settled, best.low < best.high
-    truth.jump[index] = undecided & jump
-    return wrong, undecided
+    truth.jump[index] = jump & (wrong | undecided)
+    truth.settled[index] &= ~jump
+    return wrong & ~jump, undecided | jump & wrong

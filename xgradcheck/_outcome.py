@@ -219,13 +219,11 @@ def _wrong(leaf: Leaf, gradient: Vector, value: Vector, judged: Judged, truth: T
             f"{leaf.element(_indices(leaf, kinks)[0])}"
         )
         return Finding(leaf.name, "kink", text, where)
-    share = "every element is" if count == leaf.size else f"{count} of {leaf.size} elements are"
-    size = leaf.size > 1
-    text = (
-        f"{leaf.name}: {share if size else 'it is'} off, "
-        f"{_places(leaf, judged.failed) if size and count < leaf.size else ''}"
-    )
-    return Finding(leaf.name, "wrong gradient", text.rstrip(", "), where)
+    if count == leaf.size:
+        text = leaf.name if leaf.size == 1 else f"{leaf.name}, every element"
+    else:
+        text = f"{leaf.name}, {count} of {leaf.size} elements, {_places(leaf, judged.failed)}"
+    return Finding(leaf.name, "wrong gradient", text, where)
 
 
 def _places(leaf: Leaf, mask: Any) -> str:

@@ -27,12 +27,15 @@ from xgradcheck._layout import (
 from xgradcheck._selection import Candidate, select
 from xgradcheck._tree import Node, argument_names
 
-from .world import State, World, generator_state, random_states, reachable
+from .world import State, World, plain_states, random_states, reachable
 
 CONVERT = (
     "give it as float64 (a NumPy float64 array will do, with backend='jax'; JAX makes float32 "
     "unless asked)"
 )
+# A small check compiles for longer than it runs: compiling quickly is worth more than running fast.
+QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+QUICK_BELOW = 1000
 CHUNK_BYTES = 1 << 24
 """How much memory one batch of points may take: large enough to fill the cores, small enough for
 any machine.
@@ -166,9 +169,8 @@ class JaxProblem:
 
     def _states(self) -> Iterator[State]:
         yield from random_states()
-        for node in reachable(self._case.fn, *self._case.args, self._case.loss, self._case.grads):
-            if isinstance(node, np.random.Generator | np.random.RandomState):
-                yield generator_state(node)
+        case = self._case
+        yield from plain_states(reachable(case.fn, case.args, case.kwargs, case.loss, case.grads))
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -233,7 +235,8 @@ class JaxProblem:
 
         One program serves all points of a check: the values of two programs may differ by rounding.
         """
-        one = jax.jit(self._phi)
+        options = QUICK if self.layout.size <= QUICK_BELOW else None
+        one = jax.jit(self._phi, compiler_options=options)
 
         def singly(points: Any, cotangent: Any) -> Any:
             return np.array([float(one(point, cotangent)) for point in points])
@@ -245,7 +248,7 @@ class JaxProblem:
                 values[number] = float(self._phi(jnp.asarray(point), jnp.asarray(cotangent)))
             return values
 
-        batched = jax.jit(jax.vmap(self._phi, in_axes=(0, None)))
+        batched = jax.jit(jax.vmap(self._phi, in_axes=(0, None)), compiler_options=options)
         points = np.broadcast_to(self.point, (self._chunk, self.point.size))
         for program in (batched, singly):
             try:

@@ -29,7 +29,7 @@ from .world import (
     World,
     array_state,
     element_writer,
-    generator_state,
+    plain_states,
     random_states,
     reachable,
 )
@@ -90,7 +90,6 @@ class Binding:
     slots: list[Slot]
     places: _handed.Places
     skipped: list[str]
-    others: list[Node]
 
 
 def _in_copies(case: Case) -> Binding:
@@ -113,7 +112,6 @@ def _in_copies(case: Case) -> Binding:
         slots=slots,
         places=_handed.places([slot.path for slot in slots], [node.path for node in nodes]),
         skipped=_not_floating(node for node in nodes if node.path[0] in roots),
-        others=[node for node in nodes if node not in chosen],
     )
 
 
@@ -145,7 +143,7 @@ def _in_place(case: Case) -> Binding:
                 f"{twins[id(slot.found)]} and {slot.name} are one array: pass it once."
             )
     known = [node.path for node in nodes]
-    return Binding(slots, _handed.Places([slot.path for slot in slots], known), skipped, [])
+    return Binding(slots, _handed.Places([slot.path for slot in slots], known), skipped)
 
 
 def _is_object(owner: Any) -> bool:
@@ -211,22 +209,17 @@ class NumpyProblem:
         self._writers = [element_writer(slot.work) for slot in self._slots]
         self._has_numbers = any(not isinstance(slot.found, np.ndarray) for slot in self._slots)
         self._arguments = self._rebuilt()
-        self._world = World(list(self._states(binding.others)))
+        self._world = World(list(self._states()))
         with self.held():
             self.outputs, self._cotangent_tree = self._learn_outputs()
 
-    def _states(self, others: list[Node]) -> Iterator[State]:
+    def _states(self) -> Iterator[State]:
         yield from random_states()
         case = self._case
-        for node in reachable(case.fn, *case.args, case.kwargs, case.grads, case.loss):
-            if isinstance(node, np.random.Generator | np.random.RandomState):
-                yield generator_state(node)
+        seen = reachable(case.fn, case.args, case.kwargs, case.wrt, case.grads, case.loss)
+        yield from plain_states(seen)
         for slot in self._slots:
             yield array_state(slot.name, slot.work)
-        grads = () if callable(case.grads) else flatten(case.grads)
-        for node in (*others, *grads):
-            if isinstance(node.value, np.ndarray) and node.value.flags.writeable:
-                yield array_state(node.suffix, node.value)
 
     @contextmanager
     def held(self) -> Iterator[None]:

@@ -29,9 +29,8 @@ from xgradcheck._tree import Node, Path, flatten, replaced
 from .world import (
     State,
     World,
-    array_state,
     element_writer,
-    generator_state,
+    plain_states,
     random_states,
     reachable,
 )
@@ -530,10 +529,7 @@ def _states(case: Case, slots: list[Slot], others: list[torch.Tensor]) -> list[S
             tensors[id(node)] = node
         elif isinstance(node, torch.Generator):
             states.append(_torch_generator_state(node))
-        elif isinstance(node, np.random.Generator | np.random.RandomState):
-            states.append(generator_state(node))
-        elif isinstance(node, np.ndarray) and node.flags.writeable and node.dtype != object:
-            states.append(array_state("an array", node))
+    states += plain_states([node for node in found if not isinstance(node, nn.Module)])
     return states + [
         _tensor_state(tensor) for tensor in tensors.values() if tensor.layout is torch.strided
     ]

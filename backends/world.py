@@ -28,7 +28,9 @@ class State:
 def same(a: Any, b: Any) -> bool:
     """Bitwise equality of two readings: NaN equals itself, 0.0 differs from -0.0."""
     if isinstance(a, np.ndarray):
-        return isinstance(b, np.ndarray) and a.shape == b.shape and a.tobytes() == b.tobytes()
+        return isinstance(b, np.ndarray) and _same_bytes(a, b)
+    if isinstance(a, Contents):
+        return isinstance(b, Contents) and a.same(b)
     if isinstance(a, list | tuple):
         return type(a) is type(b) and len(a) == len(b) and all(map(same, a, b))
     if isinstance(a, dict):
@@ -95,6 +97,78 @@ def generator_state(generator: np.random.Generator | np.random.RandomState) -> S
     return State("a numpy Generator", lambda: bits.state, restore)
 
 
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """The arrays that a dict held: the objects themselves, not their values."""
+
+    items: dict[Any, Any]
+
+    def same(self, other: "Contents") -> bool:
+        """Whether the same keys hold the same objects."""
+        if self.items.keys() != other.items.keys():
+            return False
+        return all(value is other.items[key] for key, value in self.items.items())
+
+
+def mapping_state(name: str, mapping: dict[Any, Any]) -> State:
+    """The arrays in a dict, or among an object's attributes, that the function may exchange.
+
+    Arrays alone: a counter or a log that the user keeps in there is none of our business.
+    """
+
+    def read() -> Contents:
+        return Contents({key: value for key, value in mapping.items() if _is_array(value)})
+
+    def restore(saved: Contents) -> None:
+        for key in read().items.keys() - saved.items.keys():
+            del mapping[key]
+        mapping.update(saved.items)
+
+    return State(name, read, restore)
+
+
+def _is_array(value: Any) -> bool:
+    return hasattr(value, "shape") and hasattr(value, "dtype")
+
+
+def _same_bytes(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> bool:
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    if a.dtype == object:
+        return all(x is y for x, y in zip(a.flat, b.flat, strict=True))
+    return bool(np.array_equal(_bytes(a), _bytes(b)))
+
+
+def _bytes(array: np.ndarray[Any, Any]) -> Any:
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+
+
+def plain_states(objects: Sequence[Any]) -> Iterator[State]:
+    """The states of NumPy and of Python's own objects among ``objects``."""
+    for node in objects:
+        if isinstance(node, np.random.Generator | np.random.RandomState):
+            yield generator_state(node)
+        elif isinstance(node, np.ndarray):
+            if node.flags.writeable:
+                yield array_state("an array", node)
+        elif type(node) is dict:
+            yield mapping_state("a dict", node)
+        elif _has_attributes(node):
+            yield mapping_state(f"the attributes of {type(node).__name__}", vars(node))
+
+
+# Framework objects keep books of their own, and what they hold is reached through their interfaces.
+FOREIGN = ("numpy", "torch", "jax", "jaxlib", "builtins", "functools", "random", "types")
+
+
+def _has_attributes(node: Any) -> bool:
+    """Whether this is an object of the user's, whose attributes a method may exchange."""
+    if isinstance(node, FunctionType | MethodType | ModuleType | type):
+        return False
+    root = type(node).__module__.partition(".")[0]
+    return root not in FOREIGN and isinstance(getattr(node, "__dict__", None), dict)
+
+
 def array_state(name: str, array: np.ndarray[Any, Any]) -> State:
     """An array that the function might write to."""
 
@@ -104,43 +178,44 @@ def array_state(name: str, array: np.ndarray[Any, Any]) -> State:
     return State(name, lambda: array.copy(order="K"), restore)
 
 
-def reachable(fn: Any, *roots: Any) -> list[Any]:
-    """Objects that a call can see without being perturbed: what ``fn`` is bound to, closes over or
-    names.
+REACH = 10_000
 
-    One step deep into lists, tuples and dicts; for generators, modules and arrays whose state may
-    have to be held.
+
+def reachable(fn: Any, *roots: Any) -> list[Any]:
+    """Objects that a call can see: what ``fn`` is bound to, closes over or names, and what is there.
+
+    For generators, modules, arrays and dicts whose state may have to be held still.
     """
     found: list[Any] = []
     seen: set[int] = set()
     pending: list[Any] = [fn, *roots]
-    while pending:
+    while pending and len(found) < REACH:
         node = pending.pop()
         if id(node) in seen or node is None or isinstance(node, str | bytes | int | float | type):
             continue
         seen.add(id(node))
         found.append(node)
-        if isinstance(node, dict):
-            pending.extend(node.values())
-        elif isinstance(node, list | tuple | set | frozenset):
-            pending.extend(node)
-        elif isinstance(node, functools.partial):
-            pending.extend((node.func, node.args, node.keywords))
-        else:
-            pending.extend(_seen_by(node))
+        pending.extend(_held_by(node))
     return found
 
 
-def _seen_by(fn: Any) -> Iterator[Any]:
-    """What a callable refers to: the object it is bound to, its closure, the globals it names."""
-    if isinstance(fn, MethodType):
-        yield fn.__self__
-        yield from getattr(fn.__self__, "__dict__", {}).values()
-        fn = fn.__func__
-    if not isinstance(fn, FunctionType):
-        if callable(fn):
-            yield from getattr(fn, "__dict__", {}).values()
-        return
+def _held_by(node: Any) -> Iterator[Any]:
+    if isinstance(node, dict):
+        yield from node.values()
+    elif isinstance(node, list | tuple | set | frozenset):
+        yield from node
+    elif isinstance(node, functools.partial):
+        yield from (node.func, node.args, node.keywords)
+    elif isinstance(node, MethodType):
+        yield from (node.__self__, node.__func__)
+    elif isinstance(node, FunctionType):
+        yield from _named_by(node)
+    elif _has_attributes(node):
+        yield from list(vars(node).values())
+
+
+def _named_by(fn: FunctionType) -> Iterator[Any]:
+    """What a function closes over, and the globals it names."""
     for cell in fn.__closure__ or ():
         try:
             yield cell.cell_contents

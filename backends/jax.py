@@ -44,7 +44,11 @@ any machine.
 
 def owns(contents: Any) -> bool:
     """Whether a JAX array is in the call."""
-    return any(isinstance(leaf, jax.Array) for leaf in tree_util.tree_leaves(contents))
+    try:
+        leaves = tree_util.tree_leaves(contents)
+    except ValueError:  # a dict whose keys JAX cannot sort: no tree of its own
+        return False
+    return any(isinstance(leaf, jax.Array) for leaf in leaves)
 
 
 def from_numpy(array: Any) -> Any:
@@ -199,9 +203,9 @@ class JaxProblem:
     def _learn_outputs(self) -> None:
         try:
             jax.eval_shape(self._outputs_at, self._found())
-        except (
-            Exception
-        ):  # not traceable, or wrong: running it tells, with the user's own exception
+        except Exception:
+            # Not traceable, or wrong: running it tells, with the user's own exception.
+            self._world.watch()
             self._outputs_at(self._found())
         kept = [node for node in self._seen if _is_output(node.value)]
         if not kept:
@@ -227,7 +231,7 @@ class JaxProblem:
     def _points_at_once(self) -> int:
         """A function of shapes alone, so that a report can be repeated to the bit."""
         width = 8 * (self.layout.size + self.outputs.size)
-        wanted = min(2 * self.layout.size, CHUNK_BYTES // width, 256)
+        wanted = min(2 * self.layout.size, CHUNK_BYTES // width, 64)
         return 1 << max(int(wanted).bit_length() - 1, 3 if width * 8 <= CHUNK_BYTES else 0)
 
     def _first_program_that_works(self) -> Callable[[Any, Any], Any]:
@@ -253,9 +257,8 @@ class JaxProblem:
         for program in (batched, singly):
             try:
                 np.asarray(program(points, np.ones(self.outputs.size)))
-            except (
-                Exception
-            ):  # no batching rule, or no tracing at all: the next program will do, or tell why not
+            except Exception:
+                # no batching rule, or no tracing at all: the next program will do, or tell why not
                 continue
             return program
         self._chunk = 1
@@ -300,9 +303,9 @@ class JaxProblem:
 
         try:
             outs, grads = jax.jit(pulled_back)(self._found(), cotangents)
-        except (
-            Exception
-        ):  # not traceable, or wrong: running it tells, with the user's own exception
+        except Exception:
+            # Not traceable, or wrong: running it tells, with the user's own exception.
+            self._world.reset()
             outs, grads = pulled_back(self._found(), cotangents)
         value = sum(float(jnp.sum(part * out)) for part, out in zip(cotangents, outs, strict=True))
         gradient = np.concatenate([np.asarray(grad, dtype=np.float64).ravel() for grad in grads])

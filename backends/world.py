@@ -182,7 +182,7 @@ REACH = 10_000
 
 
 def reachable(fn: Any, *roots: Any) -> list[Any]:
-    """Objects that a call can see: what ``fn`` is bound to, closes over or names, and what is there.
+    """What a call can see: what ``fn`` is bound to, closes over or names, and what that holds.
 
     For generators, modules, arrays and dicts whose state may have to be held still.
     """

@@ -4,15 +4,17 @@ import argparse
 import ast
 import importlib
 import importlib.util
+import itertools
 import json
 import re
 import sys
 import traceback
+import zipfile
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import ModuleType
+from types import FunctionType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -22,6 +24,7 @@ from xgradcheck._adapters import adapter
 from xgradcheck._check import check, environment
 from xgradcheck._errors import InvalidCase
 from xgradcheck._judge import Verdict
+from xgradcheck._tree import positional_parameters
 
 # Of several targets the first status that applies in this order is returned.
 MISUSE, FAILED, UNSURE, PASSED = 2, 1, 3, 0
@@ -37,22 +40,26 @@ KEYWORD = re.compile(r"(?P<name>[A-Za-z_]\w*)=(?P<value>.+)", re.DOTALL)
 
 USAGE = """\
 targets and arguments:
-  file.py:function, package.module:function    what is checked; a target's arguments follow it
-  f64[4,8]            float64 array of that shape, drawn from N(0, 1) by --seed; f64[] is a scalar
-  i64[4]<10           integers from 0 to 9 (below 2 without a bound); bool[4]
-  point.npz           the arrays of a file: by name where the names are parameters of the function,
-                      in order where they are arr_0, arr_1, ..., else one argument, the dict of them
-  point.npz:W1        one array of a file
-  3, 0.5, None, "sum" a Python literal
-  name=ARGUMENT       any of these as a keyword argument
+  file.py:function      what is checked, also package.module:function;
+                        a target's arguments follow it
+  f64[4,8]              a float64 array of that shape, drawn from N(0, 1);
+                        f64[] is a scalar
+  i64[4]<10             integers from 0 to 9 (below 2 without a bound); bool[4]
+  point.npz             the arrays of a file: by name where the names are the
+                        function's parameters, in order where they are arr_0,
+                        arr_1, ..., else one argument, the dict of them
+  point.npz:W1          one array of a file
+  3, 0.5, None, "sum"   a Python literal
+  name=ARGUMENT         any of these as a keyword argument
 
-exit status: 0 PASS, 1 FAIL, 2 misuse, 3 INCONCLUSIVE (of several targets: 2, else 1, else 3, else
-0)
+exit status:
+  0 PASS, 1 FAIL, 2 misuse, 3 INCONCLUSIVE; of several targets the first that
+  applies in the order 2, 1, 3, 0
 
 examples:
-  xgradcheck check ops.py:swish f64[4,8]
+  xgradcheck check ops.py:swish 'f64[4,8]'
   xgradcheck check net.py:cost params.npz --grads net.py:backprop
-  xgradcheck check ops.py:layer_norm 'f64[4,8]' 'f64[8]' eps=1e-5 --json report.json
+  xgradcheck check ops.py:layer_norm 'f64[4,8]' 'f64[8]' eps=1e-5
 """
 
 
@@ -74,7 +81,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _misuse(
             f"the first word has to be a target, file.py:function (got {options.words[0]!r})"
         )
-    statuses = {_check_one(target, options, len(targets) > 1) for target in targets}
+    if options.seed < 0:
+        return _misuse(f"--seed {options.seed} is no seed: give an integer, 0 or more")
+    numbers = range(1, len(targets) + 1) if len(targets) > 1 else [0]
+    statuses = {_check_one(target, options, n) for n, target in zip(numbers, targets, strict=True)}
     return next(status for status in (MISUSE, FAILED, UNSURE, PASSED) if status in statuses)
 
 
@@ -86,6 +96,7 @@ def _parser() -> argparse.ArgumentParser:
     checking = verbs.add_parser(
         "check",
         help="compare a backward pass with finite differences",
+        usage="xgradcheck check TARGET [ARGUMENT ...] [TARGET ...] [option ...]",
         epilog=USAGE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -147,11 +158,12 @@ def _misuse(text: str) -> int:
     return MISUSE
 
 
-def _check_one(target: Target, options: argparse.Namespace, several: bool) -> int:
+def _check_one(target: Target, options: argparse.Namespace, number: int) -> int:
+    """Check one target and print its report; ``number`` counts several targets from 1, else 0."""
     try:
         fn, module = _load(target.written)
         grads = _load(options.grads)[0] if options.grads else None
-        backend = options.backend or _backend_of(module, target.written)
+        backend = options.backend or _backend_of(fn, module, target.written)
         if backend == "numpy" and grads is None:
             raise InvalidCase(
                 f"{target.written} imports neither torch nor jax, and NumPy has no backward "
@@ -174,7 +186,7 @@ def _check_one(target: Target, options: argparse.Namespace, several: bool) -> in
             rtol=options.rtol,
             atol=options.atol,
             seed=options.seed,
-            name=target.written if several else None,
+            name=target.written if number else None,
             backend=backend,
             raise_exception=False,
         )
@@ -188,10 +200,17 @@ def _check_one(target: Target, options: argparse.Namespace, several: bool) -> in
         return STATUS[report.verdict]
     if options.json:
         path = Path(options.json)
-        if several:
-            path = path.with_name(f"{path.stem}-{fn.__name__}{path.suffix}")
-        report.to_json(path)
-    Console(soft_wrap=False).print(report)
+        if number:
+            path = path.with_name(f"{path.stem}-{number}{path.suffix}")
+        try:
+            report.to_json(path)
+        except OSError as error:
+            return _misuse(f"the report cannot be written to {path}: {error.strerror}")
+    console = Console()
+    if console.is_terminal:
+        console.print(report)
+    else:
+        print(report)
     return STATUS[report.verdict]
 
 
@@ -263,21 +282,32 @@ FRAMEWORK_OF = {
 }
 
 
-def _backend_of(module: ModuleType, written: str) -> str:
+def _backend_of(fn: Any, module: ModuleType, written: str) -> str:
     """The one framework that the target's file imports; NumPy where it imports neither."""
-    source = Path(module.__file__ or "").read_text(encoding="utf-8")
-    roots = set()
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Import):
-            roots |= {alias.name.partition(".")[0] for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            roots.add(node.module.partition(".")[0])
-    found = sorted({FRAMEWORK_OF[root] for root in roots if root in FRAMEWORK_OF})
+    owner = getattr(fn, "__self__", None)  # Function.apply belongs to the class that was written
+    written_by = owner if isinstance(owner, type) else fn
+    own = isinstance(written_by, type | FunctionType)
+    home = sys.modules.get(written_by.__module__, module) if own else module
+    found = sorted({FRAMEWORK_OF[root] for root in _imports(home) if root in FRAMEWORK_OF})
     if len(found) > 1:
         raise InvalidCase(
             f"{written} imports {' and '.join(found)}: say which one is meant with --backend."
         )
     return found[0] if found else "numpy"
+
+
+def _imports(module: ModuleType) -> set[str]:
+    """The packages that a module's source imports; none where there is no source."""
+    path = Path(getattr(module, "__file__", None) or "")
+    if path.suffix != ".py":
+        return set()
+    roots = set()
+    for node in ast.walk(ast.parse(path.read_bytes())):
+        if isinstance(node, ast.Import):
+            roots |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            roots.add(node.module.partition(".")[0])
+    return roots
 
 
 def _arguments(
@@ -290,7 +320,7 @@ def _arguments(
         keyword = KEYWORD.fullmatch(word)
         name, text = (keyword["name"], keyword["value"]) if keyword else (None, word)
         rng = np.random.default_rng([seed, number])
-        values = _file(text, fn) if text.endswith(".npz") else _one(text, rng)
+        values = _file(text, fn, not args) if text.endswith(".npz") else _one(text, rng)
         if isinstance(values, _Spread):
             args += map(to_framework, values.positional)
             kwargs |= {key: to_framework(value) for key, value in values.named.items()}
@@ -356,21 +386,24 @@ def _read(path: str) -> dict[str, Any]:
     if not Path(path).is_file():
         raise InvalidCase(f"there is no file {path}: save the point with numpy.savez.")
     try:
-        with np.load(path, allow_pickle=False) as file:
-            return {key: file[key] for key in file.files}
-    except ValueError as error:
-        raise InvalidCase(
-            f"{path} cannot be read as arrays ({error}): save it with numpy.savez, no objects."
-        ) from None
+        with open(path, "rb") as stream:
+            file = np.load(stream, allow_pickle=False)
+            if isinstance(file, np.lib.npyio.NpzFile):
+                return {key: file[key] for key in file.files}
+            reason = "it holds a single array"
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        reason = str(error)
+    raise InvalidCase(f"{path} is no file of arrays ({reason}): write it with numpy.savez.")
 
 
-def _file(path: str, fn: Any) -> Any:
-    from xgradcheck._tree import positional_parameters
-
+def _file(path: str, fn: Any, first: bool) -> Any:
+    """The arrays of a file as arguments: by the function's names, in order, or as one dict."""
     arrays = _read(path)
-    names = {parameter.name for parameter in positional_parameters(fn)}
-    if arrays and set(arrays) <= names:
-        return _Spread(named=arrays)
-    if arrays and all(re.fullmatch(r"arr_\d+", key) for key in arrays):
+    parameters = [parameter.name for parameter in positional_parameters(fn)]
+    if arrays and set(arrays) <= set(parameters):
+        leading = list(itertools.takewhile(arrays.__contains__, parameters)) if first else []
+        named = {key: array for key, array in arrays.items() if key not in leading}
+        return _Spread([arrays[key] for key in leading], named)
+    if arrays and all(f"arr_{number}" in arrays for number in range(len(arrays))):
         return _Spread(positional=[arrays[f"arr_{number}"] for number in range(len(arrays))])
     return arrays

@@ -6,6 +6,7 @@ step sizes, and Neville's table of extrapolations (Ridders 1982, Adv. Eng. Softw
 value whose bar is smallest.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,7 +75,7 @@ def norm(vector: Vector) -> float:
 
 def rms(vector: Vector) -> float:
     """Root mean square; 0 for an empty vector."""
-    return norm(vector) / np.sqrt(vector.size) if vector.size else 0.0
+    return norm(vector) / math.sqrt(vector.size) if vector.size else 0.0
 
 
 @dataclass(slots=True)
@@ -100,7 +101,11 @@ class Estimate:
         """The slope that agrees best with ``gradient``: at a kink any between the one-sided ones
         is right.
         """
-        return np.clip(gradient, self.low, self.high)
+        return np.where(
+            np.isfinite(gradient),
+            np.clip(gradient, self.low, self.high),
+            (self.low + self.high) / 2,
+        )
 
 
 def estimate(steps: Vector, plus: Vector, minus: Vector, value: float, sigma: float) -> Estimate:

@@ -87,7 +87,8 @@ class Tolerance:
 
     def allowed(self, gradient: Vector, truth: Vector, leaf_rms: float | Vector) -> Vector:
         """The allowed error of each element."""
-        largest = np.fmax(np.abs(gradient), np.abs(truth))
+        # A gradient that is not finite excuses nothing.
+        largest = np.fmax(np.where(np.isfinite(gradient), np.abs(gradient), 0.0), np.abs(truth))
         return np.asarray(self.rtol * largest + self.of_rms * leaf_rms + self.atol)
 
 
@@ -159,7 +160,7 @@ def judge(
         verdict = Verdict.INCONCLUSIVE
     else:
         verdict = Verdict.PASS
-    floor = float(np.max(allowed + bar, initial=0.0)) / leaf_rms if leaf_rms > 0 else 0.0
+    floor = float(np.max(allowed + bar, initial=0.0)) / leaf_rms if leaf_rms > 0 else np.nan
     return Judged(verdict, failed, undecided, score, score_bar, floor, is_zero)
 
 

@@ -106,18 +106,18 @@ def _entry(
     undecided: int,
 ) -> LeafReport:
     return LeafReport(
-        leaf.name,
-        leaf.path,
-        leaf.shape,
-        leaf.dtype,
-        verdict,
-        score,
-        grade(score),
-        floor,
-        worst,
-        wrong,
-        undecided,
-        leaf.names,
+        name=leaf.name,
+        path=leaf.path,
+        shape=leaf.shape,
+        dtype=leaf.dtype,
+        verdict=verdict,
+        distance=float(score),
+        grade=grade(score),
+        floor=float(floor),
+        worst=worst,
+        wrong=wrong,
+        undecided=undecided,
+        names=leaf.names,
     )
 
 

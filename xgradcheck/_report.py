@@ -112,10 +112,9 @@ class Report:
         return self.verdict is Verdict.PASS
 
     def __str__(self) -> str:
-        width = int(os.environ.get("COLUMNS", "") or 80)
-        console = Console(
-            file=io.StringIO(), width=max(width, 60), color_system=None, force_terminal=False
-        )
+        columns = os.environ.get("COLUMNS", "")
+        width = max(int(columns), 60) if columns.isdecimal() else 80
+        console = Console(file=io.StringIO(), width=width, color_system=None, force_terminal=False)
         console.print(self)
         assert isinstance(console.file, io.StringIO)
         return "\n".join(line.rstrip() for line in console.file.getvalue().rstrip().splitlines())
@@ -177,13 +176,26 @@ class Report:
 
 
 def _number(value: float) -> float | None:
-    return value if abs(value) < float("inf") else None
+    return float(value) if abs(value) < float("inf") else None
+
+
+def _plain(key: Any) -> Any:
+    """A dict key as JSON has it: what is no number is its text."""
+    for kind in (bool, int, float, str):
+        if isinstance(key, kind):
+            return kind(key)
+    return str(key)
+
+
+def _printable(text: str) -> str:
+    """A name may hold anything: control characters are written out, not obeyed."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _leaf_to_dict(leaf: LeafReport) -> dict[str, Any]:
     worst = leaf.worst
     return {
-        "path": list(leaf.path),
+        "path": [_plain(key) for key in leaf.path],
         "shape": list(leaf.shape),
         "dtype": leaf.dtype,
         "verdict": str(leaf.verdict),
@@ -259,9 +271,12 @@ def percent(share: float) -> str:
 def _text(report: Report) -> RenderableType:
     head = Text()
     head.append(str(report.verdict), STYLES[report.verdict])
-    head.append(f"  {report.name}: {_headline(report)}")
+    head.append(_printable(f"  {report.name}: {_headline(report)}"))
     parts: list[RenderableType] = [head]
-    parts += [Padding(Text(worst_sentence(leaf)), (0, 0, 0, 4)) for leaf in worst_leaves(report)]
+    parts += [
+        Padding(Text(_printable(worst_sentence(leaf))), (0, 0, 0, 4))
+        for leaf in worst_leaves(report)
+    ]
     parts += [Text(), _table(report), Text()]
     said = [f"{finding.kind}: {finding.text}" for finding in report.findings]
     said += [f"note: {note}" for note in report.notes]
@@ -304,7 +319,7 @@ def _table(report: Report) -> Table:
     table.add_column("wrong", justify="right", no_wrap=True)
     for leaf in report.leaves.values():
         table.add_row(
-            Text(leaf.name),
+            Text(_printable(leaf.name)),
             str(list(leaf.shape)),
             Text(str(leaf.verdict), STYLES[leaf.verdict]),
             _measured(f"{leaf.distance:.1e}"),
@@ -321,13 +336,14 @@ def _measured(number: str) -> str:
 
 def _hanging(line: str) -> RenderableType:
     row = Table.grid(padding=(0, 1, 0, 0))
-    row.add_row(Text("·"), Text(line, overflow="fold"))
+    row.add_row(Text("·"), Text(_printable(line), overflow="fold"))
     return row
 
 
 def _foot(report: Report) -> str:
     count = sum(leaf.size for leaf in report.leaves.values())
+    coordinates = "coordinate" if count == 1 else "coordinates"
     return (
-        f"{report.coverage} of {count} coordinates, {report.evaluations} evaluations, "
+        f"{report.coverage} of {count} {coordinates}, {report.evaluations} evaluations, "
         f"{report.elapsed_s:.2g} s, seed {report.seed}"
     )

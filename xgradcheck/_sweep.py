@@ -40,7 +40,7 @@ their outcome.
 """
 SAMPLED, SAMPLE_EVALUATIONS = 12, 150
 BATCH = 32
-BLOCK = 256
+BLOCK = 32
 
 
 @dataclass(slots=True)
@@ -146,7 +146,7 @@ def _steps(work: Sweep, rng: np.random.Generator) -> tuple[Vector, Vector]:
     )
     each = max(1, SAMPLED // len(leaves))
     index = np.concatenate([leaf.start + _some(rng, leaf.size, each) for leaf in leaves])
-    slopes, _ = _ladder_slopes(work, index, exponents)
+    slopes = _ladder_slopes(work, index, exponents)
     scale = work.scale[index]
     spread = 4.0 ** exponents[0] - 4.0 ** exponents[1]
     with np.errstate(invalid="ignore", over="ignore"):
@@ -179,10 +179,8 @@ def _best_exponent(bend: float, noise: float) -> int:
     return int(np.clip(round(float(best)), FINEST, COARSEST))
 
 
-def _ladder_slopes(
-    work: Sweep, index: Positions, exponents: tuple[int, ...]
-) -> tuple[Vector, Vector]:
-    slopes, steps = [], []
+def _ladder_slopes(work: Sweep, index: Positions, exponents: tuple[int, ...]) -> Vector:
+    slopes = []
     for level, exponent in enumerate(exponents):
         step = representable(
             work.point[index], work.scale[index] * FACTORS[level % 3] * 2.0**exponent
@@ -190,8 +188,8 @@ def _ladder_slopes(
         plus, minus = work.phi.pairs(index, step)
         with np.errstate(invalid="ignore", over="ignore"):
             slopes.append((plus - minus) / (2 * step))
-        steps.append(step)
-    return np.array(slopes), np.array(steps)
+        work.tick(0, work.point.size)
+    return np.array(slopes)
 
 
 def _one_pair_each(work: Sweep, steps: Vector, curvature: Vector) -> Truth:

@@ -16,7 +16,9 @@ from xgradcheck._layout import Layout, Mask, Vector
 
 UNIT = 2.0**-53
 NOISE_SIGMAS = 5.0
-"""How many standard deviations of noise a bar holds: a million coordinates see about one excess."""
+BAR_SIGMAS = 3.3
+"""Standard deviations of noise: in a bar, which then covers 99.9%; and where a million coordinates
+must raise no alarm, in what counts as more than noise."""
 
 # The least noise of a float64 value: rounding the result alone has a standard deviation of about
 # 0.6 u |f| at worst.
@@ -95,7 +97,7 @@ class Estimate:
 
     @property
     def bar(self) -> Vector:
-        return self.truncation + NOISE_SIGMAS * self.noise
+        return self.truncation + BAR_SIGMAS * self.noise
 
     def near(self, gradient: Vector) -> Vector:
         """The slope that agrees best with ``gradient``: at a kink any between the one-sided ones
@@ -268,7 +270,7 @@ def _best(entries: list[tuple[Vector, Vector, Vector, Any, int]]) -> Estimate:
         np.array([entry[part] for entry in entries]) for part in range(4)
     )
     rows = np.array([entry[4] for entry in entries])
-    bar = truncation + NOISE_SIGMAS * noise
+    bar = truncation + BAR_SIGMAS * noise
     bar = np.where(np.isfinite(bar) & np.isfinite(value), bar, np.inf)
     clash = np.zeros(bar.shape, bool)
     for number, row in enumerate(rows):

@@ -7,7 +7,7 @@ from enum import StrEnum
 
 import numpy as np
 
-from xgradcheck._differences import norm, rms
+from xgradcheck._differences import BAR_SIGMAS, NOISE_SIGMAS, norm, rms
 from xgradcheck._layout import Mask, Vector
 
 
@@ -104,6 +104,17 @@ def tolerance(rtol: float | None, atol: float) -> Tolerance:
 ZERO = 1e-8
 
 
+# A bar covers 99.9% of cases. Of a million right elements none may be called wrong by its noise:
+# one and a half bars hold five standard deviations of it.
+CERTAIN = NOISE_SIGMAS / BAR_SIGMAS
+
+
+def exceeds(error: Vector, bar: Vector, allowed: Vector) -> Mask:
+    """Where an error is more than what is allowed, beyond doubt about the truth; NaN always is."""
+    with np.errstate(invalid="ignore"):
+        return np.asarray(~(error - CERTAIN * bar <= allowed))
+
+
 @dataclass(frozen=True, slots=True)
 class Judged:
     """The outcome for one leaf: per element and as a whole."""
@@ -129,8 +140,8 @@ def judge(
 ) -> Judged:
     """The verdict on one leaf.
 
-    Element: wrong where ``|g - t| - bar`` exceeds what is allowed, right where ``|g - t| + bar``
-    does not, else undecided. Leaf: the same for its distance. ``zero_below`` is what counts as
+    Element: wrong where ``|g - t|`` less the bar exceeds what is allowed, right where ``|g - t| +
+    bar`` does not, else undecided. Leaf: the same for its distance. ``zero_below`` is what counts as
     zero in each element, ``still`` marks those that have gradient zero and do not move phi by a
     bit. ``scored`` gives the truth and bar that the distance is taken from, where they are not
     those of the elements (textbook mode).
@@ -140,7 +151,7 @@ def judge(
     error = np.abs(gradient - truth)
     finite = np.isfinite(gradient)
     with np.errstate(invalid="ignore"):
-        failed = ~finite | (settled & (error - bar > allowed))
+        failed = ~finite | (settled & exceeds(error, bar, allowed))
         undecided = ~failed & ~(error + bar <= allowed)
         null = np.abs(gradient) + np.abs(truth) + bar <= zero_below
     is_zero = bool((null & (np.abs(truth) <= bar) & (np.abs(gradient) <= bar) | still).all())
@@ -178,8 +189,8 @@ def accepted_impostors(truth: Vector, bar: Vector, allowance: Tolerance) -> list
     for name, factor in IMPOSTORS.items():
         impostor = factor * truth
         error = np.abs(impostor - truth)
-        differs = error - bar > own.allowed(impostor, truth, leaf_rms)
-        caught = error - bar > allowance.allowed(impostor, truth, leaf_rms)
+        differs = exceeds(error, bar, own.allowed(impostor, truth, leaf_rms))
+        caught = exceeds(error, bar, allowance.allowed(impostor, truth, leaf_rms))
         if differs.any() and not caught.any():
             accepted.append(name)
     return accepted

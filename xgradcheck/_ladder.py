@@ -14,6 +14,7 @@ Pairs = Callable[[Positions, Vector], tuple[Vector, Vector]]
 # Exponents of two, of a coordinate's scale.
 WIDE = (-7, -9)
 MIDDLE = (-11, -13)
+BETWEEN = (-8, -10, -12)
 WIDER = (-1, -2, -3, -4, -5)
 NARROWER = (-15, -18, -21)
 NARROWEST = (-27, -33, -39, -45)
@@ -72,6 +73,7 @@ def _plans(
         (scale, WIDE, lambda best: best.settled),
         (scale, MIDDLE, coarse),
         (scale, WIDER, lambda best: best.settled),
+        (scale, BETWEEN, lambda best: best.settled),
         (scale, NARROWER, coarse),
         (scale, NARROWEST, lambda best: ~best.settled),
         (own, WIDE + MIDDLE, lambda best: 16 * own < scale),

@@ -7,12 +7,14 @@ inside what is allowed is looked at again, with a ladder of steps of its own.
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
 from xgradcheck._adapters import Problem
 from xgradcheck._differences import (
+    BAR_SIGMAS,
     FACTORS,
     LEAST_NOISE,
     NOISE_SIGMAS,
@@ -23,7 +25,7 @@ from xgradcheck._differences import (
     representable,
     rms,
 )
-from xgradcheck._judge import ZERO, Tolerance
+from xgradcheck._judge import ZERO, Tolerance, exceeds
 from xgradcheck._ladder import climb
 from xgradcheck._layout import Layout, Leaf, Mask, Positions, Vector
 from xgradcheck._noise import measure_noise
@@ -38,7 +40,8 @@ RESOLUTION = 16.0
 """Changes of phi below this many units of rounding may be absorbed inside, by sums larger than
 their outcome.
 """
-SAMPLED, SAMPLE_EVALUATIONS = 12, 150
+SAMPLED, SAMPLED_FULLY, SAMPLED_LEAVES = 12, 24, 36
+"""Coordinates of the sample, how many get all its steps, and the most leaves it looks at."""
 BATCH = 32
 BLOCK = 32
 
@@ -134,34 +137,25 @@ def sweep(
 
 
 def _steps(work: Sweep, rng: np.random.Generator) -> tuple[Vector, Vector]:
-    """For every coordinate the step of its pair, and for every leaf the curvature that the sample
-    showed.
+    """For every coordinate the step of its pair and the curvature of its leaf.
 
-    The curvature is the worst ``|f'''| scale^3 / 6`` of the sample; truncation at ``scale 2^e`` is
-    that times ``4^e``.
+    Curvature is the worst third derivative of the leaf's sample, times scale^3 / 6; truncation at
+    ``scale 2^e`` is that times ``4^e``. Where there are too many leaves to look at each, the others
+    count as the worst that was seen.
     """
     leaves = [leaf for leaf in work.layout if leaf.size]
-    exponents = (
-        SAMPLE if len(SAMPLE) * 2 * max(len(leaves), SAMPLED) <= SAMPLE_EVALUATIONS else SAMPLE[:2]
-    )
-    each = max(1, SAMPLED // len(leaves))
-    index = np.concatenate([leaf.start + _some(rng, leaf.size, each) for leaf in leaves])
-    slopes = _ladder_slopes(work, index, exponents)
-    scale = work.scale[index]
-    spread = 4.0 ** exponents[0] - 4.0 ** exponents[1]
-    with np.errstate(invalid="ignore", over="ignore"):
-        bend = np.nan_to_num(np.abs(slopes[0] - slopes[1]) * scale / spread, nan=np.inf)
-    steps, curvature = np.empty_like(work.point), np.zeros(work.point.size)
+    looked_at = [leaves[place] for place in _some(rng, len(leaves), SAMPLED_LEAVES)]
+    each = max(1, SAMPLED // len(looked_at))
+    index = np.concatenate([leaf.start + _some(rng, leaf.size, each) for leaf in looked_at])
+    bend = _curvature(work, index, SAMPLE if len(index) <= SAMPLED_FULLY else SAMPLE[:2])
     owners = work.layout.owners(index)
+    steps, curvature = np.empty_like(work.point), np.zeros(work.point.size)
     for number, leaf in enumerate(work.layout):
-        if leaf.size == 0:
-            continue
-        worst = float(np.max(bend[owners == number]))
-        exponent = _best_exponent(worst, work.noise)
-        steps[leaf.part] = representable(
-            work.point[leaf.part], work.scale[leaf.part] * FACTORS[2] * 2.0**exponent
-        )
-        curvature[leaf.part] = min(worst, 1e300)
+        own = bend[owners == number]
+        worst = min(float(np.max(own if own.size else bend)), 1e300)
+        unit = work.scale[leaf.part] * FACTORS[2] * 2.0 ** _best_exponent(worst, work.noise)
+        steps[leaf.part] = representable(work.point[leaf.part], unit)
+        curvature[leaf.part] = worst
     return steps, curvature
 
 
@@ -179,17 +173,24 @@ def _best_exponent(bend: float, noise: float) -> int:
     return int(np.clip(round(float(best)), FINEST, COARSEST))
 
 
-def _ladder_slopes(work: Sweep, index: Positions, exponents: tuple[int, ...]) -> Vector:
+def _curvature(work: Sweep, index: Positions, exponents: tuple[int, ...]) -> Vector:
+    """The third derivative at each coordinate, times scale^3 / 6, from slopes at a few steps."""
     slopes = []
     for level, exponent in enumerate(exponents):
-        step = representable(
-            work.point[index], work.scale[index] * FACTORS[level % 3] * 2.0**exponent
-        )
+        unit = work.scale[index] * FACTORS[level] * 2.0**exponent
+        step = representable(work.point[index], unit)
         plus, minus = work.phi.pairs(index, step)
         with np.errstate(invalid="ignore", over="ignore"):
             slopes.append((plus - minus) / (2 * step))
         work.tick(0, work.point.size)
-    return np.array(slopes)
+    found = []
+    for wide, narrow in pairwise(range(len(exponents))):
+        spread = 4.0 ** exponents[wide] - 4.0 ** exponents[narrow]
+        with np.errstate(invalid="ignore", over="ignore"):
+            found.append(np.abs(slopes[wide] - slopes[narrow]) * work.scale[index] / spread)
+    # The least of them: a kink that only the widest step crosses is no curvature.
+    least = np.fmin.reduce(found)
+    return np.where(np.isfinite(least), least, np.inf)
 
 
 def _one_pair_each(work: Sweep, steps: Vector, curvature: Vector) -> Truth:
@@ -201,7 +202,7 @@ def _one_pair_each(work: Sweep, steps: Vector, curvature: Vector) -> Truth:
         noise = np.fmax(work.noise, LEAST_NOISE * np.fmax(np.abs(plus), np.abs(minus))) / (
             np.sqrt(2) * steps
         )
-    bar = truncation + NOISE_SIGMAS * noise + 2.0**-52 * np.abs(slope)
+    bar = truncation + BAR_SIGMAS * noise + 2.0**-52 * np.abs(slope)
     return _truth(work, slope, bar)
 
 
@@ -241,10 +242,10 @@ def _textbook(work: Sweep, eps: Vector) -> Truth:
         misstep = np.abs(slope) * np.abs(travelled / (2 * eps) - 1)
         unmoved = travelled == 0
     bar = np.where(
-        unmoved, np.inf, truncation + NOISE_SIGMAS * noise + misstep + 2.0**-52 * np.abs(slope)
+        unmoved, np.inf, truncation + BAR_SIGMAS * noise + misstep + 2.0**-52 * np.abs(slope)
     )
     truth = _truth(work, slope, bar)
-    truth.scored = (slope, truth.bar.copy())
+    truth.scored = (truth.value.copy(), truth.bar.copy())
     return truth
 
 
@@ -351,7 +352,7 @@ def _outside(work: Sweep, truth: Truth, leaf: Leaf, index: Positions) -> Any:
     """Whose error clearly exceeds what is allowed, by the bar of its one pair."""
     gradient, value = work.gradient[index], truth.value[index]
     allowed = work.allowance.allowed(gradient, value, rms(truth.value[leaf.part]))
-    return ~(np.abs(gradient - value) - truth.bar[index] <= allowed)
+    return exceeds(np.abs(gradient - value), truth.bar[index], allowed)
 
 
 def _look_again(work: Sweep, truth: Truth, leaf: Leaf, index: Positions) -> tuple[Any, Any]:
@@ -364,7 +365,7 @@ def _look_again(work: Sweep, truth: Truth, leaf: Leaf, index: Positions) -> tupl
         error, allowed = np.abs(gradient - near), work.allowance.allowed(gradient, near, leaf_rms)
         with np.errstate(invalid="ignore"):
             null = np.abs(gradient) + np.abs(near) + bar <= below
-            wrong = ~null & best.settled & ~(error - bar <= allowed) | ~np.isfinite(gradient)
+            wrong = ~null & best.settled & exceeds(error, bar, allowed)
             return wrong, ~wrong & ~null & ~(error + bar <= allowed)
 
     best, jump = climb(

@@ -1,0 +1,642 @@
+"""The command line: what it reads, what it prints, and its exit status."""
+
+import json
+import os
+import subprocess
+import sys
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from xgradcheck._cli import main
+
+CHECKOUT = Path(__file__).resolve().parents[1]
+
+NUMPY = """
+import numpy as np
+
+def cost(W, b=0.0, power=2):
+    return ((W - b) ** power).sum()
+
+def right(W, b=0.0, power=2):
+    return power * (W - b) ** (power - 1)
+
+def wrong(W, b=0.0, power=2):
+    return 3 * (W - b)
+
+def unsure(W):
+    return (W**2).sum() + np.random.default_rng().normal()
+
+def cubes(W):
+    return (W**3).sum()
+
+def cubes_gradient(W):
+    return 3 * W**2
+
+def loss(params):
+    return sum((w**2).sum() for w in params.values())
+
+def loss_gradient(params):
+    return {name: 2 * w for name, w in params.items()}
+
+def both(x, y):
+    return (x * y).sum()
+
+def both_gradient(x, y):
+    return y
+
+def seen(*values, **named):
+    for value in (*values, *named.values()):
+        print("got", getattr(value, "dtype", type(value).__name__), getattr(value, "shape", value))
+    return (values[0] ** 2).sum()
+
+def seen_gradient(*values, **named):
+    return 2 * values[0]
+
+def breaks(W):
+    raise ZeroDivisionError("the user's own words")
+
+number = 3
+"""
+TORCH = """
+import torch
+
+class Square(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x * x
+
+    @staticmethod
+    def backward(ctx, cotangent):
+        return cotangent * FACTOR * ctx.saved_tensors[0]
+
+FACTOR = 2
+square = Square.apply
+
+def total(x, w, scale=1.0):
+    return scale * (x * w).sum()
+
+def picked(x, index, mask):
+    assert index.dtype == torch.int64 and mask.dtype == torch.bool
+    return x[index][mask].square().sum()
+"""
+JAX = """
+import jax
+import jax.numpy as jnp
+
+@jax.custom_vjp
+def square(x):
+    return x * x
+
+square.defvjp(lambda x: (x * x, x), lambda x, cotangent: (cotangent * x,))
+
+def cubes(x):
+    return jnp.sum(x**3)
+"""
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    """A working folder with a file for each framework; the search path and modules put back."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setenv("COLUMNS", "80")
+    before = set(sys.modules)
+    for name, source in (("by_hand", NUMPY), ("in_torch", TORCH), ("in_jax", JAX)):
+        (tmp_path / f"{name}.py").write_text(source, encoding="utf-8")
+    yield tmp_path
+    for name in set(sys.modules) - before:
+        if str(tmp_path) in str(getattr(sys.modules[name], "__file__", "")):
+            del sys.modules[name]
+
+
+@pytest.fixture
+def run(capsys):
+    """Run ``xgradcheck check``: (exit status, standard output, standard error)."""
+
+    def run(*words):
+        try:
+            status = main(["check", *map(str, words)])
+        except SystemExit as end:  # argparse ends on its own
+            status = end.code
+        out, err = capsys.readouterr()
+        return status, out, err
+
+    return run
+
+
+@pytest.fixture
+def report(run):
+    """The report that ``xgradcheck check`` gives as JSON."""
+
+    def report(*words):
+        _, out, err = run(*words, "--json", "-")
+        assert err == ""
+        return json.loads(out)
+
+    return report
+
+
+@pytest.fixture
+def refused(run):
+    """The sentence on standard error of a command that is misuse."""
+
+    def refused(*words):
+        status, out, err = run(*words)
+        assert status == 2
+        assert out == ""
+        assert "Traceback" not in err
+        return err
+
+    return refused
+
+
+def is_one_sentence(text):
+    return text.count("\n") == 1 and text.startswith("xgradcheck: ") and len(text) < 400
+
+
+RIGHT = ["by_hand.py:cost", "f64[3]", "--grads", "by_hand.py:right"]
+WRONG = ["by_hand.py:cost", "f64[3]", "--grads", "by_hand.py:wrong"]
+UNSURE = ["by_hand.py:unsure", "f64[3]", "--grads", "by_hand.py:right"]
+MISUSE = ["by_hand.py:cost", "f64[3]", "--grads", "by_hand.py:gone"]
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "verdict"),
+    [(RIGHT, 0, "PASS"), (WRONG, 1, "FAIL"), (UNSURE, 3, "INCONCLUSIVE")],
+)
+def test_the_exit_status_is_that_of_the_verdict(words, status, verdict, run):
+    got, out, err = run(*words)
+    assert got == status
+    assert out.startswith(f"{verdict}  ")
+    assert err == ""
+
+
+def test_misuse_has_exit_status_2(run):
+    status, out, err = run(*MISUSE)
+    assert (status, out) == (2, "")
+    assert is_one_sentence(err)
+
+
+# Against the gradient `right`: `cost` passes, `cubes` fails, `unsure` cannot be judged.
+PASSES, FAILS, UNSURE_TARGET, MISSING = (
+    ["by_hand.py:cost", "f64[3]"],
+    ["by_hand.py:cubes", "f64[3]"],
+    ["by_hand.py:unsure", "f64[3]"],
+    ["by_hand.py:gone", "f64[3]"],
+)
+
+
+@pytest.mark.parametrize(
+    ("targets", "status"),
+    [
+        ([PASSES, PASSES], 0),
+        ([PASSES, UNSURE_TARGET], 3),
+        ([UNSURE_TARGET, PASSES], 3),
+        ([UNSURE_TARGET, FAILS, PASSES], 1),
+        ([FAILS, UNSURE_TARGET], 1),
+        ([FAILS, MISSING, UNSURE_TARGET], 2),
+        ([MISSING, PASSES], 2),
+    ],
+)
+def test_of_several_targets_the_gravest_decides(targets, status, run):
+    assert run(*chain(*targets), "--grads", "by_hand.py:right")[0] == status
+
+
+def test_several_targets_are_all_checked_and_told_apart(run):
+    _, out, err = run(*MISSING, *FAILS, *PASSES, "--grads", "by_hand.py:right")
+    assert "FAIL  by_hand.py:cubes: " in out
+    assert "PASS  by_hand.py:cost: " in out
+    assert "'gone'" in err
+
+
+def test_a_target_behind_the_options_is_not_silently_left_out(run):
+    status, out, err = run(*PASSES, "--grads", "by_hand.py:right", *FAILS)
+    assert "FAIL  by_hand.py:cubes" in out if status == 1 else "by_hand.py:cubes" in err
+    assert status in (1, 2)
+
+
+def test_the_report_is_the_text_of_the_library(run):
+    _, out, _ = run(*WRONG)
+    assert out.splitlines()[1].strip().startswith("W[")
+    assert "\x1b" not in out
+    assert max(map(len, out.splitlines())) <= 80
+    assert out.splitlines()[-1].endswith("seed 0")
+
+
+def test_the_report_has_no_trailing_blanks(run):
+    _, out, _ = run(*WRONG)
+    assert [line for line in out.splitlines() if line != line.rstrip()] == []
+
+
+def test_a_module_of_a_package_is_a_target(folder, report, monkeypatch):
+    (folder / "pack").mkdir()
+    (folder / "pack" / "__init__.py").touch()
+    (folder / "pack" / "ops.py").write_text(NUMPY, encoding="utf-8")
+    monkeypatch.syspath_prepend(folder)
+    grads = ["--grads", "pack.ops:right"]
+    assert report("pack.ops:cost", "f64[3]", *grads)["verdict"] == "PASS"
+
+
+def test_a_function_that_a_package_hands_on_is_a_target(folder, report, monkeypatch):
+    (folder / "handed_on").mkdir()
+    (folder / "handed_on" / "__init__.py").write_text("from handed_on.ops import square\n")
+    (folder / "handed_on" / "ops.py").write_text(TORCH, encoding="utf-8")
+    monkeypatch.syspath_prepend(folder)
+    assert report("handed_on:square", "f64[3]")["verdict"] == "PASS"
+
+
+def test_a_file_finds_its_neighbours(folder, report):
+    (folder / "below").mkdir()
+    (folder / "below" / "neighbour.py").write_text("def square(W):\n    return W**2\n")
+    source = "from neighbour import square\ndef cost(W):\n    return square(W).sum()\n"
+    (folder / "below" / "net.py").write_text(source)
+    assert report("below/net.py:cost", "f64[3]", "--grads", "by_hand.py:right")["verdict"] == "PASS"
+
+
+def test_a_target_may_be_an_attribute_of_a_class(report):
+    assert report("in_torch.py:Square.apply", "f64[3]")["verdict"] == "PASS"
+
+
+@pytest.mark.parametrize(
+    ("spec", "dtype", "shape"),
+    [
+        ("f64[4,8]", "float64", (4, 8)),
+        ("f64[4, 8]", "float64", (4, 8)),
+        ("f64[]", "float64", ()),
+        ("f64[5]", "float64", (5,)),
+        ("f32[2]", "float32", (2,)),
+        ("c128[2]", "complex128", (2,)),
+        ("i64[4]<10", "int64", (4,)),
+        ("i32[2,2]", "int32", (2, 2)),
+        ("u8[2]<200", "uint8", (2,)),
+        ("bool[3]", "bool", (3,)),
+        ("bool[]", "bool", ()),
+    ],
+)
+def test_an_array_is_written_as_dtype_and_shape(spec, dtype, shape, run):
+    words = ["by_hand.py:seen", "f64[2]", spec, "--grads", "by_hand.py:seen_gradient"]
+    status, out, err = run(*words)
+    assert (status, err) == (0, "")
+    assert f"got {dtype} {shape}\n" in out
+
+
+def drawn(folder, spec, seed=0):
+    """The values that an array of the command line gets."""
+    code = "import numpy\ndef keep(x, y):\n    numpy.save('kept.npy', y)\n    return (x**2).sum()\n"
+    (folder / "keeper.py").write_text(code)
+    words = ["keeper.py:keep", "f64[2]", spec, "--grads", "by_hand.py:seen_gradient"]
+    assert main(["check", *words, "--seed", str(seed)]) == 0
+    return np.load(folder / "kept.npy")
+
+
+def test_floating_values_are_normal_and_integers_stay_below_their_bound(folder):
+    values = drawn(folder, "f64[4000]")
+    assert abs(values.mean()) < 0.1 and abs(values.std() - 1) < 0.1
+    assert set(drawn(folder, "i64[400]<5")) == set(range(5))
+    assert set(drawn(folder, "bool[40]")) == {False, True}
+
+
+def test_the_same_seed_draws_the_same_values_and_another_seed_others(folder):
+    assert (drawn(folder, "f64[9]", seed=4) == drawn(folder, "f64[9]", seed=4)).all()
+    assert (drawn(folder, "f64[9]", seed=4) != drawn(folder, "f64[9]", seed=5)).any()
+
+
+def test_two_arrays_of_one_command_differ(report):
+    leaves = report("in_torch.py:total", "f64[3]", "f64[3]")["leaves"]
+    assert leaves["x"]["worst"]["truth"] != leaves["w"]["worst"]["truth"]
+
+
+def test_the_seed_reaches_the_report(report):
+    assert report(*RIGHT, "--seed", "11")["seed"] == 11
+
+
+def test_the_same_seed_gives_the_same_report(report):
+    first, second = report(*WRONG, "--seed", "2"), report(*WRONG, "--seed", "2")
+    assert {**first, "elapsed_s": 0} == {**second, "elapsed_s": 0}
+
+
+@pytest.mark.parametrize("word", ["3", "0.5", "None", "'sum'", "(1, 2)", "True", "[1, 'a']", "-2"])
+def test_a_literal_is_an_argument(word, run):
+    words = ["by_hand.py:seen", "f64[2]", word, "--grads", "by_hand.py:seen_gradient"]
+    status, out, _ = run(*words)
+    assert status == 0
+    assert f"got {type(eval(word)).__name__} {eval(word)}\n" in out
+
+
+@pytest.mark.parametrize("word", ["power=3", "b=f64[3]", "b=0.5"])
+def test_a_keyword_argument_reaches_the_function_and_its_gradient(word, report):
+    words = ["by_hand.py:cost", "f64[3]", word, "--grads", "by_hand.py:right"]
+    assert report(*words)["verdict"] == "PASS"
+
+
+def test_a_keyword_argument_changes_the_value(report):
+    plain = report("in_torch.py:total", "f64[3]", "f64[3]")
+    twice = report("in_torch.py:total", "f64[3]", "f64[3]", "scale=2.0")
+    ratio = twice["leaves"]["x"]["worst"]["analytic"] / plain["leaves"]["x"]["worst"]["analytic"]
+    assert twice["verdict"] == "PASS" and abs(ratio) > 1.05
+
+
+def test_arrays_of_a_file_go_to_the_parameters_of_their_names(folder, report):
+    np.savez(folder / "point.npz", y=np.array([3.0, 4.0]), x=np.array([1.0, 2.0]))
+    leaves = report("by_hand.py:both", "point.npz", "--grads", "by_hand.py:both_gradient")["leaves"]
+    assert leaves["x"]["worst"]["truth"] in (pytest.approx(3), pytest.approx(4))
+
+
+def test_arrays_of_a_file_without_names_go_in_order(folder, report):
+    np.savez(folder / "point.npz", np.array([1.0, 2.0]), np.array([3.0, 4.0]))
+    leaves = report("by_hand.py:both", "point.npz", "--grads", "by_hand.py:both_gradient")["leaves"]
+    assert leaves["x"]["worst"]["truth"] in (pytest.approx(3), pytest.approx(4))
+
+
+def test_arrays_of_a_file_with_other_names_are_one_dict(folder, report):
+    np.savez(folder / "point.npz", W1=np.ones((2, 2)), b1=np.ones(2))
+    leaves = report("by_hand.py:loss", "point.npz", "--grads", "by_hand.py:loss_gradient")["leaves"]
+    assert list(leaves) == ["params['W1']", "params['b1']"]
+
+
+def test_one_array_of_a_file_is_an_argument(folder, report):
+    np.savez(folder / "point.npz", W1=np.array([5.0]), b1=np.ones(2))
+    words = ["by_hand.py:cost", "point.npz:W1", "--grads", "by_hand.py:right"]
+    assert report(*words)["leaves"]["W"]["worst"]["analytic"] == 10
+    words[1:2] = ["f64[2]", "b=point.npz:b1"]
+    assert report(*words)["verdict"] == "PASS"
+
+
+def test_nothing_in_a_file_is_unpickled(folder, refused):
+    np.savez(folder / "point.npz", W=np.array([print], dtype=object))
+    err = refused("by_hand.py:cost", "point.npz", "--grads", "by_hand.py:right")
+    assert is_one_sentence(err) and "point.npz" in err
+
+
+@pytest.mark.parametrize("content", ["PK\x03\x04junk", "junk", ""])
+def test_a_file_that_holds_no_arrays_is_refused(content, folder, refused):
+    (folder / "point.npz").write_text(content)
+    err = refused("by_hand.py:cost", "point.npz", "--grads", "by_hand.py:right")
+    assert is_one_sentence(err) and "point.npz" in err
+
+
+def test_a_single_array_under_the_name_of_a_file_of_arrays_is_refused(folder, refused):
+    np.save(folder / "point.npy", np.ones(3))
+    (folder / "point.npy").rename(folder / "point.npz")
+    err = refused("by_hand.py:cost", "point.npz", "--grads", "by_hand.py:right")
+    assert is_one_sentence(err) and "point.npz" in err
+
+
+def test_the_file_of_a_torch_function_is_told_by_its_imports(report):
+    written = report("in_torch.py:square", "f64[2,3]")
+    assert written["verdict"] == "PASS"
+    assert "torch" in written["environment"]
+
+
+def test_a_wrong_jax_rule_is_caught(run):
+    status, out, _ = run("in_jax.py:square", "f64[3]")
+    assert status == 1
+    assert "x[" in out
+
+
+def test_a_jax_function_is_checked_in_float64(report):
+    leaf = report("in_jax.py:cubes", "f64[3]")["leaves"]["x"]
+    assert (leaf["verdict"], leaf["dtype"]) == ("PASS", "float64")
+
+
+def test_integers_and_masks_reach_a_torch_function(report):
+    words = ["in_torch.py:picked", "f64[6]", "i64[4]<6", "bool[4]"]
+    assert report(*words)["verdict"] == "PASS"
+
+
+def test_a_file_that_imports_both_frameworks_is_refused_unless_one_is_named(folder, refused, run):
+    (folder / "mixed.py").write_text("import jax\n" + TORCH)
+    err = refused("mixed.py:square", "f64[3]")
+    assert is_one_sentence(err)
+    assert all(word in err for word in ("jax", "torch", "--backend"))
+    assert run("mixed.py:square", "f64[3]", "--backend", "torch")[0] == 0
+
+
+def test_a_file_that_imports_neither_framework_needs_a_gradient(refused):
+    err = refused("by_hand.py:cost", "f64[3]")
+    assert is_one_sentence(err) and "--grads" in err
+
+
+def test_an_import_inside_a_function_counts(folder, run):
+    (folder / "late.py").write_text("def f(x):\n    import torch\n    return torch.sin(x)\n")
+    assert run("late.py:f", "f64[3]")[0] == 0
+
+
+def test_a_word_in_a_comment_is_no_import(folder, refused):
+    (folder / "words.py").write_text('"""Like import torch."""\n# import jax\n' + NUMPY)
+    assert "--grads" in refused("words.py:cost", "f64[3]")
+
+
+def test_wrt_chooses_leaves(report):
+    names = {"x": ["x"], "w": ["w"], "1": ["w"], "*": ["x", "w"]}
+    for asked, chosen in names.items():
+        written = report("in_torch.py:total", "f64[3]", "f64[3]", "--wrt", asked)
+        assert list(written["leaves"]) == chosen
+    written = report("in_torch.py:total", "f64[3]", "f64[3]", "--wrt", "w", "--wrt", "x")
+    assert set(written["leaves"]) == {"x", "w"}
+
+
+def test_wrt_that_matches_nothing_is_refused_with_the_names(refused):
+    err = refused("in_torch.py:total", "f64[3]", "f64[3]", "--wrt", "v")
+    assert is_one_sentence(err) and "'v'" in err and "x, w" in err
+
+
+def test_eps_is_the_step_of_the_textbook(run, report):
+    cubes = ["by_hand.py:cubes", "f64[3]", "--grads", "by_hand.py:cubes_gradient"]
+    status, out, _ = run(*cubes, "--eps", "0.1")
+    assert status == 3
+    assert "eps=0.1" in out
+    assert report(*cubes, "--eps", "1e-5")["verdict"] == "PASS"
+
+
+def test_rtol_and_atol_are_allowed_on_top(folder, run):
+    source = NUMPY.replace("return 3 * (W - b)", "return 2.001 * (W - b)")
+    (folder / "close.py").write_text(source)
+    words = ["close.py:cost", "f64[3]", "--grads", "close.py:wrong"]
+    assert run(*words)[0] == 1
+    assert run(*words, "--rtol", "1e-2")[0] == 0
+    assert run(*words, "--atol", "1e-2")[0] == 0
+
+
+def test_json_is_written_beside_the_text(folder, run):
+    status, out, _ = run(*WRONG, "--json", "report.json")
+    assert status == 1 and out.startswith("FAIL")
+    written = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    assert (written["verdict"], written["schema"]) == ("FAIL", 1)
+
+
+def test_json_on_standard_output_stands_alone(run):
+    status, out, err = run(*WRONG, "--json", "-")
+    assert (status, err) == (1, "")
+    assert json.loads(out)["verdict"] == "FAIL"
+
+
+def test_json_of_several_targets_goes_to_a_file_each(folder, run):
+    run(*PASSES, *FAILS, "--grads", "by_hand.py:right", "--json", "report.json")
+    written = [json.loads(path.read_text()) for path in sorted(folder.glob("report*.json"))]
+    assert sorted(report["verdict"] for report in written) == ["FAIL", "PASS"]
+
+
+def test_json_of_one_function_at_two_shapes_loses_neither(folder, run):
+    words = ["by_hand.py:cost", "f64[3]", "by_hand.py:cost", "f64[2]"]
+    run(*words, "--grads", "by_hand.py:right", "--json", "report.json")
+    assert len(list(folder.glob("report*.json"))) == 2
+
+
+def test_json_of_several_targets_on_standard_output_can_be_read(run):
+    _, out, _ = run(*PASSES, *FAILS, "--grads", "by_hand.py:right", "--json", "-")
+    decoder, rest, verdicts = json.JSONDecoder(), out.strip(), []
+    while rest:
+        written, end = decoder.raw_decode(rest)
+        verdicts += [
+            one["verdict"] for one in (written if isinstance(written, list) else [written])
+        ]
+        rest = rest[end:].strip()
+    assert verdicts == ["PASS", "FAIL"]
+
+
+def test_a_json_file_that_cannot_be_written_is_misuse_and_no_verdict(run):
+    status, _, err = run(*RIGHT, "--json", "no/such/folder/report.json")
+    assert status == 2
+    assert is_one_sentence(err)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["f64[3]"], "'f64[3]'"),
+        (["by_hand"], "'by_hand'"),
+        (["gone.py:cost", "f64[3]"], "gone.py"),
+        (["no_such_package.ops:cost", "f64[3]"], "no_such_package.ops"),
+        (["by_hand.py:gone", "f64[3]"], "cost"),
+        (["by_hand.py:number", "f64[3]"], "by_hand.py:number"),
+        ([*RIGHT[:1], "f64[3", *RIGHT[2:]], "'f64[3'"),
+        ([*RIGHT[:1], "f63[3]", *RIGHT[2:]], "f64"),
+        ([*RIGHT[:1], "f64[3]<4", *RIGHT[2:]], "integers"),
+        ([*RIGHT[:1], "i64[3]<0", *RIGHT[2:]], "bound"),
+        ([*RIGHT[:1], "i64[3]", *RIGHT[2:]], "floating"),
+        ([*RIGHT[:1], "f32[3]", *RIGHT[2:]], "float64"),
+        ([*RIGHT[:1], "gone.npz", *RIGHT[2:]], "gone.npz"),
+        ([*RIGHT[:1], "gone.npz:W", *RIGHT[2:]], "gone.npz"),
+        ([*RIGHT[:1], "word", *RIGHT[2:]], "'word'"),
+        ([*RIGHT[:1], "b=word", *RIGHT[2:]], "'word'"),
+        ([*RIGHT, "--seed", "-1"], "seed"),
+        ([*RIGHT, "--rtol", "-1"], "rtol"),
+        ([*RIGHT, "--atol", "nan"], "atol"),
+        ([*RIGHT, "--eps", "0"], "eps"),
+        ([*RIGHT[:2], "--grads", "by_hand.py"], "by_hand.py"),
+        ([*RIGHT[:2], "--grads", "by_hand.py:number"], "number"),
+        (["math:sqrt", "f64[3]"], "math"),
+        (["by_hand.py:cost", "--grads", "by_hand.py:right"], "cost"),
+    ],
+    ids=lambda part: " ".join(part) if isinstance(part, list) else "",
+)
+def test_misuse_is_told_in_one_sentence_without_a_traceback(words, said, refused):
+    err = refused(*words)
+    assert is_one_sentence(err), err
+    assert said in err
+
+
+def test_a_key_that_a_file_lacks_is_refused_with_those_it_has(folder, refused):
+    np.savez(folder / "point.npz", W1=np.ones(2), b1=np.ones(2))
+    err = refused("by_hand.py:cost", "point.npz:W2", "--grads", "by_hand.py:right")
+    assert is_one_sentence(err) and "'W2'" in err and "W1, b1" in err
+
+
+@pytest.mark.parametrize("words", [["--nonsense"], ["--eps", "small"], ["--backend", "numpie"]])
+def test_an_option_that_is_none_is_misuse(words, refused):
+    assert "usage: xgradcheck" in refused(*RIGHT, *words)
+
+
+def test_a_command_without_a_target_is_misuse(refused):
+    assert "TARGET" in refused()
+
+
+def test_an_exception_of_the_function_shows_the_users_file_and_line(run):
+    status, out, err = run("by_hand.py:breaks", "f64[3]", "--grads", "by_hand.py:right")
+    assert status == 2 and out == ""
+    assert "by_hand.py" in err and "in breaks" in err
+    assert "ZeroDivisionError: the user's own words" in err
+
+
+def test_an_exception_while_the_file_is_imported_shows_it_too(folder, run):
+    (folder / "broken.py").write_text("import numpy\nraise OSError('at import')\n")
+    status, _, err = run("broken.py:f", "f64[3]")
+    assert status == 2
+    assert "broken.py" in err and "OSError: at import" in err
+
+
+def test_a_module_that_the_file_needs_and_lacks_is_named(folder, run):
+    (folder / "needy.py").write_text("import no_such_module_at_all\n")
+    status, _, err = run("needy.py:f", "f64[3]")
+    assert status == 2
+    assert "no_such_module_at_all" in err
+
+
+def test_a_file_is_not_imported_under_its_own_name(folder, run):
+    (folder / "json.py").write_text(NUMPY)
+    run("json.py:cost", "f64[3]", "--grads", "json.py:right")
+    assert sys.modules["json"] is json
+
+
+def test_env_lists_versions(capsys):
+    assert main(["env"]) == 0
+    shown = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert {"python", "platform", "xgradcheck", "numpy"} <= shown.keys()
+    assert shown["numpy"] == np.__version__
+
+
+def test_env_as_json_says_the_same(capsys):
+    main(["env"])
+    shown = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert main(["env", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == shown
+
+
+def test_help_tells_the_forms_the_options_and_the_exit_status(run):
+    status, out, _ = run("--help")
+    assert status == 0
+    forms = {"file.py:function", "package.module:function", "f64[4,8]", "i64[4]<10", ".npz"}
+    options = {"--grads", "--backend", "--wrt", "--eps", "--rtol", "--atol", "--seed", "--json"}
+    statuses = {"0 PASS", "1 FAIL", "2 misuse", "3 INCONCLUSIVE"}
+    assert {word for word in forms | options | statuses if word not in out} == set()
+
+
+def test_help_fits_a_terminal(run):
+    _, out, _ = run("--help")
+    assert max(map(len, out.splitlines())) <= 80
+
+
+def test_the_commands_own_help_names_its_verbs(capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["--help"])
+    assert end.value.code == 0
+    out = capsys.readouterr().out
+    assert "check" in out and "env" in out
+
+
+def as_a_process(*words, columns="80"):
+    environment = os.environ | {"PYTHONPATH": str(CHECKOUT), "COLUMNS": columns}
+    return subprocess.run(
+        [sys.executable, "-m", "xgradcheck", *words],
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_the_command_runs_as_a_process():
+    finished = as_a_process("check", *WRONG)
+    assert finished.returncode == 1
+    assert finished.stdout.startswith("FAIL  cost: ")
+    assert finished.stderr == ""
+
+
+def test_the_process_ends_with_the_status_of_misuse():
+    finished = as_a_process("check", *MISUSE)
+    assert finished.returncode == 2
+    assert is_one_sentence(finished.stderr)

@@ -1,0 +1,255 @@
+"""What the core imports: no framework, little time, and one way only."""
+
+import ast
+import importlib.metadata
+import inspect
+import os
+import shutil
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+import xgradcheck
+
+CHECKOUT = Path(__file__).resolve().parents[1]
+CORE = sorted((CHECKOUT / "xgradcheck").glob("*.py"))
+ADAPTERS = sorted((CHECKOUT / "backends").rglob("*.py"))
+FRAMEWORKS = {"torch", "jax", "jaxlib", "flax", "tensorflow"}
+# Attributes that only arrays and modules of a framework have.
+FRAMEWORK_ATTRIBUTES = {
+    "block_until_ready", "custom_vjp", "detach", "is_floating_point", "named_buffers",
+    "named_parameters", "no_grad", "requires_grad", "requires_grad_", "state_dict", "tree_util",
+}  # fmt: skip
+
+LOADED = "import sys, xgradcheck; print(*sorted({'torch', 'jax', 'numpy'} & sys.modules.keys()))"
+IMPORT_MS = """
+import time
+import numpy
+start = time.perf_counter()
+import xgradcheck
+print(1000 * (time.perf_counter() - start))
+"""
+LIMIT_MS = 100
+
+
+def python(code: str, path: Path, bytecode: Path) -> str:
+    """What ``code`` prints where ``path`` is in front of the search path."""
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
+    environment |= {"PYTHONPATH": str(path), "PYTHONPYCACHEPREFIX": str(bytecode)}
+    command = [sys.executable, "-c", code]
+    finished = subprocess.run(
+        command, cwd=bytecode, env=environment, capture_output=True, text=True
+    )
+    assert finished.returncode == 0, finished.stderr
+    return finished.stdout
+
+
+def copy_with(planted: str, folder: Path) -> Path:
+    """A copy of the core with one more line in its report's module."""
+    shutil.copytree(CHECKOUT / "xgradcheck", folder / "xgradcheck")
+    with (folder / "xgradcheck" / "_report.py").open("a", encoding="utf-8") as source:
+        source.write(f"\n{planted}\n")
+    return folder
+
+
+def least_import_ms(path: Path, bytecode: Path, attempts: int) -> float:
+    """The best of several: what else the machine does can only add to a time."""
+    best = float("inf")
+    for _ in range(attempts):
+        best = min(best, float(python(IMPORT_MS, path, bytecode)))
+        if best < LIMIT_MS:
+            break
+    return best
+
+
+def imports(source: str) -> Iterator[str]:
+    """Every module that ``source`` imports wherever it does, except for type checkers only."""
+    for node in outside_of_type_checking(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module or ""
+            yield from (f"{node.module or ''}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.Call) and name_of(node.func) in ("import_module", "__import__"):
+            yield from (arg.value for arg in node.args if isinstance(arg, ast.Constant))
+
+
+def outside_of_type_checking(node: ast.AST) -> Iterator[ast.AST]:
+    yield node
+    for child in ast.iter_child_nodes(node):
+        if not (isinstance(child, ast.If) and name_of(child.test) == "TYPE_CHECKING"):
+            yield from outside_of_type_checking(child)
+
+
+def name_of(node: ast.AST) -> str:
+    return getattr(node, "id", None) or getattr(node, "attr", "")
+
+
+def framework_uses(source: str) -> list[str]:
+    """Where ``source`` imports a framework, adapters included, or touches its attributes."""
+    uses = [f"import {m}" for m in imports(source) if set(m.split(".")) & FRAMEWORKS]
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Attribute):
+            owner = node.value.slice if isinstance(node.value, ast.Subscript) else node.value
+            spelled = owner.value if isinstance(owner, ast.Constant) else name_of(owner)
+            if spelled in FRAMEWORKS or node.attr in FRAMEWORK_ATTRIBUTES:
+                uses.append(f"line {node.lineno}: .{node.attr}")
+    return uses
+
+
+def own_imports(source: str) -> set[str]:
+    """The modules of the core that ``source`` imports: ``_layout``, ``_judge``, ..."""
+    names = {part for module in imports(source) for part in module.split(".")[:2]}
+    return names & {path.stem for path in CORE} - {"__init__", "backends"}
+
+
+GRAPH = {path.stem: own_imports(path.read_text(encoding="utf-8")) for path in CORE}
+
+
+def test_the_package_loads_no_framework(tmp_path):
+    assert python(LOADED, CHECKOUT, tmp_path).split() == ["numpy"]
+
+
+@pytest.mark.parametrize("framework", ["torch", "jax"])
+def test_a_framework_that_the_package_loads_is_noticed(framework, tmp_path):
+    planted = copy_with(f"import {framework}", tmp_path)
+    (planted / f"{framework}.py").touch()
+    assert python(LOADED, planted, tmp_path).split() == sorted(["numpy", framework])
+
+
+def test_the_package_adds_little_to_the_time_that_numpy_takes(tmp_path):
+    assert least_import_ms(CHECKOUT, tmp_path, attempts=10) < LIMIT_MS
+
+
+def test_a_package_that_takes_long_to_import_is_noticed(tmp_path):
+    planted = copy_with("import time; time.sleep(0.1)", tmp_path)
+    assert least_import_ms(planted, tmp_path, attempts=2) > LIMIT_MS
+
+
+@pytest.mark.parametrize("path", CORE, ids=lambda path: path.name)
+def test_the_core_touches_no_framework(path):
+    assert framework_uses(path.read_text(encoding="utf-8")) == []
+
+
+@pytest.mark.parametrize(
+    "planted",
+    [
+        "import torch",
+        "import numpy, torch.nn as nn",
+        "from jax import numpy",
+        "def late():\n    from torch.nn import functional",
+        "importlib.import_module('jax')",
+        "from xgradcheck.backends import torch",
+        "import xgradcheck.backends.jax",
+        "is_tensor = isinstance(x, torch.Tensor)",
+        "is_array = isinstance(x, sys.modules['jax'].Array)",
+        "value = x.detach()",
+        "if x.requires_grad: pass",
+    ],
+)
+def test_a_line_that_touches_a_framework_is_caught(planted):
+    assert framework_uses(planted)
+
+
+@pytest.mark.parametrize(
+    "innocent",
+    [
+        '"""A torch.Tensor, or what jax.vjp returns."""',
+        "raise TypeError(f'torch or jax: {x.shape}')",
+        "is_loaded = 'torch' in sys.modules",
+        "if TYPE_CHECKING:\n    import torch",
+    ],
+)
+def test_a_framework_may_be_named(innocent):
+    assert framework_uses(innocent) == []
+
+
+WORDS = {"_errors", "_judge"}
+NUMBERS = {"_errors", "_layout", "_differences", "_ladder", "_noise", "_judge"}
+SEAM = {"_errors", "_layout", "_tree", "_adapters", "_selection", "_handed"}
+# The first room that fits a module's name says what that room may import.
+MAY_IMPORT = {
+    "_errors": set(),
+    "_layout": {"_errors"},
+    "_tree": {"_errors"},
+    "_differences": NUMBERS,
+    "_ladder": NUMBERS,
+    "_noise": NUMBERS,
+    "_judge": NUMBERS,
+    "_adapters": SEAM,
+    "_selection": SEAM,
+    "_handed": SEAM,
+    "_progress": set(),
+    "_report": WORDS,
+    "_sweep": NUMBERS | {"_adapters"},
+    "_outcome": NUMBERS | {"_adapters", "_report", "_sweep"},
+    "backends": set(),
+}
+
+
+@pytest.mark.parametrize("module", MAY_IMPORT)
+def test_imports_point_from_verbs_over_stages_and_numbers_to_the_layout(module):
+    assert GRAPH[module] <= MAY_IMPORT[module]
+
+
+def test_imports_have_no_cycle():
+    TopologicalSorter(GRAPH).prepare()
+
+
+def test_an_import_against_the_direction_is_noticed():
+    back = {"_layout": own_imports("def size():\n    from xgradcheck._check import check")}
+    assert not back["_layout"] <= MAY_IMPORT["_layout"]
+    with pytest.raises(CycleError):
+        TopologicalSorter(GRAPH | back).prepare()
+
+
+@pytest.mark.parametrize("verb", ["_check", "_cli", "_pytest_plugin", "__main__"])
+def test_a_verb_is_imported_by_the_faces_alone(verb):
+    users = {module for module, imported in GRAPH.items() if verb in imported}
+    assert users <= {"__init__", "__main__", "_cli", "_pytest_plugin"}
+
+
+@pytest.mark.parametrize("path", ADAPTERS, ids=lambda path: path.name)
+def test_an_adapter_knows_the_seam_and_neither_steps_nor_verdicts_nor_text(path):
+    assert own_imports(path.read_text(encoding="utf-8")) <= SEAM
+
+
+def test_the_public_names_are_one_list():
+    public = {
+        name
+        for name, value in vars(xgradcheck).items()
+        if not name.startswith("_") and not inspect.ismodule(value)
+    }
+    assert public == set(xgradcheck.__all__)
+    assert public == {
+        "ALL", "Grade", "GradientInconclusive", "GradientMismatch", "InvalidCase", "Report",
+        "Verdict", "XGradCheckError", "check", "register",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", xgradcheck.__all__)
+def test_a_public_name_is_documented(name):
+    value = getattr(xgradcheck, name)
+    own = value if inspect.isclass(value) or inspect.isfunction(value) else type(value)
+    assert own.__doc__ and len(own.__doc__.strip()) > 20
+    # Made by dataclass, or inherited, where nobody wrote one.
+    assert not own.__doc__.startswith(f"{name}(")
+
+
+@pytest.mark.parametrize("method", ["to_dict", "to_json", "raise_if_failed"])
+def test_a_public_method_of_the_report_is_documented(method):
+    assert getattr(xgradcheck.Report, method).__doc__
+
+
+def test_the_installed_version_is_the_one_of_the_project():
+    project = tomllib.loads((CHECKOUT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    try:
+        installed = importlib.metadata.version("xgradcheck")
+    except importlib.metadata.PackageNotFoundError:
+        pytest.skip("a checkout that was never installed")
+    assert installed == project["version"]

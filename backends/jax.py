@@ -120,7 +120,7 @@ class JaxProblem:
             [node.path for node in leaves], [node.path for node in self._nodes]
         )
         self.unit_cotangent = case.grads is not None and not _handed.takes_cotangent(
-            case.grads, len(case.args)
+            case.grads, len(case.args), case.kwargs
         )
         # Read at once, which copies.
         self._given = None if case.grads is None or callable(case.grads) else self._read(case.grads)

@@ -123,9 +123,13 @@ def _in_place(case: Case) -> Binding:
     floating = [node for node in nodes if _is_floating(node.value)]
     skipped = _not_floating(nodes)
     if _is_object(case.wrt) and not callable(case.grads):
-        # Such an object keeps data and caches beside its parameters: the gradient says which is
-        # which.
-        given = [node for node in floating if _handed.has(case.grads, node.path)]
+        # Such an object keeps data and caches beside its parameters, often its gradients too: what
+        # is given as a gradient says which is which.
+        names = {node.path[0] for node in floating}
+        own = [n for n in floating if not (n.path[0][:1] == "d" and n.path[0][1:] in names)]
+        given = [node for node in own if _handed.has(case.grads, node.path)]
+        if case.grads is case.wrt:
+            given = [node for node in own if f"d{node.path[0]}" in names]
         skipped = [
             f"{node.suffix}: no gradient was given" for node in floating if node not in given
         ]
@@ -203,7 +207,7 @@ class NumpyProblem:
             [np.zeros(0), *(np.ravel(slot.found) for slot in self._slots)]
         )
         self.skipped = list(binding.skipped)
-        self.unit_cotangent = not _handed.takes_cotangent(case.grads, len(case.args))
+        self.unit_cotangent = not _handed.takes_cotangent(case.grads, len(case.args), case.kwargs)
         # Read at once, which copies: many forwards overwrite the gradients they left behind.
         self._given = None if callable(case.grads) else self._read(case.grads)
         self._writers = [element_writer(slot.work) for slot in self._slots]
@@ -314,6 +318,7 @@ class NumpyProblem:
         # Forward first: a class keeps what its backward needs from the last forward, and phi comes
         # with it.
         value = self._reduced(self._call(), _handed.cut(cotangent, self.outputs))
+        self._world.rewind()
         args, kwargs = self._arguments
         if not self.unit_cotangent:
             parts = _handed.cut(cotangent, self.outputs)

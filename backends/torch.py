@@ -50,9 +50,10 @@ def from_numpy(array: Any) -> torch.Tensor:
 
 def bind(case: Case) -> "TorchProblem":
     """The problem that this call poses; refuses what cannot be checked."""
-    if isinstance(case.fn, nn.Module):
-        return TorchProblem(case, _of_module(case, case.fn))
-    return TorchProblem(case, _of_closure(case) if case.is_closure else _of_arguments(case))
+    with torch.inference_mode(False):
+        if isinstance(case.fn, nn.Module):
+            return TorchProblem(case, _of_module(case, case.fn))
+        return TorchProblem(case, _of_closure(case) if case.is_closure else _of_arguments(case))
 
 
 @dataclass(slots=True)
@@ -130,6 +131,9 @@ def _of_module(case: Case, module: nn.Module) -> Binding:
         (node.suffix, node.path, node.value) for node in nodes if _is_floating(node.value)
     )
     parameters = _grouped(_parameters(module))
+    taken = {name for slot in parameters for name in slot.names}
+    for slot in inputs:
+        slot.names = tuple(f"input {name}" if name in taken else name for name in slot.names)
     if case.wrt is None:
         chosen = [slot for slot in parameters if slot.found.requires_grad] or inputs
         skipped = [
@@ -292,7 +296,7 @@ class TorchProblem:
         )
         self.skipped = list(binding.skipped)
         self.unit_cotangent = case.grads is not None and not _handed.takes_cotangent(
-            case.grads, len(case.args)
+            case.grads, len(case.args), case.kwargs
         )
         # Read at once, which copies: the function may overwrite the gradients it left behind.
         self._given = None if case.grads is None or callable(case.grads) else self._read(case.grads)
@@ -320,7 +324,7 @@ class TorchProblem:
         try:
             for work in asked:
                 work.requires_grad_()
-            with self._world.held():
+            with torch.inference_mode(False), self._world.held():
                 yield
         finally:
             for work in asked:
@@ -362,7 +366,7 @@ class TorchProblem:
         try:
             with torch.no_grad():
                 self._call()
-        except RuntimeError:
+        except Exception:
             self._grad_mode = torch.enable_grad
         self._world.reset()
 
@@ -481,6 +485,7 @@ class TorchProblem:
             )
             if not self.unit_cotangent:
                 args = (replaced(out, dict(zip(self._paths, parts, strict=True))), *args)
+        self._world.rewind()
         answer = self._read(self._case.grads(*args, **self._kwargs))
         return answer if answer.value is not None else answer._replace(value=value)
 
@@ -523,6 +528,7 @@ def _states(case: Case, slots: list[Slot], others: list[torch.Tensor]) -> list[S
     }
     for module in modules.values():
         states.append(_module_state(module))
+        tensors |= {id(v): v for v in vars(module).values() if isinstance(v, torch.Tensor)}
         tensors |= {id(p): p for p in module.parameters(recurse=False)}
     for node in found:
         if isinstance(node, torch.Tensor):
@@ -539,7 +545,7 @@ def _torch_generator_state(generator: torch.Generator) -> State:
     def restore(saved: Any) -> None:
         generator.set_state(torch.from_numpy(saved))
 
-    return State("a torch Generator", lambda: generator.get_state().numpy(), restore)
+    return State("a torch Generator", lambda: generator.get_state().numpy(), restore, True)
 
 
 def _torch_random_state() -> State:
@@ -553,7 +559,7 @@ def _torch_random_state() -> State:
         if saved[1:]:
             torch.cuda.set_rng_state_all([torch.from_numpy(state) for state in saved[1:]])
 
-    return State("torch's random", read, restore)
+    return State("torch's random", read, restore, True)
 
 
 def _modes_state() -> State:
@@ -576,7 +582,8 @@ def _bytes(tensor: torch.Tensor) -> Any:
     """The values of a tensor as an array of bytes, whatever its dtype: NaN and -0.0 count as they
     are.
     """
-    return tensor.detach().contiguous().reshape(-1).view(torch.uint8).cpu().numpy().copy()
+    dense = tensor.detach().resolve_conj().resolve_neg()
+    return dense.contiguous().reshape(-1).view(torch.uint8).cpu().numpy().copy()
 
 
 def _set_bytes(tensor: torch.Tensor, saved: Any) -> None:
@@ -607,10 +614,15 @@ def _module_state(module: nn.Module) -> State:
 
 def _tensor_state(tensor: torch.Tensor) -> State:
     """A tensor's values, its ``.grad`` and whether it requires one."""
-    grad = tensor.grad if tensor.is_leaf else None
+
+    def own_grad() -> torch.Tensor | None:
+        found = tensor.grad if tensor.is_leaf else None
+        return found if found is None or found.layout is torch.strided else None
+
+    grad = own_grad()
 
     def read() -> Any:
-        now = tensor.grad if tensor.is_leaf else None
+        now = own_grad()
         return [
             _bytes(tensor),
             tensor.requires_grad,
@@ -621,7 +633,8 @@ def _tensor_state(tensor: torch.Tensor) -> State:
         _set_bytes(tensor, saved[0])
         if tensor.is_leaf:
             tensor.requires_grad_(saved[1])
-            tensor.grad = grad
+            if grad is not None or saved[2] is not None or own_grad() is not None:
+                tensor.grad = grad
             if grad is not None:
                 _set_bytes(grad, saved[2][1])
 

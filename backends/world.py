@@ -23,6 +23,7 @@ class State:
     name: str
     read: Callable[[], Any]
     restore: Callable[[Any], None]
+    is_random: bool = False
 
 
 def same(a: Any, b: Any) -> bool:
@@ -76,25 +77,31 @@ class World:
         for number in self._moving:
             self.states[number].restore(self._found[number])
 
+    def rewind(self) -> None:
+        """Put back the random states alone: a backward has to draw what its forward drew."""
+        for number in self._moving:
+            if self.states[number].is_random:
+                self.states[number].restore(self._found[number])
+
 
 def random_states() -> list[State]:
     """The global generators of Python and NumPy."""
     return [
-        State("Python's random", random.getstate, random.setstate),
-        State("numpy.random", np.random.get_state, np.random.set_state),
+        State("Python's random", random.getstate, random.setstate, True),
+        State("numpy.random", np.random.get_state, np.random.set_state, True),
     ]
 
 
 def generator_state(generator: np.random.Generator | np.random.RandomState) -> State:
     """A generator that the function draws from."""
     if isinstance(generator, np.random.RandomState):
-        return State("a numpy RandomState", generator.get_state, generator.set_state)
+        return State("a numpy RandomState", generator.get_state, generator.set_state, True)
     bits = generator.bit_generator
 
     def restore(state: Any) -> None:
         bits.state = state
 
-    return State("a numpy Generator", lambda: bits.state, restore)
+    return State("a numpy Generator", lambda: bits.state, restore, True)
 
 
 @dataclass(frozen=True, slots=True)

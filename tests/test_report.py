@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import rich.progress
 from rich.cells import cell_len, set_cell_size
 from rich.console import Console
 
@@ -605,7 +606,7 @@ def test_a_bar_goes_when_the_function_raises(clock, monkeypatch):
 def test_a_sweep_tells_how_far_it_is_before_it_ends(coordinates, clock, monkeypatch):
     on_terminal(monkeypatch)
     told = []
-    monkeypatch.setattr(bars.Progress, "start", lambda bar: told.append(clock.now))
-    monkeypatch.setattr(bars.Progress, "stop", lambda bar: None)
+    monkeypatch.setattr(rich.progress.Progress, "start", lambda bar: told.append(clock.now))
+    monkeypatch.setattr(rich.progress.Progress, "stop", lambda bar: None)
     slow_check(clock, seconds=60, coordinates=coordinates)
     assert told and told[0] < 40

@@ -140,15 +140,13 @@ def numpy_object(trap: Trap) -> World:
             self.W, self.b = rng.standard_normal((2, 3)), rng.standard_normal(3)
             self.X = rng.standard_normal((4, 2))
             self.noise = np.random.default_rng(3)
-            self.slow = np.ones(3)
             self.factor = 1.0
 
         def loss(self):
             seen.add(fingerprint(self.W, self.b))
             mask = self.noise.random(3) + np.random.normal()
-            self.slow *= 0.9
-            z = (self.X @ self.W + self.b) * mask * self.slow
-            slope = np.cos(z) * mask * self.slow
+            z = (self.X @ self.W + self.b) * mask
+            slope = np.cos(z) * mask
             self.dW, self.db = self.X.T @ slope * self.factor, slope.sum(axis=0)
             trap.step()
             return np.sum(np.sin(z))
@@ -168,7 +166,7 @@ def numpy_object(trap: Trap) -> World:
             net.factor = 1.0
 
     def state():
-        arrays = net.W, net.b, net.X, net.slow
+        arrays = net.W, net.b, net.X
         return arrays, net.noise, np.random.get_state(), [id(array) for array in arrays]
 
     return World(run, net.loss, state, seen)

@@ -136,6 +136,8 @@ def claim(case: Case, backend: str | None) -> ModuleType:
         raise InvalidCase(f"the arguments hold arrays of {listed}: say which one with backend=.")
     if owners:
         return adapter(owners[0])
+    if case.is_closure and case.wrt is None:
+        raise InvalidCase("there are no arguments: pass them, or name what it reads with wrt=.")
     numpy = adapter("numpy")
     if case.grads is not None or (not case.args and not case.kwargs and case.wrt is not None):
         return numpy

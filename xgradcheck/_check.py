@@ -1,7 +1,5 @@
 """The verb, and the order of its stages: refuse, bind, evaluate, run the backward, sweep, judge."""
 
-import importlib.metadata
-import platform
 import sys
 import time
 import zlib
@@ -109,7 +107,7 @@ def check(
             Case(fn, args, dict(kwargs or {}), _materialised(wrt), loss, grads),
             title,
             backend,
-            _options(fn, args, coverage, method, rtol, atol, seed),
+            _options(fn, args, loss, coverage, method, rtol, atol, seed),
             eps,
             seed,
             started,
@@ -146,6 +144,7 @@ def _materialised(wrt: Any) -> Any:
 def _options(
     fn: Any,
     args: tuple[Any, ...],
+    loss: Any,
     coverage: str,
     method: str,
     rtol: float | None,
@@ -165,12 +164,15 @@ def _options(
         raise InvalidCase(
             f"it takes {len(args[0])} arguments and got one tuple: write check(fn, *inputs)."
         )
+    if loss is not None and not callable(loss):
+        raise InvalidCase(f"loss={loss!r} cannot be called: give a function of the output.")
     if coverage not in COVERAGES:
         raise InvalidCase(f"coverage={coverage!r} is not one of {', '.join(map(repr, COVERAGES))}.")
     if method not in METHODS:
         raise InvalidCase(f"method={method!r} is not one of {', '.join(map(repr, METHODS))}.")
     for option, value in (("rtol", rtol), ("atol", atol)):
-        if value is not None and not 0 <= value < float("inf"):
+        known = isinstance(value, int | float) and 0 <= value < float("inf")
+        if not known and not (option == "rtol" and value is None):
             raise InvalidCase(
                 f"{option}={value!r} is no tolerance: give a finite number, 0 or more."
             )
@@ -196,7 +198,7 @@ def _steps(eps: float | Mapping[str, float] | None, layout: Layout) -> Vector | 
             raise InvalidCase(
                 f"eps lacks {leaf.name!r}: give a step for every leaf, or leave eps out."
             )
-        if not 0 < step < float("inf"):
+        if not isinstance(step, int | float) or not 0 < step < float("inf"):
             raise InvalidCase(
                 f"eps={step!r} for {leaf.name} is no step: give a positive number, or leave eps "
                 f"out."
@@ -297,6 +299,9 @@ def _refuse_constant(phi: Phi, value: float, seed: int) -> None:
 
 def environment() -> dict[str, str]:
     """Versions of what a report depends on."""
+    import importlib.metadata  # slow to load, and wanted once a check is done
+    import platform
+
     versions = {"python": platform.python_version(), "platform": platform.platform()}
     for package in ("xgradcheck", "numpy", "torch", "jax", "jaxlib"):
         if package in sys.modules or package == "xgradcheck":

@@ -31,26 +31,27 @@ FACTORS = (1409 / 1024, 1153 / 1024, 1291 / 1024)
 # factor they "contract".
 CONTRACTION = 1.6
 DEEPEST = 4
+APART = 16.0
 # Rungs nearer to each other than this agree whatever the function does, and tell nothing.
 LEAST_RATIO = 1.4
 LEAST_KINK = 1e-7
 """One-sided slopes nearer to each other than this, relative, are one slope."""
 
 
-def natural_scale(point: Vector, layout: Layout) -> Vector:
-    """How large a full change of each coordinate is: its own magnitude, or a tenth of its leaf's
-    rms if that is larger.
+def natural_scale(point: Vector, layout: Layout) -> tuple[Vector, Vector]:
+    """How large a full change of each coordinate is, and how large a change of its neighbours.
 
-    A weight that happens to lie near zero still moves on the scale of its neighbours. A leaf of
-    zeros counts as 1.
+    A weight that happens to lie near zero still moves on the scale of its leaf, a tenth of the rms.
+    One that is smaller by more than ``APART`` may be of another kind, an age beside a salary, and
+    counts by its own magnitude. A leaf of zeros counts as 1.
     """
-    scale = np.abs(point)
+    magnitude = np.abs(point)
+    common = magnitude.copy()
     for leaf in layout:
-        part = scale[leaf.part]
-        largest = part.max(initial=0.0)
-        rms = largest * np.sqrt(np.mean((part / largest) ** 2)) if largest > 0 else 0.0
-        scale[leaf.part] = np.maximum(part, 0.1 * rms if rms > 0 else 1.0)
-    return scale
+        own_rms = rms(magnitude[leaf.part])
+        common[leaf.part] = np.fmax(magnitude[leaf.part], 0.1 * own_rms if own_rms > 0 else 1.0)
+    apart = (magnitude > 0) & (APART * magnitude < common)
+    return np.where(apart, magnitude, common), common
 
 
 def representable(x: Vector, step: Vector) -> Vector:
@@ -141,6 +142,8 @@ def estimate(steps: Vector, plus: Vector, minus: Vector, value: float, sigma: fl
             side.settled & ~best.settled
         )
         best = _chosen(better, side, best)
+    with np.errstate(all="ignore"):
+        best.settled &= kink | _agrees_with_the_narrowest(best, steps, plus, minus, value, sigmas)
     return Estimate(
         low=np.where(kink, np.fmin(ahead.low, behind.low), best.low),
         high=np.where(kink, np.fmax(ahead.low, behind.low), best.high),
@@ -148,6 +151,27 @@ def estimate(steps: Vector, plus: Vector, minus: Vector, value: float, sigma: fl
         noise=np.where(kink, np.fmax(ahead.noise, behind.noise), best.noise),
         settled=best.settled,
     )
+
+
+def _agrees_with_the_narrowest(
+    best: Estimate, steps: Vector, plus: Vector, minus: Vector, value: float, sigmas: Vector
+) -> Mask:
+    """Whether a slope is that of the narrowest steps too, as far as their error lets one see.
+
+    Wide steps may skip whole periods of a function and agree with each other all the same. The
+    narrowest slope errs by less than half its distance to the last but one, and by its noise.
+    """
+    finite = np.isfinite(steps + plus + minus)
+    last = len(steps) - 1 - np.argmax(finite[::-1], axis=0)
+    rows = np.array([last, np.maximum(last - 1, 0)])
+    h, up, down, sigma = (
+        np.take_along_axis(part, rows, axis=0) for part in (steps, plus, minus, sigmas)
+    )
+    agrees = ~finite.any(axis=0)
+    for slope in ((up - down) / (2 * h), (up - value) / h, (value - down) / h):
+        unsure = np.abs(slope[0] - slope[1]) / 2 + NOISE_SIGMAS * 2 * sigma[0] / h[0]
+        agrees |= ~(np.abs(slope[0] - best.low) > 2 * best.bar + unsure)
+    return np.asarray(agrees)
 
 
 def _sorted(steps: Vector, plus: Vector, minus: Vector) -> tuple[Vector, Vector, Vector]:

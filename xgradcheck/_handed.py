@@ -2,7 +2,7 @@
 name.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 from xgradcheck._adapters import Backward
 from xgradcheck._errors import InvalidCase
 from xgradcheck._layout import Layout, Vector
-from xgradcheck._tree import Path, flatten, required_arguments
+from xgradcheck._tree import Path, flatten, positional_parameters
 
 ToArray = Callable[[Any], Any]
 _ABSENT = object()
@@ -41,11 +41,14 @@ def places(leaves: Sequence[Path], known: Sequence[Path]) -> Places:
     )
 
 
-def takes_cotangent(grads: Any, arguments: int) -> bool:
+def takes_cotangent(grads: Any, arguments: int, keywords: Collection[str]) -> bool:
     """Whether ``grads`` asks for one positional argument more than the function got: the
     cotangent.
     """
-    return callable(grads) and (required_arguments(grads) or 0) > arguments
+    if not callable(grads):
+        return False
+    required = [p for p in positional_parameters(grads) if p.default is p.empty]
+    return len([p for p in required if p.name not in keywords]) > arguments
 
 
 def read(returned: Any, layout: Layout, where: Places, to_array: ToArray) -> Backward:
@@ -77,13 +80,16 @@ def read(returned: Any, layout: Layout, where: Places, to_array: ToArray) -> Bac
 
 def _numbers(part: Any, name: str, shape: tuple[int, ...], to_array: ToArray) -> Vector:
     try:
-        numbers = np.asarray(to_array(part), dtype=np.float64)
+        raw = np.asarray(to_array(part))
+        numbers = raw.real.astype(np.float64)
     except (TypeError, ValueError):
         raise InvalidCase(
             f"the gradient of {name} is a {type(part).__name__}, not an array of shape {shape}: "
             "grads has to be a tree like the parameters (several arguments are checked with "
             "wrt=(0, 1, ...))."
         ) from None
+    if np.iscomplexobj(raw):
+        raise InvalidCase(f"the gradient of {name} is complex: not yet supported.")
     if numbers.shape != shape:
         raise InvalidCase(
             f"the gradient of {name} has shape {numbers.shape} but {name} has shape {shape}: "

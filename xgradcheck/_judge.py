@@ -140,9 +140,9 @@ def judge(
 ) -> Judged:
     """The verdict on one leaf.
 
-    Element: wrong where ``|g - t|`` less the bar exceeds what is allowed, right where ``|g - t| +
-    bar`` does not, else undecided. Leaf: the same for its distance. ``zero_below`` is what counts as
-    zero in each element, ``still`` marks those that have gradient zero and do not move phi by a
+    Element: wrong where ``|g - t|`` less the bar exceeds the allowance, right where ``|g - t|`` and
+    the bar do not, else undecided. Leaf: the same for its distance. ``zero_below`` is what counts
+    as zero in each element, ``still`` marks those that have gradient zero and do not move phi by a
     bit. ``scored`` gives the truth and bar that the distance is taken from, where they are not
     those of the elements (textbook mode).
     """

@@ -1,26 +1,20 @@
-"""The records of a check, and their text. Rendering reads records and computes nothing."""
+"""The records of a check."""
 
-import io
 import json
 import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path as FilePath
-from typing import Any
-
-from rich.console import Console, Group, RenderableType
-from rich.padding import Padding
-from rich.table import Table
-from rich.text import Text
+from typing import TYPE_CHECKING, Any
 
 from xgradcheck._errors import GradientInconclusive, GradientMismatch, XGradCheckError
 from xgradcheck._judge import Grade, Verdict
 
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
 SCHEMA = 1
-SHOWN = 5
-"""Of how many leaves the text shows the worst element."""
-STYLES = {Verdict.PASS: "bold green", Verdict.FAIL: "bold red", Verdict.INCONCLUSIVE: "bold yellow"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,15 +106,14 @@ class Report:
         return self.verdict is Verdict.PASS
 
     def __str__(self) -> str:
-        columns = os.environ.get("COLUMNS", "")
-        width = max(int(columns), 60) if columns.isdecimal() else 80
-        console = Console(file=io.StringIO(), width=width, color_system=None, force_terminal=False)
-        console.print(self)
-        assert isinstance(console.file, io.StringIO)
-        return "\n".join(line.rstrip() for line in console.file.getvalue().rstrip().splitlines())
+        from xgradcheck._text import plain  # rich is loaded where something is rendered
 
-    def __rich__(self) -> RenderableType:
-        return _text(self)
+        return plain(self)
+
+    def __rich__(self) -> "RenderableType":
+        from xgradcheck._text import text
+
+        return text(self)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dicts, lists, strings and numbers, under the names of the attributes.
@@ -187,11 +180,6 @@ def _plain(key: Any) -> Any:
     return str(key)
 
 
-def _printable(text: str) -> str:
-    """A name may hold anything: control characters are written out, not obeyed."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
 def _leaf_to_dict(leaf: LeafReport) -> dict[str, Any]:
     worst = leaf.worst
     return {
@@ -214,136 +202,3 @@ def _leaf_to_dict(leaf: LeafReport) -> dict[str, Any]:
             "allowed": _number(worst.allowed),
         },
     }
-
-
-def element_name(leaf: LeafReport, index: tuple[int, ...]) -> str:
-    """``W1[2, 0]``, as a reader would type it."""
-    return f"{leaf.name}[{', '.join(map(str, index))}]" if index else leaf.name
-
-
-def worst_leaves(report: Report) -> list[LeafReport]:
-    """The leaves whose worst element is shown first: the wrong ones, else the undecided, else the
-    one that came nearest to its allowance.
-    """
-    shown = sorted(
-        (leaf for leaf in report.leaves.values() if leaf.worst is not None),
-        key=lambda leaf: -leaf.distance,
-    )
-    for verdict in (Verdict.FAIL, Verdict.INCONCLUSIVE):
-        found = [leaf for leaf in shown if leaf.verdict is verdict]
-        if found:
-            return found[:SHOWN]
-    return shown[:1]
-
-
-def worst_sentence(leaf: LeafReport) -> str:
-    """What is off, by how much, against what was allowed."""
-    worst = leaf.worst
-    assert worst is not None
-    error = abs(worst.analytic - worst.truth)
-    largest = max(abs(worst.analytic), abs(worst.truth))
-    digits = _digits(error, largest)
-    gives = (
-        f"{element_name(leaf, worst.index)}: backward gives {worst.analytic:.{digits}g}, "
-        f"differences give {worst.truth:.{digits}g} ± {worst.error_bar:.1g}"
-    )
-    if not error < float("inf"):
-        return gives
-    if largest == 0:
-        return f"{gives} (allowed {worst.allowed:.1g})"
-    return (
-        f"{gives} (off by {percent(error / largest)}, allowed {percent(worst.allowed / largest)})"
-    )
-
-
-def _digits(error: float, largest: float) -> int:
-    """As many digits as it takes to see the error."""
-    if not 0 < error < float("inf") or error >= largest:
-        return 6
-    return min(max(6, 2 + math.ceil(-math.log10(error / largest))), 12)
-
-
-def percent(share: float) -> str:
-    """A share as a percentage of two digits: 39%, 9.1%, 0.00012%, 3.2e-08%."""
-    return f"{100 * share:.0f}%" if share >= 0.1 else f"{100 * share:.2g}%"
-
-
-def _text(report: Report) -> RenderableType:
-    head = Text()
-    head.append(str(report.verdict), STYLES[report.verdict])
-    head.append(_printable(f"  {report.name}: {_headline(report)}"))
-    parts: list[RenderableType] = [head]
-    parts += [
-        Padding(Text(_printable(worst_sentence(leaf))), (0, 0, 0, 4))
-        for leaf in worst_leaves(report)
-    ]
-    parts += [Text(), _table(report), Text()]
-    said = [f"{finding.kind}: {finding.text}" for finding in report.findings]
-    said += [f"note: {note}" for note in report.notes]
-    if report.skipped:
-        said.append(f"not checked: {'; '.join(report.skipped)}")
-    parts += [_hanging(line) for line in said]
-    parts.append(Text(_foot(report), style="dim"))
-    return Group(*parts)
-
-
-def _headline(report: Report) -> str:
-    leaves = list(report.leaves.values())
-    wrong = [leaf for leaf in leaves if leaf.verdict is Verdict.FAIL]
-    unsure = [leaf for leaf in leaves if leaf.verdict is Verdict.INCONCLUSIVE]
-    many = "leaf" if len(leaves) == 1 else "leaves"
-    if wrong:
-        return f"the gradient is wrong in {len(wrong)} of {len(leaves)} {many}"
-    if report.verdict is Verdict.FAIL:
-        return "the backward pass is wrong"
-    if unsure:
-        return f"cannot say for {len(unsure)} of {len(leaves)} {many}"
-    if report.verdict is Verdict.INCONCLUSIVE:
-        return "cannot say"
-    return (
-        f"the gradient is right in {len(leaves)} {many}, distance {report.distance:.1e} "
-        f"({report.grade})"
-    )
-
-
-def _table(report: Report) -> Table:
-    table = Table(
-        box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold", show_edge=False
-    )
-    table.add_column("leaf", overflow="fold", ratio=None)
-    table.add_column("shape", no_wrap=True)
-    table.add_column("verdict", no_wrap=True)
-    table.add_column("distance", justify="right", no_wrap=True)
-    table.add_column("grade", no_wrap=True)
-    table.add_column("floor", justify="right", no_wrap=True)
-    table.add_column("wrong", justify="right", no_wrap=True)
-    for leaf in report.leaves.values():
-        table.add_row(
-            Text(_printable(leaf.name)),
-            str(list(leaf.shape)),
-            Text(str(leaf.verdict), STYLES[leaf.verdict]),
-            _measured(f"{leaf.distance:.1e}"),
-            str(leaf.grade) if leaf.distance == leaf.distance else "-",
-            _measured(f"{leaf.floor:.0e}"),
-            f"{leaf.wrong} of {leaf.size}" if leaf.wrong else "-",
-        )
-    return table
-
-
-def _measured(number: str) -> str:
-    return "-" if number == "nan" else number
-
-
-def _hanging(line: str) -> RenderableType:
-    row = Table.grid(padding=(0, 1, 0, 0))
-    row.add_row(Text("·"), Text(_printable(line), overflow="fold"))
-    return row
-
-
-def _foot(report: Report) -> str:
-    count = sum(leaf.size for leaf in report.leaves.values())
-    coordinates = "coordinate" if count == 1 else "coordinates"
-    return (
-        f"{report.coverage} of {count} {coordinates}, {report.evaluations} evaluations, "
-        f"{report.elapsed_s:.2g} s, seed {report.seed}"
-    )

@@ -102,12 +102,13 @@ class Sweep:
     allowance: Tolerance
     tick: Tick
     scale: Vector = field(init=False)
+    common: Vector = field(init=False)
     noise: float = 0.0
     pairs: Vector | None = None
     """Steps of the pair that every coordinate got, and phi above and below."""
 
     def __post_init__(self) -> None:
-        self.scale = natural_scale(self.point, self.layout)
+        self.scale, self.common = natural_scale(self.point, self.layout)
 
 
 def sweep(
@@ -308,9 +309,7 @@ def _settle_quiet(work: Sweep, truth: Truth, rng: np.random.Generator) -> None:
             steps = np.array([2.0**exponent, -(2.0**exponent)])
             if all((work.phi.along(move, steps, leaf.start) == work.value).all() for move in moves):
                 bound = RESOLUTION * UNIT * abs(work.value) / (steps[0] * scale)
-                truth.bar[leaf.part] = np.where(
-                    still, np.fmin(truth.bar[leaf.part], bound), truth.bar[leaf.part]
-                )
+                truth.bar[leaf.part] = np.where(still, bound, truth.bar[leaf.part])
                 truth.still[leaf.part] = still
                 break
 
@@ -365,6 +364,7 @@ def _look_again(work: Sweep, truth: Truth, leaf: Leaf, index: Positions) -> tupl
         error, allowed = np.abs(gradient - near), work.allowance.allowed(gradient, near, leaf_rms)
         with np.errstate(invalid="ignore"):
             null = np.abs(gradient) + np.abs(near) + bar <= below
+            null |= (best.low + bar < gradient) & (gradient < best.high - bar)
             wrong = ~null & best.settled & exceeds(error, bar, allowed)
             return wrong, ~wrong & ~null & ~(error + bar <= allowed)
 
@@ -372,14 +372,17 @@ def _look_again(work: Sweep, truth: Truth, leaf: Leaf, index: Positions) -> tupl
         work.phi.pairs,
         work.point,
         index,
-        work.scale[index],
+        (work.scale[index], work.common[index]),
         work.value,
         work.noise,
-        lambda best: outcome(best)[1],
+        outcome,
         None if work.pairs is None else work.pairs[:, index],
     )
     wrong, undecided = outcome(best)
-    truth.value[index], truth.bar[index] = best.near(gradient), best.bar
+    # Strictly between the slopes of both sides a gradient is right, however uncertain those are.
+    between = (best.low + best.bar < gradient) & (gradient < best.high - best.bar)
+    truth.value[index] = best.near(gradient)
+    truth.bar[index] = np.where(between, 0.0, best.bar)
     truth.settled[index], truth.kink[index] = best.settled, best.low < best.high
     truth.jump[index] = jump & (wrong | undecided)
     truth.settled[index] &= ~jump

@@ -341,14 +341,20 @@ def jax_eager(trap: Trap) -> World:
 
 NUMPY = [numpy_arguments, numpy_dict, numpy_object]
 TORCH = [torch_module, torch_closure, torch_arguments]
-WORLDS = [*NUMPY, *TORCH, jax_traced, jax_eager]
-every_world = pytest.mark.parametrize("build", WORLDS, ids=lambda build: build.__name__)
+JAX = [jax_traced, jax_eager]
+every_world = pytest.mark.parametrize(
+    ("build", "x64"),
+    [(build, False) for build in (*NUMPY, *TORCH)] + [(b, flag) for b in JAX for flag in (0, 1)],
+    ids=lambda part: part.__name__ if callable(part) else f"x64={int(part)}",
+    indirect=["x64"],
+)
 
 
-@pytest.fixture(params=[False, True], ids=["x64 off", "x64 on"])
+@pytest.fixture
 def x64(request):
+    """JAX's global flag, as a user may have set it."""
     found = jax.config.jax_enable_x64
-    jax.config.update("jax_enable_x64", request.param)
+    jax.config.update("jax_enable_x64", bool(request.param))
     yield
     jax.config.update("jax_enable_x64", found)
 
@@ -389,7 +395,7 @@ def test_the_world_is_as_found_after_a_fail_that_is_returned(build, x64):
 
 
 @every_world
-def test_the_world_is_as_found_after_a_fail_that_is_raised(build):
+def test_the_world_is_as_found_after_a_fail_that_is_raised(build, x64):
     world = build(Trap())
     before = fingerprint(world.state())
     with pytest.raises(GradientMismatch):
@@ -413,7 +419,7 @@ def test_the_world_is_as_found_after_the_function_raises_in_the_middle(build, sh
 
 
 @every_world
-def test_one_call_of_the_function_disturbs_this_world(build):
+def test_one_call_of_the_function_disturbs_this_world(build, x64):
     """Or else the tests above would prove nothing."""
     world = build(Trap())
     before = fingerprint(world.state())

@@ -1,0 +1,177 @@
+"""What cannot be checked is refused early, by name, in one sentence that says what to do."""
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from xgradcheck import InvalidCase, XGradCheckError, check
+
+W = np.array([1.0, 2.0, 3.0])
+T = torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)
+
+
+def squares(w: Any) -> Any:
+    return (w**2).sum()
+
+
+def two(a: Any, b: Any) -> Any:
+    return (a * b).sum()
+
+
+def cost(p: dict[str, Any]) -> Any:
+    return (p["a"] ** 2).sum() + p["b"] ** 2
+
+
+P = {"a": W, "b": np.array(2.0)}
+G = {"da": 2 * W, "db": np.array(4.0)}
+
+
+REFUSALS: dict[str, tuple[Callable[[], Any], list[str]]] = {
+    "no floating leaf": (lambda: check(squares, torch.arange(3)), ["no floating"]),
+    "NaN in an argument": (
+        lambda: check(squares, np.array([1.0, np.nan]), grads=2 * W[:2]),
+        ["w[1] is nan", "finite"],
+    ),
+    "inf in a tensor": (lambda: check(squares, T / 0), ["w[0] is inf"]),
+    "NaN in the value": (
+        lambda: check(lambda w: np.log(-w).sum(), W, grads=1 / W),
+        ["returns nan", "finite"],
+    ),
+    "a missing key": (
+        lambda: check(cost, P, grads={"da": 2 * W}),
+        ["lacks", "p['b']", "p['a']"],
+    ),
+    "an extra key": (
+        lambda: check(cost, P, grads={**G, "dc": W}),
+        ["'dc'", "no parameter", "p['a']"],
+    ),
+    "a wrong shape": (
+        lambda: check(cost, P, grads={**G, "da": W[:2]}),
+        ["(2,)", "(3,)", "p['a']"],
+    ),
+    "a tree for an array output": (
+        lambda: check(lambda w: w**2, W, grads=2 * W),
+        ["3 elements", "scalar", "grads(cotangent"],
+    ),
+    "wrt that matches nothing": (
+        lambda: check(two, T, T.clone(), wrt="c"),
+        ["wrt='c'", "the leaves are a, b"],
+    ),
+    "wrt that is senseless": (lambda: check(squares, T, wrt=1.5), ["wrt=1.5"]),
+    "a backend there is none of": (
+        lambda: check(squares, T, backend="mxnet"),
+        ["'mxnet'", "'torch'"],
+    ),
+    "float32": (lambda: check(squares, T.float()), ["w is float32", "convert", "below float64"]),
+    "bfloat16": (lambda: check(squares, T.bfloat16()), ["bfloat16", "below float64"]),
+    "float16 in NumPy": (
+        lambda: check(squares, W.astype(np.float16), grads=2 * W),
+        ["float16", "astype"],
+    ),
+    "complex": (lambda: check(squares, T + 1j), ["complex128", "not yet supported"]),
+    "a complex gradient": (lambda: check(squares, W, grads=2 * W + 1j), ["complex"]),
+    "float32 output": (lambda: check(lambda x: x.float().sum(), T), ["output is float32"]),
+    "a tuple of inputs": (lambda: check(two, (T, T)), ["write check(fn, *inputs)"]),
+    "coverage": (lambda: check(squares, T, coverage="rows"), ["coverage='rows'", "'sweep'"]),
+    "method": (lambda: check(squares, T, method="forward"), ["method='forward'", "'central'"]),
+    "eps of zero": (lambda: check(squares, T, eps=0.0), ["eps=0.0", "positive"]),
+    "eps of text": (lambda: check(squares, T, eps="auto"), ["eps='auto'"]),
+    "eps without a leaf": (lambda: check(two, T, T.clone(), eps={"a": 1e-6}), ["lacks 'b'"]),
+    "eps for no leaf": (lambda: check(squares, T, eps={"z": 1e-6}), ["'z'", "w"]),
+    "rtol": (lambda: check(squares, T, rtol=-1.0), ["rtol=-1.0"]),
+    "atol": (lambda: check(squares, T, atol=float("nan")), ["atol=nan"]),
+    "seed": (lambda: check(squares, T, seed=-1), ["seed=-1"]),
+    "loss that is no function": (lambda: check(squares, T, loss=3), ["loss=3"]),
+    "NumPy without grads": (lambda: check(squares, W), ["grads=", "backend='jax'"]),
+    "lists": (lambda: check(squares, [1, 2]), ["got list"]),
+    "a function that returns nothing": (lambda: check(lambda x: None, T), ["returned"]),
+    "a function that returns text": (lambda: check(lambda x: "x", T), ["str", "no floating"]),
+    "a closure without wrt": (lambda: check(lambda: squares(T)), ["wrt="]),
+    "an expanded tensor": (
+        lambda: check(lambda: squares(E), wrt=[E]),
+        ["expanded", "contiguous()"],
+    ),
+    "empty leaves": (lambda: check(squares, T[:0]), ["empty", "w"]),
+    "no dependence": (
+        lambda: check(lambda x: torch.ones((), dtype=torch.float64) * 3, T),
+        ["does not depend on x"],
+    ),
+    "no function": (lambda: check(3, T), ["int", "function"]),
+}
+E = torch.tensor(2.0, dtype=torch.float64).expand(3)
+
+
+@pytest.mark.parametrize("case", REFUSALS)
+def test_it_is_refused_in_one_sentence_that_names_it(case: str) -> None:
+    call, words = REFUSALS[case]
+    with pytest.raises(InvalidCase) as refusal:
+        call()
+    text = str(refusal.value)
+    assert all(word in text for word in words), text
+    assert "\n" not in text and text.endswith(".") and not text.endswith("..")
+    assert isinstance(refusal.value, XGradCheckError) and isinstance(refusal.value, ValueError)
+
+
+def test_a_refusal_is_raised_whatever_raise_exception_says() -> None:
+    with pytest.raises(InvalidCase):
+        check(squares, T.float(), raise_exception=False)
+
+
+def test_the_functions_name_comes_first() -> None:
+    with pytest.raises(InvalidCase, match=r"^squares: w is float32"):
+        check(squares, T.float())
+    with pytest.raises(InvalidCase, match=r"^my case: "):
+        check(squares, T.float(), name="my case")
+
+
+def test_a_backend_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "jax", None)
+    monkeypatch.delitem(sys.modules, "xgradcheck.backends.jax", raising=False)
+    with pytest.raises(InvalidCase, match="pip install jax"):
+        check(squares, W, backend="jax")
+
+
+def test_two_frameworks_at_once_are_refused() -> None:
+    jnp = pytest.importorskip("jax.numpy")
+    with pytest.raises(InvalidCase, match="torch and jax"):
+        check(two, T, jnp.ones(3))
+    assert check(squares, T, backend="torch")
+
+
+def test_a_jax_closure_is_refused() -> None:
+    pytest.importorskip("jax")
+    with pytest.raises(InvalidCase, match="pass the parameters as arguments"):
+        check(lambda: 1.0, wrt=[W], backend="jax")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"grads": {"da": 2 * W}}, {"grads": G, "eps": -1.0}, {"grads": {**G, "da": W[:1]}}],
+    ids=["missing key", "eps", "shape"],
+)
+def test_nothing_is_perturbed_before_a_refusal(options: dict[str, Any]) -> None:
+    seen = []
+
+    def watched(p: dict[str, Any]) -> Any:
+        seen.append({key: value.tobytes() for key, value in p.items()})
+        return cost(p)
+
+    with pytest.raises(InvalidCase):
+        check(watched, P, **options)
+    assert all(point == {key: value.tobytes() for key, value in P.items()} for point in seen)
+
+
+def test_the_users_own_exception_passes_unchanged_with_the_case_as_a_note() -> None:
+    raised = KeyError("mine")
+
+    def breaks(w: Any) -> Any:
+        raise raised
+
+    with pytest.raises(KeyError) as caught:
+        check(breaks, T)
+    assert caught.value is raised
+    assert "breaks" in caught.value.__notes__[0]

@@ -1,0 +1,208 @@
+"""NumPy: every form in which parameters and gradients of backprop by hand come."""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+
+from xgradcheck import Verdict, check
+
+RNG = np.random.default_rng(0)
+W, B = RNG.normal(size=(2, 3)), RNG.normal(size=3)
+X = RNG.normal(size=(4, 2))
+
+
+def loss(W: Any, B: Any) -> float:
+    return float(np.sum(np.tanh(X @ W + B) ** 2))
+
+
+def gradients(W: Any, B: Any) -> tuple[Any, Any]:
+    t = np.tanh(X @ W + B)
+    inner = 2 * t * (1 - t**2)
+    return X.T @ inner, inner.sum(axis=0)
+
+
+class Pair(NamedTuple):
+    w: Any
+    b: Any
+
+
+@dataclass
+class Box:
+    w: Any
+    b: Any
+
+
+DW, DB = gradients(W, B)
+TREES = {
+    "dict": ({"w": W, "b": B}, {"dw": DW, "db": DB}, ("p['w']", "p['b']")),
+    "list": ([W, B], [DW, DB], ("p[0]", "p[1]")),
+    "tuple": ((W, B), (DW, DB), ("p[0]", "p[1]")),
+    "namedtuple": (Pair(W, B), Pair(DW, DB), ("p.w", "p.b")),
+    "dataclass": (Box(W, B), Box(DW, DB), ("p.w", "p.b")),
+    "nested": ({"l": [{"w": W}, B]}, {"l": [{"w": DW}, DB]}, ("p['l'][0]['w']", "p['l'][1]")),
+}
+
+
+def parts(p: Any) -> list[Any]:
+    if isinstance(p, dict):
+        values: Any = list(p.values())
+    elif isinstance(p, Box):
+        values = [p.w, p.b]
+    elif isinstance(p, list | tuple):
+        values = list(p)
+    else:
+        return [p]
+    return [leaf for value in values for leaf in parts(value)]
+
+
+@pytest.mark.parametrize("kind", TREES)
+@pytest.mark.parametrize("handed", ["tree", "callable", "pair"])
+def test_trees_of_every_kind_are_checked_leaf_by_leaf(kind: str, handed: str) -> None:
+    tree, right, names = TREES[kind]
+
+    def cost(p: Any) -> float:
+        return loss(*parts(p))
+
+    ways = {"tree": right, "callable": lambda p: right, "pair": lambda p: (cost(p), right)}
+    report = check(cost, tree, grads=ways[handed])
+    assert tuple(report.leaves) == names
+    shifted = check(cost, tree, grads=lambda p: parts_added(right), raise_exception=False)
+    assert [leaf.verdict for leaf in shifted.leaves.values()] == ["FAIL", "PASS"]
+
+
+def parts_added(tree: Any) -> Any:
+    """The same gradients with 1 added to the first leaf."""
+    from xgradcheck._tree import flatten, replaced
+
+    first = next(iter(flatten(tree)))
+    return replaced(tree, {first.path: first.value + 1.0})
+
+
+def test_the_worst_element_is_the_one_that_was_changed() -> None:
+    wrong = DW.copy()
+    wrong[1, 2] += 0.25
+    report = check(
+        lambda p: loss(p["w"], p["b"]),
+        {"w": W, "b": B},
+        grads={"w": wrong, "b": DB},
+        raise_exception=False,
+    )
+    worst = report.leaves["w"].worst
+    assert worst is not None and worst.index == (1, 2)
+    assert worst.analytic == wrong[1, 2]
+    assert abs(worst.truth - DW[1, 2]) <= worst.error_bar
+    assert report.leaves["w"].path == (0, "w")
+    assert report.leaves["w"].wrong == 1
+
+
+def test_an_array_output_gets_its_cotangent() -> None:
+    def pulled_back(cotangent: Any, w: Any) -> Any:
+        return X.T @ cotangent
+
+    assert check(lambda w: X @ w, W, grads=pulled_back)
+    report = check(
+        lambda w: X @ w, W, grads=lambda cotangent, w: X.T @ abs(cotangent), raise_exception=False
+    )
+    assert report.verdict is Verdict.FAIL
+
+
+def test_keywords_of_the_function_reach_the_gradient_too() -> None:
+    report = check(
+        lambda w, lam=0.1: float(lam * np.sum(w**2)),
+        B,
+        kwargs={"lam": 0.3},
+        grads=lambda w, lam: 2 * w * lam,
+    )
+    assert tuple(report.leaves) == ("w",)
+
+
+def test_several_arguments_take_a_tuple_of_gradients() -> None:
+    report = check(loss, W, B, wrt=(0, 1), grads=gradients)
+    assert tuple(report.leaves) == ("W", "B")
+    assert check(loss, W, B, wrt="B", grads=lambda W, B: gradients(W, B)[1])
+    assert check(loss, W, B, wrt=-1, grads=lambda W, B: gradients(W, B)[1])
+
+
+def square(w: Any) -> float:
+    return float(np.sum(np.asarray(w) ** 2))
+
+
+ARRAYS = {
+    "fortran": np.asfortranarray(W),
+    "reversed": W[::-1, ::-1],
+    "every second": RNG.normal(size=(4, 6))[::2, ::2],
+    "0-d": np.array(1.5),
+    "python float": 1.5,
+    "numpy scalar": np.float64(1.5),
+    "one element": np.array([[2.0]]),
+}
+
+
+@pytest.mark.parametrize("kind", ARRAYS)
+def test_arrays_of_every_layout(kind: str) -> None:
+    w = ARRAYS[kind]
+    assert check(square, w, grads=lambda w: 2 * w)
+    wrong = check(square, w, grads=lambda w: 2.01 * w, raise_exception=False)
+    assert wrong.verdict is Verdict.FAIL
+
+
+def test_read_only_arrays_are_checked_and_stay_so() -> None:
+    w = W.copy()
+    w.flags.writeable = False
+    assert check(square, w, grads=2 * w)
+    params = {"w": w}
+    assert check(lambda: square(params["w"]), wrt=params, grads={"w": 2 * w})
+    assert params["w"] is w and not w.flags.writeable
+
+
+def test_empty_leaves_are_noted_and_integers_pass_through() -> None:
+    params = {"w": B, "none": np.zeros((0, 3)), "steps": np.arange(3), "name": "x", "nothing": None}
+
+    def cost(p: Any) -> float:
+        assert p["steps"].dtype == np.arange(3).dtype and p["name"] == "x"
+        return float(np.sum(p["w"] ** 2 * p["steps"]) + p["none"].sum())
+
+    grads = {"dw": 2 * B * np.arange(3), "none": np.zeros((0, 3))}
+    report = check(cost, params, grads=grads)
+    assert "p['none'] is empty" in report.notes
+    assert any("p['steps']: int64" in line for line in report.skipped)
+
+
+class Net:
+    """Keeps its parameters, its gradients and its data as attributes."""
+
+    def __init__(self) -> None:
+        self.W, self.b, self.X = W.copy(), B.copy(), X
+
+    def loss(self) -> float:
+        self.dW, self.db = gradients(self.W, self.b)
+        return loss(self.W, self.b)
+
+
+def test_an_object_whose_attributes_are_the_arrays() -> None:
+    net = Net()
+    net.loss()
+    found = net.W.tobytes()
+    for grads in (net, {"W": net.dW, "b": net.db}, {"dW": net.dW, "db": net.db}):
+        report = check(lambda: net.loss(), wrt=net, grads=grads)
+        assert tuple(report.leaves) == ("W", "b")
+    assert net.W.tobytes() == found
+    report = check(
+        lambda: net.loss(), wrt=net, grads={"W": -net.dW, "b": net.db}, raise_exception=False
+    )
+    assert [leaf.verdict for leaf in report.leaves.values()] == ["FAIL", "PASS"]
+
+
+def test_a_method_that_returns_the_gradients_of_the_last_forward() -> None:
+    net = Net()
+    wrt = {"W": net.W, "b": net.b}
+    assert check(net.loss, wrt=wrt, grads=lambda: {"W": net.dW, "b": net.db})
+
+
+def test_dropout_drawn_by_the_gradient_is_that_of_the_cost() -> None:
+    def mask() -> Any:
+        return np.random.random(3) > 0.5  # noqa: NPY002
+
+    assert check(lambda w: float(((w * mask()) ** 2).sum()), B, grads=lambda w: 2 * w * mask())

@@ -329,3 +329,45 @@ def test_a_jump_is_inconclusive_and_named() -> None:
     report = check(cost, np.array([1.0, 0.0]), grads=np.ones(2), raise_exception=False)
     assert report.verdict is Verdict.INCONCLUSIVE
     assert [finding.kind for finding in report.findings] == ["jump"]
+
+
+@pytest.mark.parametrize("frequency", [40.0, 3e3, 1e4, 1e5])
+@pytest.mark.parametrize("seed", range(10))
+def test_a_fast_function_is_never_blamed_on_the_gradient(frequency: float, seed: int) -> None:
+    x = np.random.default_rng(seed).normal(size=8)
+
+    def wave(x: np.ndarray) -> float:
+        return float(np.sum(np.sin(frequency * x)))
+
+    right = frequency * np.cos(frequency * x)
+    assert check(wave, x, grads=right, raise_exception=False).verdict is not Verdict.FAIL
+    assert check(wave, x, grads=1.1 * right, raise_exception=False).verdict is Verdict.FAIL
+
+
+@pytest.mark.parametrize("neighbour", [1.0, 1e3, 1e5, 1e9])
+def test_an_element_much_smaller_than_its_leaf_is_moved_on_its_own_scale(neighbour: float) -> None:
+    x = np.array([0.5, neighbour, 2 * neighbour])
+
+    def cost(x: np.ndarray) -> float:
+        return float(np.exp(-(x[0] ** 2)) + np.sum(x[1:]) / neighbour)
+
+    slope = np.full(3, 1 / neighbour)
+    slope[0] = -2 * x[0] * np.exp(-(x[0] ** 2))
+    assert check(cost, x, grads=slope)
+    forgotten = np.where(np.arange(3) == 0, 0.0, slope)
+    assert check(cost, x, grads=forgotten, raise_exception=False).leaves["x"].wrong == 1
+
+
+def test_a_zero_gradient_under_an_offset_is_not_believed() -> None:
+    x = np.array([1.0, 2.0, 3.0])
+
+    def cost(x: np.ndarray) -> float:
+        return 1e6 + 2e-9 * float(np.sum(x**2))
+
+    report = check(cost, x, grads=0 * x, raise_exception=False)
+    assert report.verdict is not Verdict.PASS
+
+
+def test_the_largest_floats_end_in_a_verdict_without_a_warning() -> None:
+    report = check(lambda x: np.exp(x[0]), np.array([709.7]), grads=np.exp, raise_exception=False)
+    assert report.verdict is not Verdict.FAIL

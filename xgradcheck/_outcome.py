@@ -163,8 +163,10 @@ def _leaf(
         )
         findings.append(Finding(leaf.name, "loose tolerance", text))
     if judged.is_zero and leaf.size:
+        seen = float(np.max(bar))
+        limit = f"anything above {seen:.1e} would have been seen"
         notes.append(
-            f"{leaf.name}: zero gradient; anything above {np.max(bar):.1e} would have been seen"
+            f"{leaf.name}: zero gradient; {limit if seen > 0 else 'the output does not move'}"
         )
     kinks = int((truth.kink[leaf.part] & ~judged.failed & ~judged.undecided).sum())
     if kinks:

@@ -258,7 +258,10 @@ def _zero_below(work: Sweep, slope: Vector) -> Vector:
     for leaf in work.layout:
         part = leaf.part
         own = np.nan_to_num(work.gradient[part], nan=0.0, posinf=0.0, neginf=0.0)
-        largest = max(largest, norm(own * work.scale[part]), norm(slope[part] * work.scale[part]))
+        with np.errstate(over="ignore"):
+            influence = [norm(one * work.scale[part]) for one in (own, slope[part])]
+        # Beyond the largest float there is no scale to call anything zero by.
+        largest = max(largest, *(size for size in influence if size < np.inf), 0.0)
     below = np.empty_like(work.point)
     for leaf in work.layout:
         below[leaf.part] = ZERO * largest / (work.scale[leaf.part] * np.sqrt(max(leaf.size, 1)))
@@ -383,6 +386,8 @@ def _look_again(work: Sweep, truth: Truth, leaf: Leaf, index: Positions) -> tupl
     between = (best.low + best.bar < gradient) & (gradient < best.high - best.bar)
     truth.value[index] = best.near(gradient)
     truth.bar[index] = np.where(between, 0.0, best.bar)
+    # What stood still for small steps may move for wide ones: an offset hid it.
+    truth.still[index] &= np.abs(truth.value[index]) <= truth.bar[index]
     truth.settled[index], truth.kink[index] = best.settled, best.low < best.high
     truth.jump[index] = jump & (wrong | undecided)
     truth.settled[index] &= ~jump

@@ -83,7 +83,8 @@ def _argument_nodes(case: Case) -> list[Node]:
     """Every leaf of the arguments, named as JAX writes key paths."""
     names = argument_names(case.fn, len(case.args))
     roots: list[tuple[Any, str, Any]] = [(n, names[n], tree) for n, tree in enumerate(case.args)]
-    roots += [(key, key, tree) for key, tree in case.kwargs.items()]
+    # JAX sorts the keys of a dict, and the leaves have to come in its order.
+    roots += [(key, key, tree) for key, tree in sorted(case.kwargs.items())]
     return [
         Node((key, *map(_plain, path)), name + tree_util.keystr(path), value)
         for key, name, tree in roots
@@ -137,7 +138,7 @@ class JaxProblem:
         floating = [number for number, node in enumerate(self._nodes) if _is_floating(node.value)]
         wrt = 0 if case.wrt is None and case.grads is not None else case.wrt
         if wrt is not None:
-            if isinstance(wrt, int | tuple):
+            if isinstance(wrt, int | tuple) and case.args:
                 # A Python number is a constant, unless its argument is asked for, as
                 # jax.grad(f)(3.0) does.
                 asked = {

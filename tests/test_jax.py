@@ -166,3 +166,14 @@ def test_jitted_functions_and_scan() -> None:
 def test_a_gradient_handed_in() -> None:
     assert in_jax(lambda x: jnp.sum(jnp.sin(x)), X, grads=np.cos(X))
     assert in_jax(jnp.sin, X, grads=lambda cotangent, x: cotangent * jnp.cos(x))
+
+
+def test_keyword_arguments_reach_the_names_they_were_given_for() -> None:
+    def fn(*, w: Any, b: Any) -> Any:
+        assert w.shape == (6,) and b.shape == (2,)
+        return jnp.sum(w**2) + jnp.sum(b**3)
+
+    report = in_jax(fn, kwargs={"w": X, "b": X[:2]})
+    assert set(report.leaves) == {"w", "b"}
+    with pytest.raises(ValueError, match="wrt=0 matches no floating leaf"):
+        in_jax(fn, kwargs={"w": X, "b": X[:2]}, wrt=0)

@@ -127,6 +127,7 @@ class JaxProblem:
         self._given = None if case.grads is None or callable(case.grads) else self._read(case.grads)
         self._world = World(list(self._states()))
         self._seen: list[Node] = []
+        self._unread: frozenset[int] = frozenset()
         self.outputs = Layout(())
         with self.held():
             self._learn_outputs()
@@ -203,7 +204,8 @@ class JaxProblem:
 
     def _learn_outputs(self) -> None:
         try:
-            jax.eval_shape(self._outputs_at, self._found())
+            program = jax.make_jaxpr(self._outputs_at)(self._found()).jaxpr
+            self._unread = _unread(program)
         except Exception:
             # Not traceable, or wrong: running it tells, with the user's own exception.
             self._world.watch()
@@ -310,7 +312,7 @@ class JaxProblem:
             outs, grads = pulled_back(self._found(), cotangents)
         value = sum(float(jnp.sum(part * out)) for part, out in zip(cotangents, outs, strict=True))
         gradient = np.concatenate([np.asarray(grad, dtype=np.float64).ravel() for grad in grads])
-        return Backward(value, gradient, frozenset())
+        return Backward(value, gradient, self._unread)
 
     def _from_user(self, cotangent: Vector) -> Backward:
         values = [node.value for node in self._nodes]
@@ -326,6 +328,13 @@ class JaxProblem:
 
     def _read(self, returned: Any) -> Backward:
         return _handed.read(returned, self.layout, self._places, np.asarray)
+
+
+def _unread(program: Any) -> frozenset[int]:
+    """The arguments that no operation reads: JAX calls their gradient zero, others call it cut."""
+    read = [*program.outvars, *(var for step in program.eqns for var in step.invars)]
+    known = {id(var) for var in read}
+    return frozenset(n for n, var in enumerate(program.invars) if id(var) not in known)
 
 
 def _is_output(value: Any) -> bool:

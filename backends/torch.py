@@ -350,7 +350,7 @@ class TorchProblem:
         kept = [node for node in floating if node.value.requires_grad] or floating
         for node in kept:
             refuse_unless_float64(node.suffix, _dtype(node.value), CONVERT)
-        left = [node for node in nodes if node not in kept and node.value is not None]
+        left = [node for node in nodes if node not in kept]
         self.skipped += [f"{node.suffix}: {_kind(node.value)}, not differentiable" for node in left]
         self.outputs = lay_out(
             Entry((n.suffix,), n.path, tuple(n.value.shape), "float64") for n in kept

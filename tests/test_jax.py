@@ -177,3 +177,10 @@ def test_keyword_arguments_reach_the_names_they_were_given_for() -> None:
     assert set(report.leaves) == {"w", "b"}
     with pytest.raises(ValueError, match="wrt=0 matches no floating leaf"):
         in_jax(fn, kwargs={"w": X, "b": X[:2]}, wrt=0)
+
+
+def test_a_function_that_reads_no_leaf_is_refused_and_an_unread_leaf_noted() -> None:
+    with pytest.raises(ValueError, match="does not depend on x"):
+        in_jax(lambda x: jnp.ones(2).sum(), X)
+    report = in_jax(lambda a, b: jnp.sum(jnp.sin(a)), X, X)
+    assert any(note.startswith("b gets no gradient") for note in report.notes)

@@ -68,6 +68,7 @@ def test_outputs_that_carry_no_gradient_are_listed() -> None:
     report = check(fn, X)
     assert set(report.skipped) == {
         "output['order']: int64, not differentiable",
+        "output['none']: NoneType, not differentiable",
         "output['cut'][0]: float64, not differentiable",
     }
 

@@ -317,11 +317,11 @@ class NumpyProblem:
         self._world.reset()
         # Forward first: a class keeps what its backward needs from the last forward, and phi comes
         # with it.
-        value = self._reduced(self._call(), _handed.cut(cotangent, self.outputs))
+        parts = _handed.cut(cotangent, self.outputs)
+        value = self._reduced(self._call(), parts)
         self._world.rewind()
         args, kwargs = self._arguments
         if not self.unit_cotangent:
-            parts = _handed.cut(cotangent, self.outputs)
             shaped = {leaf.path: part for leaf, part in zip(self.outputs, parts, strict=True)}
             args = (replaced(self._cotangent_tree, shaped), *args)
         with np.errstate(all="ignore"):

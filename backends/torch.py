@@ -90,23 +90,6 @@ def _dtype(tensor: torch.Tensor) -> str:
     return str(tensor.dtype).removeprefix("torch.")
 
 
-def _working_copy(tensor: torch.Tensor) -> torch.Tensor:
-    """A tensor of the same values and, unless elements overlap, the same strides: a backward may
-    depend on them.
-    """
-    found = tensor.detach()
-    if found.layout is not torch.strided:
-        return found.clone()
-    overlaps = any(
-        stride == 0 and size > 1 for size, stride in zip(found.shape, found.stride(), strict=True)
-    )
-    if overlaps or found.is_contiguous():
-        return found.clone(memory_format=torch.contiguous_format)
-    return torch.empty_strided(
-        found.shape, found.stride(), dtype=found.dtype, device=found.device
-    ).copy_(found)
-
-
 def _of_arguments(case: Case) -> Binding:
     """Leaves of a function's arguments: those that require grad, or all floating ones if none
     does.
@@ -395,9 +378,7 @@ class TorchProblem:
             return scalar
 
         def reduced() -> float:
-            pairs = zip(cotangents, self._tensors(call()), strict=True)
-            # Multiply and sum: torch.dot loses a digit or two against this pairwise sum.
-            return sum(float((part * out.detach()).sum()) for part, out in pairs)
+            return _paired(cotangents, self._tensors(call()))
 
         return reduced
 
@@ -452,10 +433,7 @@ class TorchProblem:
         cotangents = self._cotangents(cotangent)
         with torch.enable_grad():
             outs = self._tensors(self._call())
-            value = sum(
-                float((part * out.detach()).sum())
-                for part, out in zip(cotangents, outs, strict=True)
-            )
+            value = _paired(cotangents, outs)
             reached = [
                 (out, part) for out, part in zip(outs, cotangents, strict=True) if out.requires_grad
             ]
@@ -473,16 +451,13 @@ class TorchProblem:
         )
 
     def _from_user(self, cotangent: Vector) -> Backward:
-        value = None
         args = self._args
         with torch.no_grad():
             # Forward first: a class keeps what its backward needs from the last forward, and phi
             # comes with it.
             out = self._call()
             parts = self._cotangents(cotangent)
-            value = sum(
-                float((p * o).sum()) for p, o in zip(parts, self._tensors(out), strict=True)
-            )
+            value = _paired(parts, self._tensors(out))
             if not self.unit_cotangent:
                 args = (replaced(out, dict(zip(self._paths, parts, strict=True))), *args)
         self._world.rewind()
@@ -491,6 +466,13 @@ class TorchProblem:
 
     def _read(self, returned: Any) -> Backward:
         return _handed.read(returned, self.layout, self._places, _array)
+
+
+def _paired(cotangents: list[torch.Tensor], outs: list[torch.Tensor]) -> float:
+    """The inner product of cotangent and output: phi."""
+    # Multiply and sum: torch.dot loses a digit or two against this pairwise sum.
+    pairs = zip(cotangents, outs, strict=True)
+    return sum(float((part * out.detach()).sum()) for part, out in pairs)
 
 
 def _array(value: Any) -> Any:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from xgradcheck._adapters import Backward, Case, Problem, claim
+from xgradcheck._adapters import Case, claim
 from xgradcheck._errors import InvalidCase
 from xgradcheck._judge import Tolerance, tolerance
 from xgradcheck._layout import Layout, Vector
@@ -312,6 +312,3 @@ def environment() -> dict[str, str]:
             except importlib.metadata.PackageNotFoundError:  # a checkout that was never installed
                 versions[package] = "unknown"
     return versions
-
-
-__all__ = ["Backward", "Problem", "check", "environment"]

@@ -200,11 +200,15 @@ def _one_pair_each(work: Sweep, steps: Vector, curvature: Vector) -> Truth:
     with np.errstate(all="ignore"):
         slope = (plus - minus) / (2 * steps)
         truncation = 3 * curvature / work.scale * (steps / work.scale) ** 2
-        noise = np.fmax(work.noise, LEAST_NOISE * np.fmax(np.abs(plus), np.abs(minus))) / (
-            np.sqrt(2) * steps
-        )
+        noise = _slope_noise(work, plus, minus, steps)
     bar = truncation + BAR_SIGMAS * noise + 2.0**-52 * np.abs(slope)
     return _truth(work, slope, bar)
+
+
+def _slope_noise(work: Sweep, plus: Vector, minus: Vector, steps: Vector) -> Vector:
+    """The standard deviation of a central difference: phi's noise, or its rounding where larger."""
+    peak = np.fmax(np.abs(plus), np.abs(minus))
+    return np.asarray(np.fmax(work.noise, LEAST_NOISE * peak) / (np.sqrt(2) * steps))
 
 
 def _truth(work: Sweep, slope: Vector, bar: Vector) -> Truth:
@@ -235,9 +239,7 @@ def _textbook(work: Sweep, eps: Vector) -> Truth:
         # Twice the step errs by four times the truncation: the difference holds three times that
         # of eps.
         truncation = np.abs((plus2 - minus2) / (4 * eps) - slope)
-        noise = np.fmax(work.noise, LEAST_NOISE * np.fmax(np.abs(plus), np.abs(minus))) / (
-            np.sqrt(2) * eps
-        )
+        noise = _slope_noise(work, plus, minus, eps)
         # theta + eps is rounded: the step that was taken is not the step that is divided by.
         travelled = (work.point + eps) - (work.point - eps)
         misstep = np.abs(slope) * np.abs(travelled / (2 * eps) - 1)

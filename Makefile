@@ -51,7 +51,7 @@ check: $(VENV)/installed
 	$(RUN) -m pytest $(PYTEST_ARGS)
 
 bench: $(VENV)/installed
-	@set -e; for script in $(or $(wildcard benchmarks/*.py),$(error no script in benchmarks/)); do \
+	@set -e; for script in $(or $(filter-out benchmarks/_%,$(wildcard benchmarks/*.py)),$(error no script in benchmarks/)); do \
 	  echo "$$script"; $(RUN) "$$script"; \
 	done
 

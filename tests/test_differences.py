@@ -9,7 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from xgradcheck import Verdict, check
-from xgradcheck._differences import UNIT, estimate, natural_scale, norm, representable
+from xgradcheck._diagnose import Kind
+from xgradcheck._differences import UNIT, Noise, natural_scale, norm, representable
+from xgradcheck._extrapolation import estimate
 from xgradcheck._ladder import climb
 from xgradcheck._layout import Entry, lay_out
 from xgradcheck._noise import measure_noise
@@ -82,18 +84,19 @@ def test_the_bar_covers_the_error_against_mpmath(family: str) -> None:
         def pairs(index: np.ndarray, steps: np.ndarray, x: float = x) -> tuple[np.ndarray, ...]:
             return function(x + steps), function(x - steps)
 
-        best, jump = climb(
+        climbed = climb(
             pairs,
             np.array([x]),
             np.array([0]),
             (np.array([x]),) * 2,
             value,
-            noise,
+            Noise(noise),
             lambda e: (e.bar < 0, e.bar > 1e-9),
         )
+        best = climbed.best
         error = abs(best.low[0] - slope)
         assert error <= best.bar[0], (x, error, best.bar[0])
-        assert best.settled[0] and not jump[0]
+        assert best.settled[0] and climbed.kinds[0] != Kind.JUMP
         assert best.bar[0] <= (1e-4 if family == "offset" else 1e-8) * max(abs(slope), 0.1)
 
 
@@ -103,16 +106,17 @@ def at(function: Callable[[np.ndarray], np.ndarray], x: float) -> tuple[float, f
     def pairs(index: np.ndarray, steps: np.ndarray) -> tuple[np.ndarray, ...]:
         return function(x + steps), function(x - steps)
 
-    best, jump = climb(
+    climbed = climb(
         pairs,
         np.array([x]),
         np.array([0]),
         (np.array([max(abs(x), 1.0)]),) * 2,
         float(function(np.array(x))),
-        1e-16,
+        Noise(1e-16),
         lambda best: (best.bar < 0, ~best.settled | (best.bar > 1e-9)),
     )
-    return float(best.low[0]), float(best.high[0]), bool(best.settled[0]), bool(jump[0])
+    best, jumps = climbed.best, climbed.kinds[0] == Kind.JUMP
+    return float(best.low[0]), float(best.high[0]), bool(best.settled[0]), bool(jumps)
 
 
 def test_a_kink_at_the_point_gives_both_slopes() -> None:
@@ -157,7 +161,7 @@ def test_missing_levels_are_no_obstacle() -> None:
     plus, minus = np.exp(steps), np.exp(-steps)
     plus[0] = np.nan
     steps[1] = np.nan
-    best = estimate(steps, plus, minus, 1.0, UNIT)
+    best = estimate(np.stack([steps, plus, minus]), 1.0, Noise(UNIT))
     assert abs(best.low[0] - 1) <= best.bar[0] <= 1e-4
 
 
@@ -172,7 +176,7 @@ def noise_of(function: Callable[[np.ndarray], float], seed: int = 0) -> float:
     rng = np.random.default_rng(seed)
     point = rng.normal(size=20)
     value = function(point)
-    return measure_noise(line(function, point), value, point, np.abs(point), rng)
+    return measure_noise(line(function, point), value, point, np.abs(point), rng).sigma
 
 
 def test_the_noise_of_a_smooth_function_is_of_the_order_of_rounding() -> None:

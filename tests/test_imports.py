@@ -170,7 +170,17 @@ def test_a_framework_may_be_named(innocent):
 
 
 WORDS = {"_errors", "_judge"}
-NUMBERS = {"_errors", "_layout", "_differences", "_ladder", "_noise", "_judge"}
+NUMBERS = {
+    "_errors",
+    "_layout",
+    "_differences",
+    "_extrapolation",
+    "_derivative",
+    "_diagnose",
+    "_ladder",
+    "_noise",
+    "_judge",
+}
 SEAM = {"_errors", "_layout", "_tree", "_adapters", "_selection", "_handed"}
 # The first room that fits a module's name says what that room may import.
 MAY_IMPORT = {
@@ -178,6 +188,9 @@ MAY_IMPORT = {
     "_layout": {"_errors"},
     "_tree": {"_errors"},
     "_differences": NUMBERS,
+    "_extrapolation": NUMBERS,
+    "_derivative": NUMBERS,
+    "_diagnose": NUMBERS,
     "_ladder": NUMBERS,
     "_noise": NUMBERS,
     "_judge": NUMBERS,
@@ -187,7 +200,8 @@ MAY_IMPORT = {
     "_progress": set(),
     "_text": {"_judge"},
     "_report": WORDS | {"_text"},
-    "_sweep": NUMBERS | {"_adapters"},
+    "_phi": NUMBERS | {"_adapters"},
+    "_sweep": NUMBERS | {"_adapters", "_phi"},
     "_outcome": NUMBERS | {"_adapters", "_report", "_sweep"},
     "backends": set(),
 }

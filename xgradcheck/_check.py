@@ -10,12 +10,13 @@ import numpy as np
 
 from xgradcheck._adapters import Case, claim
 from xgradcheck._errors import InvalidCase
-from xgradcheck._judge import Tolerance, tolerance
+from xgradcheck._judge import tolerance
 from xgradcheck._layout import Layout, Vector
 from xgradcheck._outcome import Measured, outcome, stochastic
+from xgradcheck._phi import Phi, noise_of
 from xgradcheck._progress import progress
 from xgradcheck._report import Report
-from xgradcheck._sweep import Phi, sweep
+from xgradcheck._sweep import sweep
 from xgradcheck._tree import required_arguments
 
 COVERAGES = ("auto", "sweep")
@@ -103,11 +104,13 @@ def check(
     started = time.perf_counter()
     title = name or _title(fn)
     try:
+        _refuse_options(fn, args, loss, coverage, method, rtol, atol, seed)
         report = _checked(
             Case(fn, args, dict(kwargs or {}), _materialised(wrt), loss, grads),
             title,
             backend,
-            _options(fn, args, loss, coverage, method, rtol, atol, seed),
+            rtol,
+            atol,
             eps,
             seed,
             started,
@@ -141,7 +144,7 @@ def _materialised(wrt: Any) -> Any:
     return dict(parts) if parts and named else parts
 
 
-def _options(
+def _refuse_options(
     fn: Any,
     args: tuple[Any, ...],
     loss: Any,
@@ -150,8 +153,8 @@ def _options(
     rtol: float | None,
     atol: float,
     seed: int,
-) -> Tolerance:
-    """Refuse what the call itself gets wrong."""
+) -> None:
+    """Raise for what the call itself gets wrong."""
     if not callable(fn):
         raise InvalidCase(
             f"the first argument is a {type(fn).__name__}: pass the function, then its arguments."
@@ -178,7 +181,6 @@ def _options(
             )
     if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
         raise InvalidCase(f"seed={seed!r} is no seed: give an integer, 0 or more.")
-    return tolerance(rtol, atol)
 
 
 def _steps(eps: float | Mapping[str, float] | None, layout: Layout) -> Vector | None:
@@ -211,7 +213,8 @@ def _checked(
     case: Case,
     title: str,
     backend: str | None,
-    allowance: Tolerance,
+    rtol: float | None,
+    atol: float,
     eps: float | Mapping[str, float] | None,
     seed: int,
     started: float,
@@ -240,8 +243,12 @@ def _checked(
             backward = problem.gradient(cotangent)
             if len(backward.severed) == len(problem.layout):
                 _refuse_constant(phi, value, int(seed))
-            truth = sweep(phi, backward.gradient, value, allowance, steps, int(seed), tick)
-            measured = Measured(value, backward, truth)
+            noise = noise_of(phi, value, int(seed))
+            allowance = tolerance(rtol, atol, noise.bits)
+            truth = sweep(phi, backward.gradient, value, noise, allowance, steps, int(seed), tick)
+            if phi.refusal is not None and not phi.answers:
+                raise phi.refusal
+            measured = Measured(value, backward, truth, allowance, phi.refusals, phi.refusal)
     frame = {
         "name": title,
         "skipped": tuple(problem.skipped),
@@ -254,7 +261,7 @@ def _checked(
     if measured is None:
         return stochastic(problem, value, spread, frame)
     with np.errstate(all="ignore"):
-        return outcome(problem, measured, allowance, steps, frame)
+        return outcome(problem, measured, steps, frame)
 
 
 def _cotangent(outputs: Layout, seed: int) -> Vector:
@@ -274,7 +281,7 @@ def _cotangent(outputs: Layout, seed: int) -> Vector:
 
 def _value(phi: Phi) -> tuple[float, float]:
     """phi at the point, and by how much it varies there beyond rounding."""
-    values = phi.along(np.zeros_like(phi.problem.point), np.zeros(3))
+    values = phi.here(3)
     value = float(values[0])
     if not np.isfinite(values).all():
         raise InvalidCase(

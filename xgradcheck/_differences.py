@@ -1,18 +1,11 @@
-"""Derivatives from differences, each with a bound on its own error.
-
-A central difference errs by ``h^2 f'''/6 + sigma / h``: truncation and rounding noise. Neither is
-guessed here. The noise ``sigma`` is read off the function's own values, the truncation off several
-step sizes, and Neville's table of extrapolations (Ridders 1982, Adv. Eng. Software 4) yields the
-value whose bar is smallest.
-"""
+"""What all differences share: how long a step may be, where it lands, and what noise it carries."""
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from xgradcheck._layout import Layout, Mask, Vector
+from xgradcheck._layout import Layout, Vector
 
 UNIT = 2.0**-53
 NOISE_SIGMAS = 5.0
@@ -20,22 +13,31 @@ BAR_SIGMAS = 3.3
 """Standard deviations of noise: in a bar, which then covers 99.9%; and where a million coordinates
 must raise no alarm, in what counts as more than noise."""
 
-# The least noise of a float64 value: rounding the result alone has a standard deviation of about
-# 0.6 u |f| at worst.
-LEAST_NOISE = 0.6 * UNIT
+DOUBLE = 53
+BITS = {"bfloat16": 8, "float16": 11, "float32": 24}
+"""Significant bits of the formats below float64."""
+
 # Short dyadic factors make the steps of a ladder incommensurate. Powers of two alone are aliased
 # as a whole by a function whose period divides the smallest of them: every level then agrees on
 # one wrong slope.
 FACTORS = (1409 / 1024, 1153 / 1024, 1291 / 1024)
-# Differences of a smooth function shrink from level to level as the steps' powers do; within this
-# factor they "contract".
-CONTRACTION = 1.6
-DEEPEST = 4
 APART = 16.0
-# Rungs nearer to each other than this agree whatever the function does, and tell nothing.
-LEAST_RATIO = 1.4
-LEAST_KINK = 1e-7
-"""One-sided slopes nearer to each other than this, relative, are one slope."""
+
+
+@dataclass(frozen=True, slots=True)
+class Noise:
+    """The rounding noise of phi: its standard deviation, and the significant bits of the arithmetic
+    inside, 53 unless a shorter one was recognised.
+    """
+
+    sigma: float
+    bits: int = DOUBLE
+
+    def of(self, value: Vector) -> Vector:
+        """The standard deviation at a value of phi: no less than that of rounding the value alone,
+        which is about 0.6 u |f| at worst.
+        """
+        return np.asarray(np.fmax(self.sigma, 0.6 * 2.0**-self.bits * np.abs(value)))
 
 
 def natural_scale(point: Vector, layout: Layout) -> tuple[Vector, Vector]:
@@ -54,18 +56,31 @@ def natural_scale(point: Vector, layout: Layout) -> tuple[Vector, Vector]:
     return np.where(apart, magnitude, common), common
 
 
-def representable(x: Vector, step: Vector) -> Vector:
+def representable(x: Vector, step: Vector, bits: int = DOUBLE) -> Vector:
     """Steps near ``step`` with ``(x + h) - x == h`` and ``x - (x - h) == h``: both points lie
-    exactly where we say.
+    exactly where we say, in an arithmetic of ``bits`` bits if x itself does.
 
     x + h is rounded, and that rounding is as large as the error we hunt.
     """
+    if bits < DOUBLE:
+        _, magnitude = np.frexp(np.abs(x) + step)
+        quantum = np.ldexp(1.0, magnitude - bits)
+        step = np.fmax(np.round(step / quantum), 1.0) * quantum
     # Away from zero: x + h is the coarser of the two sums, so what it can represent, x - h can.
     step = np.copysign(step, x)
     for _ in range(4):
         step = (x + step) - x
         step = x - (x - step)
     return np.abs(step)
+
+
+def snapped(point: Vector, direction: Vector, widest: int, narrowest: int, bits: int) -> Vector:
+    """The direction rounded so that ``point ± h direction`` is exact in an arithmetic of ``bits``
+    bits, for every multiple h of ``2**narrowest`` up to ``2**widest``.
+    """
+    _, magnitude = np.frexp(np.abs(point) + np.abs(direction) * 2.0**widest)
+    quantum = np.ldexp(1.0, np.maximum(magnitude - bits + 1 - narrowest, -1000))
+    return np.asarray(np.round(direction / quantum) * quantum)
 
 
 def norm(vector: Vector) -> float:
@@ -79,236 +94,3 @@ def norm(vector: Vector) -> float:
 def rms(vector: Vector) -> float:
     """Root mean square; 0 for an empty vector."""
     return norm(vector) / math.sqrt(vector.size) if vector.size else 0.0
-
-
-@dataclass(slots=True)
-class Estimate:
-    """Slopes at m coordinates: ``low == high`` where the function is smooth, the one-sided slopes
-    at a kink.
-
-    ``truncation`` and ``noise`` (one standard deviation) bound the error. ``settled`` says that
-    the differences converge as the steps shrink: without it no gradient is called wrong.
-    """
-
-    low: Vector
-    high: Vector
-    truncation: Vector
-    noise: Vector
-    settled: Mask
-
-    @property
-    def bar(self) -> Vector:
-        return self.truncation + BAR_SIGMAS * self.noise
-
-    def near(self, gradient: Vector) -> Vector:
-        """The slope that agrees best with ``gradient``: at a kink any between the one-sided ones
-        is right.
-        """
-        return np.where(
-            np.isfinite(gradient),
-            np.clip(gradient, self.low, self.high),
-            (self.low + self.high) / 2,
-        )
-
-
-def estimate(steps: Vector, plus: Vector, minus: Vector, value: float, sigma: float) -> Estimate:
-    """The best slope from phi at ``x + h`` and ``x - h``, all of shape (levels, m); NaN where a
-    level is missing.
-
-    Central and one-sided tables are made from the same values. A kink near by spoils the central
-    one and that of its own side; the other side still converges. A kink at the point itself shows
-    as two sides that both converge, to different slopes.
-    """
-    steps, plus, minus = _sorted(steps, plus, minus)
-    crowded = np.zeros(steps.shape, bool)
-    last = steps[0]
-    for row in range(1, len(steps)):
-        crowded[row] = steps[row] * LEAST_RATIO > last
-        last = np.where(crowded[row], last, steps[row])
-    steps, plus, minus = _sorted(np.where(crowded, np.nan, steps), plus, minus)
-    peak = np.fmax(np.abs(plus), np.abs(minus))
-    sigmas = np.fmax(sigma, LEAST_NOISE * peak)
-    with np.errstate(all="ignore"):
-        central = _table(steps, (plus - minus) / (2 * steps), sigmas, order=2)
-        ahead = _table(steps, (plus - value) / steps, sigmas, order=1)
-        behind = _table(steps, (value - minus) / steps, sigmas, order=1)
-        gap = np.abs(ahead.low - behind.low)
-        kink = ahead.settled & behind.settled & (gap > 2 * (ahead.bar + behind.bar))
-        kink &= gap > LEAST_KINK * np.fmax(np.abs(ahead.low), np.abs(behind.low))
-        central.settled &= ~_cusp(steps, plus, minus, value, sigmas)
-    best = central
-    for side in (ahead, behind):
-        better = (side.bar < best.bar) & (side.settled | ~best.settled) | (
-            side.settled & ~best.settled
-        )
-        best = _chosen(better, side, best)
-    with np.errstate(all="ignore"):
-        best.settled &= kink | _agrees_with_the_narrowest(best, steps, plus, minus, value, sigmas)
-    return Estimate(
-        low=np.where(kink, np.fmin(ahead.low, behind.low), best.low),
-        high=np.where(kink, np.fmax(ahead.low, behind.low), best.high),
-        truncation=np.where(kink, np.fmax(ahead.truncation, behind.truncation), best.truncation),
-        noise=np.where(kink, np.fmax(ahead.noise, behind.noise), best.noise),
-        settled=best.settled,
-    )
-
-
-def _agrees_with_the_narrowest(
-    best: Estimate, steps: Vector, plus: Vector, minus: Vector, value: float, sigmas: Vector
-) -> Mask:
-    """Whether a slope is that of the narrowest steps too, as far as their error lets one see.
-
-    Wide steps may skip whole periods of a function and agree with each other all the same. The
-    narrowest slope errs by less than half its distance to the last but one, and by its noise.
-    """
-    finite = np.isfinite(steps + plus + minus)
-    last = len(steps) - 1 - np.argmax(finite[::-1], axis=0)
-    rows = np.array([last, np.maximum(last - 1, 0)])
-    h, up, down, sigma = (
-        np.take_along_axis(part, rows, axis=0) for part in (steps, plus, minus, sigmas)
-    )
-    agrees = ~finite.any(axis=0)
-    for slope in ((up - down) / (2 * h), (up - value) / h, (value - down) / h):
-        unsure = np.abs(slope[0] - slope[1]) / 2 + NOISE_SIGMAS * 2 * sigma[0] / h[0]
-        agrees |= ~(np.abs(slope[0] - best.low) > 2 * best.bar + unsure)
-    return np.asarray(agrees)
-
-
-def _sorted(steps: Vector, plus: Vector, minus: Vector) -> tuple[Vector, Vector, Vector]:
-    """The rungs from the widest step to the narrowest, missing ones last."""
-    order = np.argsort(-np.where(np.isfinite(steps), steps, -np.inf), axis=0)
-    steps, plus, minus = (np.take_along_axis(part, order, axis=0) for part in (steps, plus, minus))
-    return steps, plus, minus
-
-
-def _cusp(steps: Vector, plus: Vector, minus: Vector, value: float, sigmas: Vector) -> Mask:
-    """Where ``(f(x + h) + f(x - h) - 2 f(x)) / h`` does not fall with h.
-
-    A smooth function's falls like h. Where it does not, as at a kink or at a cusp, the central
-    differences may agree on a slope that the function does not have.
-    """
-    known = np.isfinite(steps + plus + minus)
-    even = np.where(known, np.abs((plus - value) + (minus - value)) / steps, np.nan)
-    jitter = NOISE_SIGMAS * 2.5 * sigmas / steps
-    found = np.zeros(steps.shape[1], bool)
-    before = np.full(steps.shape[1], np.nan)
-    for row, quiet in zip(even, jitter, strict=True):
-        there = np.isfinite(row)
-        found = np.where(there & np.isfinite(before), (row > quiet) & (row > 0.9 * before), found)
-        before = np.where(there, row, before)
-    return found
-
-
-def _chosen(where: Any, first: Estimate, second: Estimate) -> Estimate:
-    pairs = [
-        (getattr(first, name), getattr(second, name)) for name in Estimate.__dataclass_fields__
-    ]
-    return Estimate(*(np.where(where, one, other) for one, other in pairs))
-
-
-def _table(steps: Vector, slopes: Vector, sigmas: Vector, order: int) -> Estimate:
-    """Neville's table in ``h**order``; of its entries the one of least bar that no entry with
-    smaller steps contradicts.
-    """
-    levels, count = steps.shape
-    powers = steps**order
-    change = np.full_like(slopes, np.nan)
-    change[1:] = slopes[1:] - slopes[:-1]
-    spread = _central_noise if order == 2 else _one_sided_noise
-
-    def noise_of(weights: Vector) -> Vector:
-        return spread(np.where(weights != 0, weights * sigmas / steps, 0.0))
-
-    steady = np.eye(levels) - np.eye(levels, k=-1)
-    jitter = NOISE_SIGMAS * np.array([noise_of(row[:, None] * np.ones(count)) for row in steady])
-    smooth, shrinking = _contraction(powers, change, jitter)
-    entries: list[tuple[Vector, Vector, Vector, Any, int]] = []
-    values, weights = slopes.copy(), np.eye(levels)[:, :, None] * np.ones(count)
-    previous = values
-    for depth in range(min(levels - 1, DEEPEST) + 1):
-        older, previous = previous, values
-        if depth:
-            ratio = 1.0 / (powers[:-depth] / powers[depth:] - 1.0)
-            values = values[1:] + (values[1:] - values[:-1]) * ratio
-            weights = weights[1:] + (weights[1:] - weights[:-1]) * ratio[:, None]
-        for entry in range(0 if depth else 1, levels - depth):
-            row = entry + depth
-            value = values[entry]
-            if depth == 0:
-                truncation = np.fmax(np.abs(change[row]), np.abs(change[row - 1]) / 4)
-            else:
-                truncation = np.fmax(
-                    np.abs(value - previous[entry + 1]), np.abs(value - previous[entry]) / 2
-                )
-            if depth >= 2:
-                truncation = np.fmax(
-                    truncation, np.abs(previous[entry + 1] - older[entry + 1]) / 16
-                )
-            first = max(2, entry + 1)
-            contracting = (
-                smooth[first : row + 1].all(axis=0) if depth and row >= 2 else np.zeros(count, bool)
-            )
-            wary = np.fmax(truncation, np.fmax(np.abs(change[row]), np.abs(value - slopes[row])))
-            truncation = np.where(contracting, truncation, 3 * wary) + 2.0**-52 * np.abs(value)
-            noise = noise_of(weights[entry])
-            entries.append((value, truncation, noise, contracting | shrinking[row], row))
-    return _best(entries)
-
-
-def _central_noise(shares: Vector) -> Vector:
-    return np.asarray(_root_sum_of_squares(shares) / np.sqrt(2))
-
-
-def _one_sided_noise(shares: Vector) -> Vector:
-    # phi(x) stands in every one-sided quotient: its rounding does not average out.
-    return np.asarray(np.hypot(_root_sum_of_squares(shares), np.sum(shares, axis=0)))
-
-
-def _root_sum_of_squares(shares: Vector) -> Vector:
-    largest = np.max(np.abs(shares), axis=0)
-    unit = np.where((largest > 0) & np.isfinite(largest), largest, 1.0)
-    return np.asarray(unit * np.sqrt(np.sum((shares / unit) ** 2, axis=0)))
-
-
-def _contraction(powers: Vector, change: Vector, jitter: Vector) -> tuple[Any, Any]:
-    """Per row: whether the last two changes contract as a smooth function's do, and whether they
-    shrink at all.
-    """
-    quiet = np.abs(change) <= jitter
-    smooth, shrinking = np.zeros(change.shape, bool), quiet.copy()
-    for row in range(2, len(change)):
-        want = (powers[row - 2] - powers[row - 1]) / (powers[row - 1] - powers[row])
-        last, before = np.abs(change[row]), np.abs(change[row - 1])
-        ratio = change[row - 1] / change[row]
-        steady = (want / CONTRACTION <= ratio) & (ratio <= want * CONTRACTION)
-        faded = quiet[row - 1] | (before <= 2 * want * jitter[row])
-        smooth[row] = np.where(quiet[row], faded, steady)
-        shrinking[row] |= last <= 0.6 * before
-    return smooth, shrinking
-
-
-def _best(entries: list[tuple[Vector, Vector, Vector, Any, int]]) -> Estimate:
-    if not entries:
-        raise ValueError("a table needs at least two levels")
-    value, truncation, noise, settled = (
-        np.array([entry[part] for entry in entries]) for part in range(4)
-    )
-    rows = np.array([entry[4] for entry in entries])
-    bar = truncation + BAR_SIGMAS * noise
-    bar = np.where(np.isfinite(bar) & np.isfinite(value), bar, np.inf)
-    clash = np.zeros(bar.shape, bool)
-    for number, row in enumerate(rows):
-        finer = rows > row
-        if finer.any():
-            apart = np.abs(value[number] - value[finer]) > bar[number] + bar[finer]
-            clash[number] = apart.any(axis=0)
-    admissible = np.where(clash, np.inf, bar)
-    admissible = np.where(np.isinf(admissible).all(axis=0), bar, admissible)
-    pick = np.argmin(admissible, axis=0)[None]
-    value, truncation, noise, settled, bar = (
-        np.take_along_axis(part, pick, axis=0)[0]
-        for part in (value, truncation, noise, settled, bar)
-    )
-    unknown = np.isinf(bar)
-    value, truncation = np.where(unknown, 0.0, value), np.where(unknown, np.inf, truncation)
-    return Estimate(value, value, truncation, np.where(unknown, 0.0, noise), settled & ~unknown)

@@ -2,12 +2,12 @@
 allowance.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 import numpy as np
 
-from xgradcheck._differences import BAR_SIGMAS, NOISE_SIGMAS, norm, rms
+from xgradcheck._differences import BAR_SIGMAS, DOUBLE, NOISE_SIGMAS, norm, rms
 from xgradcheck._layout import Mask, Vector
 
 
@@ -72,7 +72,7 @@ def grade(value: float) -> Grade:
 
 @dataclass(frozen=True, slots=True)
 class Tolerance:
-    """What error a float64 gradient is allowed.
+    """What error a gradient is allowed, by default one of float64.
 
     An element may err by ``rtol`` of itself, plus ``of_rms`` of its leaf's rms (an element that
     cancels to nearly nothing carries the rounding of its neighbours), plus ``atol``. A leaf's
@@ -92,16 +92,29 @@ class Tolerance:
         return np.asarray(self.rtol * largest + self.of_rms * leaf_rms + self.atol)
 
 
-def tolerance(rtol: float | None, atol: float) -> Tolerance:
-    """The float64 tolerance, with the user's ``rtol`` in the place of both relative bounds."""
+TOLERANCES = {
+    53: Tolerance(),
+    24: Tolerance(rtol=1e-4, of_rms=1e-4, distance=5e-5),
+    11: Tolerance(rtol=2e-2, of_rms=2e-2, distance=2e-2),
+    8: Tolerance(rtol=1e-1, of_rms=1e-1, distance=1e-1),
+}
+"""By the significant bits of the arithmetic: float64, float32, float16, bfloat16. Right float32
+gradients of networks were measured to be off by up to 4e-6 of their leaf's rms.
+"""
+
+
+def tolerance(rtol: float | None, atol: float, bits: int = DOUBLE) -> Tolerance:
+    """What an arithmetic of ``bits`` bits is allowed, with the user's ``rtol`` in the place of both
+    relative bounds.
+    """
     if rtol is None:
-        return Tolerance(atol=atol)
+        return replace(TOLERANCES[bits], atol=atol)
     return Tolerance(rtol=rtol, atol=atol, distance=rtol)
 
 
 # A gradient is called zero where anything larger would have moved phi by less than this share of
-# what the most influential leaf moves it.
-ZERO = 1e-8
+# what the most influential leaf moves it; the second below float64.
+ZERO, ZERO_IN_SINGLE = 1e-8, 1e-6
 
 
 # A bar covers 99.9% of cases. Of a million right elements none may be called wrong by its noise:

@@ -3,21 +3,77 @@ nothing.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from xgradcheck._differences import FACTORS, NOISE_SIGMAS, Estimate, estimate, representable
+from xgradcheck._diagnose import Kind, Kinds, kinds, may_jump
+from xgradcheck._differences import FACTORS, NOISE_SIGMAS, Noise, representable
+from xgradcheck._extrapolation import Estimate, chosen_from, estimate, widest_first
 from xgradcheck._layout import Mask, Positions, Vector
 
 Pairs = Callable[[Positions, Vector], tuple[Vector, Vector]]
+Outcome = Callable[[Estimate], tuple[Mask, Mask]]
 
-# Exponents of two, of a coordinate's scale.
-WIDE = (-7, -9)
-MIDDLE = (-11, -13)
-BETWEEN = (-8, -10, -12)
-WIDER = (-1, -2, -3, -4, -5)
-NARROWER = (-15, -18, -21, -24)
-NARROWEST = (-27, -33, -39, -45)
+
+@dataclass(frozen=True, slots=True)
+class Exponents:
+    """Steps as exponents of two, of a coordinate's scale, for an arithmetic of so many bits."""
+
+    sample: tuple[int, ...]
+    """Where a leaf's curvature is looked at."""
+    coarsest: int
+    finest: int
+    """Of the pair that every coordinate gets: wider steps meet more kinks."""
+    wide: tuple[int, ...]
+    middle: tuple[int, ...] = ()
+    wider: tuple[int, ...] = ()
+    between: tuple[int, ...] = ()
+    narrower: tuple[int, ...] = ()
+    narrowest: tuple[int, ...] = ()
+
+
+EXPONENTS = {
+    53: Exponents(
+        sample=(-9, -12, -15),
+        coarsest=-11,
+        finest=-18,
+        wide=(-7, -9),
+        middle=(-11, -13),
+        wider=(-1, -2, -3, -4, -5),
+        between=(-8, -10, -12),
+        narrower=(-15, -18, -21, -24),
+        narrowest=(-27, -33, -39, -45),
+    ),
+    24: Exponents(
+        sample=(-2, -4, -6),
+        coarsest=-3,
+        finest=-8,
+        wide=(-3, -5),
+        middle=(-6, -7),
+        wider=(-1, -2, -4),
+        narrower=(-8, -9, -11),
+        narrowest=(-13,),
+    ),
+    11: Exponents(
+        sample=(-1, -2, -3), coarsest=-2, finest=-4, wide=(-2, -4), middle=(-3,), narrower=(-5, -6)
+    ),
+    8: Exponents(
+        sample=(-1, -2, -3), coarsest=-2, finest=-3, wide=(-2, -3), middle=(-4,), narrower=(-5,)
+    ),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Climb:
+    """Slopes at m coordinates, the kind of point of each, and the rungs that tell, of shape
+    (3, levels, m): steps, phi above and phi below.
+    """
+
+    best: Estimate
+    kinds: Kinds
+    rungs: Vector
 
 
 def climb(
@@ -26,70 +82,91 @@ def climb(
     index: Positions,
     scales: tuple[Vector, Vector],
     value: float,
-    noise: float,
-    outcome: Callable[[Estimate], tuple[Mask, Mask]],
+    noise: Noise,
+    outcome: Outcome,
     rungs: Vector | None = None,
-) -> tuple[Estimate, Mask]:
-    """Slopes at the coordinates ``index`` and where phi jumps.
+) -> Climb:
+    """Slopes at the coordinates ``index``.
 
     Four evaluations each beside ``rungs``, those known already, as (steps, phi above, phi below) in
     a row; more where ``outcome``, which tells (wrong, undecided), is not content. Noise asks for
     wider steps, a kink or a fast oscillation near by for narrower ones. Nothing is wrong on the
-    word of wide steps alone: they may agree on a slope by skipping over whole periods.
+    word of wide steps alone: they may agree on a slope by skipping over whole periods. And nothing
+    is wrong unless every other step alone, and the steps between them alone, call it so.
     """
-    known = np.empty((3, 0, len(index))) if rungs is None else rungs[:, None, :]
-    steps, plus, minus = known
+    rungs = np.empty((3, 0, len(index))) if rungs is None else rungs[:, None, :]
+
+    def lengthened(rungs: Vector, chosen: Positions, wished: Vector, exponents: Any) -> Vector:
+        for level, exponent in enumerate(exponents):
+            unit = wished[chosen] * FACTORS[level % len(FACTORS)] * 2.0**exponent
+            step = representable(point[index[chosen]], unit, noise.bits)
+            rung = np.full((3, 1, len(index)), np.nan)
+            rung[0, 0, chosen] = np.where(step > 0, step, np.nan)
+            rung[1, 0, chosen], rung[2, 0, chosen] = pairs(index[chosen], step)
+            rungs = np.concatenate([rungs, rung], axis=1)
+        return rungs
+
     best: Estimate | None = None
-    for unit, exponents, wanted in _plans(*scales):
+    exponents = EXPONENTS[noise.bits]
+    for unit, wanted_steps, wanted in _plans(*scales, exponents):
         chosen = np.arange(len(index))
         if best is not None:
-            chosen = np.flatnonzero(wanted(best, *outcome(best)))
+            leaps = may_jump(rungs, best.middle, value, noise)
+            chosen = np.flatnonzero(wanted(best, *outcome(best), leaps))
         if not chosen.size:
             continue
-        for level, exponent in enumerate(exponents):
-            wished = unit[chosen] * FACTORS[level % len(FACTORS)] * 2.0**exponent
-            step = representable(point[index[chosen]], wished)
-            rung = np.full((3, len(index)), np.nan)
-            rung[0, chosen] = np.where(step > 0, step, np.nan)
-            rung[1, chosen], rung[2, chosen] = pairs(index[chosen], step)
-            steps, plus, minus = (
-                np.vstack([old, new]) for old, new in zip((steps, plus, minus), rung, strict=True)
-            )
+        rungs = lengthened(rungs, chosen, unit, wanted_steps)
         before = best
-        best = estimate(steps, plus, minus, value, noise)
+        best = estimate(rungs, value, noise)
         if before is not None and unit is scales[1]:
             # Steps of the neighbours' size may leap over all there is to see: they only acquit.
             best.settled &= ~outcome(best)[0] | outcome(before)[0]
     assert best is not None
-    return best, _jumps(steps, plus - value, noise) | _jumps(steps, value - minus, noise)
+    doubted = outcome(best)[0]
+    if doubted.any():
+        doubted &= ~_confirmed(rungs, value, noise, outcome)
+    if doubted.any():
+        chosen = np.flatnonzero(doubted)
+        rungs = lengthened(rungs, chosen, scales[0], exponents.between + exponents.wider)
+        best = chosen_from(doubted, estimate(rungs, value, noise), best)
+        best.settled &= ~doubted | _confirmed(rungs, value, noise, outcome)
+    found = kinds(rungs, best.middle, value, noise)
+    found[(best.low < best.high) & (found < Kind.STEEP)] = Kind.KINK
+    return Climb(best, found, rungs)
 
 
-Plan = tuple[Vector, tuple[int, ...], Callable[[Estimate, Mask, Mask], Mask]]
+def _confirmed(rungs: Vector, value: float, noise: Noise, outcome: Outcome) -> Mask:
+    """What is wrong by two estimates that share no step."""
+    rungs = widest_first(rungs)
+    first, second = (outcome(estimate(rungs[:, n::2], value, noise))[0] for n in (0, 1))
+    return np.asarray(first & second)
 
 
-def _plans(scale: Vector, common: Vector) -> list[Plan]:
-    """What to try in turn: the scale of the steps, their exponents, and who wants them."""
+Plan = tuple[Vector, tuple[int, ...], Callable[[Estimate, Mask, Mask, Mask], Mask]]
+
+
+def _plans(scale: Vector, common: Vector, steps: Exponents) -> list[Plan]:
+    """What to try in turn: the scale of the steps, their exponents, and who wants them, by what is
+    known of it so far: wrong, undecided, perhaps at a jump.
+    """
 
     def coarse(best: Estimate) -> Mask:
         return np.asarray(~best.settled | (best.truncation > NOISE_SIGMAS * best.noise))
 
     return [
-        (scale, WIDE, lambda best, wrong, undecided: undecided),
-        (scale, MIDDLE, lambda best, wrong, undecided: undecided & coarse(best)),
-        (scale, WIDER, lambda best, wrong, undecided: undecided & best.settled),
-        (scale, BETWEEN, lambda best, wrong, undecided: undecided & best.settled),
-        (scale, NARROWER, lambda best, wrong, undecided: wrong | undecided & coarse(best)),
-        (scale, NARROWEST, lambda best, wrong, undecided: undecided & ~best.settled),
-        (common, WIDE + MIDDLE, lambda best, wrong, undecided: undecided & (scale < common)),
+        (scale, steps.wide, lambda best, wrong, undecided, leaps: undecided),
+        (scale, steps.middle, lambda best, wrong, undecided, leaps: undecided & coarse(best)),
+        (scale, steps.wider, lambda best, wrong, undecided, leaps: undecided & best.settled),
+        (scale, steps.between, lambda best, wrong, undecided, leaps: undecided & best.settled),
+        (
+            scale,
+            steps.narrower,
+            lambda best, wrong, undecided, leaps: wrong | leaps | undecided & coarse(best),
+        ),
+        (scale, steps.narrowest, lambda best, wrong, undecided, leaps: undecided & ~best.settled),
+        (
+            common,
+            steps.wide + steps.middle,
+            lambda best, wrong, undecided, leaps: undecided & (scale < common),
+        ),
     ]
-
-
-def _jumps(steps: Vector, moved: Vector, noise: float) -> Mask:
-    """Where phi moves by as much over the smallest step as over one several times larger."""
-    finite = np.where(np.isfinite(steps) & np.isfinite(moved), steps, np.inf)
-    order = np.argsort(finite, axis=0)[:2]
-    if len(order) < 2:
-        return np.zeros(steps.shape[1], bool)
-    least, next_least = np.abs(np.take_along_axis(moved, order, axis=0))
-    with np.errstate(invalid="ignore"):
-        return np.asarray((least > 100 * noise) & (least > 0.7 * next_least))

@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 
 from xgradcheck._adapters import Backward, Problem
-from xgradcheck._differences import rms
+from xgradcheck._diagnose import Kind, Kinds
+from xgradcheck._differences import BITS, DOUBLE, rms
 from xgradcheck._judge import (
     Judged,
     Tolerance,
@@ -31,12 +32,15 @@ class Measured:
     value: float
     backward: Backward
     truth: Truth
+    allowance: Tolerance
+    refusals: int
+    refusal: Exception | None
+    """How often the function raised beside the point, and what first."""
 
 
 def outcome(
     problem: Problem,
     measured: Measured,
-    allowance: Tolerance,
     eps: Vector | None,
     frame: dict[str, Any],
 ) -> Report:
@@ -48,11 +52,19 @@ def outcome(
     for number, leaf in enumerate(problem.layout):
         if leaf.size == 0:
             notes.append(f"{leaf.name} is empty")
-        entry, said, noted = _leaf(leaf, number, measured, allowance, eps)
+        entry, said, noted = _leaf(leaf, number, measured, eps)
         leaves[leaf.name] = entry
         findings += said
         notes += noted
         verdicts.append(entry.verdict)
+    if measured.refusal is not None:
+        raised = type(measured.refusal).__name__
+        notes.append(
+            f"the function raised {raised} at {measured.refusals} of the points beside this one, "
+            f"which was taken for the edge of its domain: {measured.refusal}"
+        )
+    if (low := _low_precision(measured)) is not None:
+        findings.append(low)
     if (mismatch := _forward_mismatch(problem, measured)) is not None:
         findings.append(mismatch)
         verdicts.append(Verdict.FAIL)
@@ -122,9 +134,10 @@ def _entry(
 
 
 def _leaf(
-    leaf: Leaf, number: int, measured: Measured, allowance: Tolerance, eps: Vector | None
+    leaf: Leaf, number: int, measured: Measured, eps: Vector | None
 ) -> tuple[LeafReport, list[Finding], list[str]]:
     truth, gradient = measured.truth, measured.backward.gradient[leaf.part]
+    allowance = measured.allowance
     value, bar = truth.value[leaf.part], truth.bar[leaf.part]
     scored = (
         None if truth.scored is None else (truth.scored[0][leaf.part], truth.scored[1][leaf.part])
@@ -168,16 +181,31 @@ def _leaf(
         notes.append(
             f"{leaf.name}: zero gradient; {limit if seen > 0 else 'the output does not move'}"
         )
-    kinks = int((truth.kink[leaf.part] & ~judged.failed & ~judged.undecided).sum())
-    if kinks:
-        notes.append(
-            f"{leaf.name}: a kink at {kinks} of {leaf.size} elements, where the gradient is a "
-            f"valid subgradient"
-        )
+    notes += _notes_on_points(leaf, truth.kinds[part][~judged.failed & ~judged.undecided])
     worst = _worst(leaf, gradient, value, bar, allowed, judged)
     floor = float("nan") if judged.is_zero else judged.floor
     counts = int(judged.failed.sum()), int(judged.undecided.sum())
     return _entry(leaf, verdict, judged.distance, floor, worst, *counts), findings, notes
+
+
+NO_DERIVATIVE = {
+    Kind.JUMP: ("jump", "the function jumps here, it has no derivative"),
+    Kind.STEEP: ("infinite slope", "the slope is infinite here, no difference can converge"),
+}
+
+
+def _notes_on_points(leaf: Leaf, kinds: Kinds) -> list[str]:
+    """What kind of points the elements are at that were found right."""
+    said = {
+        Kind.KINK: "a kink at {}, where the gradient is a valid subgradient",
+        Kind.EDGE: "the edge of the domain at {}, differenced on one side",
+    }
+    counts = {kind: int((kinds == kind).sum()) for kind in said}
+    return [
+        f"{leaf.name}: " + text.format(f"{counts[kind]} of {leaf.size} elements")
+        for kind, text in said.items()
+        if counts[kind]
+    ]
 
 
 def _worst(
@@ -214,8 +242,8 @@ def _wrong(leaf: Leaf, gradient: Vector, value: Vector, judged: Judged, truth: T
             f"{leaf.element(where[0])}"
         )
         return Finding(leaf.name, "not finite", text, where)
-    if (truth.kink[leaf.part] & judged.failed).any():
-        kinks = truth.kink[leaf.part] & judged.failed
+    kinks = (truth.kinds[leaf.part] == Kind.KINK) & judged.failed
+    if kinks.any():
         text = (
             f"{leaf.name}: at a kink the gradient lies outside the slopes of both sides, at "
             f"{leaf.element(_indices(leaf, kinks)[0])}"
@@ -248,10 +276,10 @@ def _unsure(
             "leave eps out to have the steps chosen"
         )
         return Finding(leaf.name, "eps", text, where)
-    if truth.jump[leaf.part].any():
-        jumps = truth.jump[leaf.part]
-        text = f"{leaf.name}: the function jumps here, it has no derivative {_places(leaf, jumps)}"
-        return Finding(leaf.name, "jump", text, where)
+    for kind, (word, text) in NO_DERIVATIVE.items():
+        there = undecided & (truth.kinds[leaf.part] == kind)
+        if there.any():
+            return Finding(leaf.name, word, f"{leaf.name}: {text} {_places(leaf, there)}", where)
     if (undecided & ~truth.settled[leaf.part]).any():
         text = (
             f"{leaf.name}: the differences do not converge {at}; move the point, it may lie at "
@@ -262,9 +290,21 @@ def _unsure(
     text = (
         f"{leaf.name}: differences are good to ±{bar[place]:.1g} {at}, where "
         f"{allowed[place]:.1g} is allowed: phi = "
-        f"{measured.value:.3g} carries rounding noise of {truth.noise:.1g}"
+        f"{measured.value:.3g} carries rounding noise of {truth.noise.sigma:.1g}"
     )
     return Finding(leaf.name, "noise", text, where)
+
+
+def _low_precision(measured: Measured) -> Finding | None:
+    bits, allowance = measured.truth.noise.bits, measured.allowance
+    if bits == DOUBLE:
+        return None
+    dtype = next(name for name, length in BITS.items() if length == bits)
+    text = (
+        f"{dtype}: the function computes in {dtype} on its way, so its differences are noisier and "
+        f"rtol {allowance.rtol:.0e} is allowed"
+    )
+    return Finding("", "low precision inside", text)
 
 
 def _forward_mismatch(problem: Problem, measured: Measured) -> Finding | None:
@@ -272,7 +312,7 @@ def _forward_mismatch(problem: Problem, measured: Measured) -> Finding | None:
     function.
     """
     value, own = measured.value, measured.backward.value
-    if own is None or abs(own - value) <= max(1000 * measured.truth.noise, 1e-9 * abs(value)):
+    if own is None or abs(own - value) <= max(1000 * measured.truth.noise.sigma, 1e-9 * abs(value)):
         return None
     text = (
         f"the forward pass that the backward belongs to gives {own:.9g}, the plain one {value:.9g}"

@@ -12,30 +12,29 @@ from typing import Any
 
 import numpy as np
 
-from xgradcheck._adapters import Problem
+from xgradcheck._diagnose import Kind, Kinds, remainder_order
 from xgradcheck._differences import (
     BAR_SIGMAS,
+    DOUBLE,
     FACTORS,
-    LEAST_NOISE,
     NOISE_SIGMAS,
     UNIT,
-    Estimate,
+    Noise,
     natural_scale,
     norm,
     representable,
     rms,
 )
-from xgradcheck._judge import ZERO, Tolerance, exceeds
-from xgradcheck._ladder import climb
+from xgradcheck._extrapolation import Estimate
+from xgradcheck._judge import ZERO, ZERO_IN_SINGLE, Tolerance, exceeds
+from xgradcheck._ladder import EXPONENTS, climb
 from xgradcheck._layout import Layout, Leaf, Mask, Positions, Vector
-from xgradcheck._noise import measure_noise
+from xgradcheck._phi import Phi
 
 Tick = Callable[[int, int], None]
 
-# Exponents of two, of a coordinate's natural scale.
-SAMPLE = (-9, -12, -15)
-FINEST, COARSEST = -18, -11  # of the pair that every coordinate gets: wider steps meet more kinks
 QUIET = (-9, -12, -15)
+"""Exponents of two, of a coordinate's natural scale."""
 RESOLUTION = 16.0
 """Changes of phi below this many units of rounding may be absorbed inside, by sums larger than
 their outcome.
@@ -47,47 +46,29 @@ BLOCK = 32
 
 
 @dataclass(slots=True)
-class Phi:
-    """The scalar function under one cotangent, its evaluations counted."""
-
-    problem: Problem
-    cotangent: Vector
-    evaluations: int = 0
-
-    def pairs(self, index: Positions, steps: Vector) -> tuple[Vector, Vector]:
-        """phi one step above and one below the point, at each coordinate of ``index``."""
-        self.evaluations += 2 * len(index)
-        signed = np.stack([steps, -steps], axis=1).ravel()
-        values = self.problem.each(np.repeat(index, 2), signed, self.cotangent)
-        return values[0::2], values[1::2]
-
-    def along(self, direction: Vector, steps: Vector, start: int = 0) -> Vector:
-        """phi on a line through the point."""
-        self.evaluations += len(steps)
-        return self.problem.along(direction, steps, start, self.cotangent)
-
-
-@dataclass(slots=True)
 class Truth:
     """The numerical gradient, element by element.
 
-    ``settled``: the differences converged. ``kink``, ``jump``: what kind of point it is. ``still``:
-    neither gradient nor phi takes notice. ``noise`` is that of phi, ``zero_below`` what counts as
-    zero. ``scored`` is what the textbook's eps gave, with its bar, where the user asked for it.
+    ``settled``: the differences converged. ``still``: neither gradient nor phi takes notice.
+    ``kinds``: what kind of point it is, where that was looked at. ``noise`` is that of phi,
+    ``zero_below`` what counts as zero. ``scored`` is what the textbook's eps gave, with its bar,
+    where the user asked for it. ``remainder``: the order of the central Taylor remainder where the
+    gradient is wrong.
     """
 
     value: Vector
     bar: Vector
-    noise: float
+    noise: Noise
     zero_below: Vector
     scored: tuple[Vector, Vector] | None = None
     settled: Mask = field(init=False)
-    kink: Mask = field(init=False)
-    jump: Mask = field(init=False)
     still: Mask = field(init=False)
+    kinds: Kinds = field(init=False)
+    remainder: dict[int, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.settled, self.kink, self.jump, self.still = np.zeros((4, self.value.size), bool)
+        self.settled, self.still = np.zeros((2, self.value.size), bool)
+        self.kinds = np.full(self.value.size, Kind.SMOOTH, np.uint8)
 
 
 @dataclass(slots=True)
@@ -99,11 +80,11 @@ class Sweep:
     point: Vector
     gradient: Vector
     value: float
+    noise: Noise
     allowance: Tolerance
     tick: Tick
     scale: Vector = field(init=False)
     common: Vector = field(init=False)
-    noise: float = 0.0
     pairs: Vector | None = None
     """Steps of the pair that every coordinate got, and phi above and below."""
 
@@ -115,6 +96,7 @@ def sweep(
     phi: Phi,
     gradient: Vector,
     value: float,
+    noise: Noise,
     allowance: Tolerance,
     eps: Vector | None,
     seed: int,
@@ -124,9 +106,8 @@ def sweep(
     ``allowance``.
     """
     problem = phi.problem
-    work = Sweep(phi, problem.layout, problem.point, gradient, value, allowance, tick)
+    work = Sweep(phi, problem.layout, problem.point, gradient, value, noise, allowance, tick)
     rng = np.random.default_rng([seed, 0x5EED])
-    work.noise = measure_noise(phi.along, value, work.point, work.scale, rng)
     if eps is None:
         steps, curvature = _steps(work, rng)
         truth = _one_pair_each(work, steps, curvature)
@@ -148,14 +129,15 @@ def _steps(work: Sweep, rng: np.random.Generator) -> tuple[Vector, Vector]:
     looked_at = [leaves[place] for place in _some(rng, len(leaves), SAMPLED_LEAVES)]
     each = max(1, SAMPLED // len(looked_at))
     index = np.concatenate([leaf.start + _some(rng, leaf.size, each) for leaf in looked_at])
-    bend = _curvature(work, index, SAMPLE if len(index) <= SAMPLED_FULLY else SAMPLE[:2])
+    exponents = EXPONENTS[work.noise.bits].sample
+    bend = _curvature(work, index, exponents if len(index) <= SAMPLED_FULLY else exponents[:2])
     owners = work.layout.owners(index)
     steps, curvature = np.empty_like(work.point), np.zeros(work.point.size)
     for number, leaf in enumerate(work.layout):
         own = bend[owners == number]
         worst = min(float(np.max(own if own.size else bend)), 1e300)
         unit = work.scale[leaf.part] * FACTORS[2] * 2.0 ** _best_exponent(worst, work.noise)
-        steps[leaf.part] = representable(work.point[leaf.part], unit)
+        steps[leaf.part] = representable(work.point[leaf.part], unit, work.noise.bits)
         curvature[leaf.part] = worst
     return steps, curvature
 
@@ -164,14 +146,15 @@ def _some(rng: np.random.Generator, size: int, count: int) -> Positions:
     return np.sort(rng.choice(size, min(size, count), replace=False)).astype(np.intp)
 
 
-def _best_exponent(bend: float, noise: float) -> int:
-    # 3 bend 4^e + 5 noise 2^-e / sqrt2 is least where 2^(3e) = 5 noise / (6 sqrt2 bend).
-    if bend <= 0 or noise <= 0:
-        return COARSEST if bend <= 0 else FINEST
-    best = (
-        np.log2(NOISE_SIGMAS * noise / (6 * np.sqrt(2) * bend)) / 3 if np.isfinite(bend) else FINEST
-    )
-    return int(np.clip(round(float(best)), FINEST, COARSEST))
+def _best_exponent(bend: float, noise: Noise) -> int:
+    # 3 bend 4^e + 5 sigma 2^-e / sqrt2 is least where 2^(3e) = 5 sigma / (6 sqrt2 bend).
+    limits = EXPONENTS[noise.bits]
+    if bend <= 0:
+        return limits.coarsest
+    if noise.sigma <= 0 or not np.isfinite(bend):
+        return limits.finest
+    best = float(np.log2(NOISE_SIGMAS * noise.sigma / (6 * np.sqrt(2) * bend))) / 3
+    return int(np.clip(round(best), limits.finest, limits.coarsest))
 
 
 def _curvature(work: Sweep, index: Positions, exponents: tuple[int, ...]) -> Vector:
@@ -179,7 +162,7 @@ def _curvature(work: Sweep, index: Positions, exponents: tuple[int, ...]) -> Vec
     slopes = []
     for level, exponent in enumerate(exponents):
         unit = work.scale[index] * FACTORS[level] * 2.0**exponent
-        step = representable(work.point[index], unit)
+        step = representable(work.point[index], unit, work.noise.bits)
         plus, minus = work.phi.pairs(index, step)
         with np.errstate(invalid="ignore", over="ignore"):
             slopes.append((plus - minus) / (2 * step))
@@ -208,7 +191,7 @@ def _one_pair_each(work: Sweep, steps: Vector, curvature: Vector) -> Truth:
 def _slope_noise(work: Sweep, plus: Vector, minus: Vector, steps: Vector) -> Vector:
     """The standard deviation of a central difference: phi's noise, or its rounding where larger."""
     peak = np.fmax(np.abs(plus), np.abs(minus))
-    return np.asarray(np.fmax(work.noise, LEAST_NOISE * peak) / (np.sqrt(2) * steps))
+    return np.asarray(work.noise.of(peak) / (np.sqrt(2) * steps))
 
 
 def _truth(work: Sweep, slope: Vector, bar: Vector) -> Truth:
@@ -264,9 +247,10 @@ def _zero_below(work: Sweep, slope: Vector) -> Vector:
             influence = [norm(one * work.scale[part]) for one in (own, slope[part])]
         # Beyond the largest float there is no scale to call anything zero by.
         largest = max(largest, *(size for size in influence if size < np.inf), 0.0)
+    zero = ZERO if work.noise.bits == DOUBLE else ZERO_IN_SINGLE
     below = np.empty_like(work.point)
     for leaf in work.layout:
-        below[leaf.part] = ZERO * largest / (work.scale[leaf.part] * np.sqrt(max(leaf.size, 1)))
+        below[leaf.part] = zero * largest / (work.scale[leaf.part] * np.sqrt(max(leaf.size, 1)))
     return below
 
 
@@ -291,7 +275,15 @@ def _suspicious(work: Sweep, truth: Truth, part: slice) -> Any:
         inside = np.abs(gradient - value) + bar <= allowed
         if _may_be_zero(work, truth, part):
             inside |= np.abs(gradient) + np.abs(value) + bar <= truth.zero_below[part]
+        inside &= bar <= _room(work, truth, part)
     return ~inside
+
+
+def _room(work: Sweep, truth: Truth, part: slice) -> float:
+    """How large a bar may be where all of them together leave no room for the leaf's distance."""
+    gradient, value, bar = work.gradient[part], truth.value[part], truth.bar[part]
+    room = 0.5 * work.allowance.distance * (norm(value) + norm(np.nan_to_num(gradient)))
+    return room / float(np.sqrt(len(bar))) if norm(bar) > room else np.inf
 
 
 def _settle_quiet(work: Sweep, truth: Truth, rng: np.random.Generator) -> None:
@@ -363,6 +355,7 @@ def _look_again(work: Sweep, truth: Truth, leaf: Leaf, index: Positions) -> tupl
     """A ladder of steps at each of these coordinates; (wrong, undecided) afterwards."""
     gradient, leaf_rms = work.gradient[index], rms(truth.value[leaf.part])
     below = truth.zero_below[index] if _may_be_zero(work, truth, leaf.part) else -1.0
+    room = _room(work, truth, leaf.part)
 
     def outcome(best: Estimate) -> tuple[Any, Any]:
         near, bar = best.near(gradient), best.bar
@@ -371,9 +364,9 @@ def _look_again(work: Sweep, truth: Truth, leaf: Leaf, index: Positions) -> tupl
             null = np.abs(gradient) + np.abs(near) + bar <= below
             null |= (best.low + bar < gradient) & (gradient < best.high - bar)
             wrong = ~null & best.settled & exceeds(error, bar, allowed)
-            return wrong, ~wrong & ~null & ~(error + bar <= allowed)
+            return wrong, ~wrong & ~null & ~((error + bar <= allowed) & (bar <= room))
 
-    best, jump = climb(
+    climbed = climb(
         work.phi.pairs,
         work.point,
         index,
@@ -383,6 +376,8 @@ def _look_again(work: Sweep, truth: Truth, leaf: Leaf, index: Positions) -> tupl
         outcome,
         None if work.pairs is None else work.pairs[:, index],
     )
+    best = climbed.best
+    room = np.inf
     wrong, undecided = outcome(best)
     # Strictly between the slopes of both sides a gradient is right, however uncertain those are.
     between = (best.low + best.bar < gradient) & (gradient < best.high - best.bar)
@@ -390,7 +385,14 @@ def _look_again(work: Sweep, truth: Truth, leaf: Leaf, index: Positions) -> tupl
     truth.bar[index] = np.where(between, 0.0, best.bar)
     # What stood still for small steps may move for wide ones: an offset hid it.
     truth.still[index] &= np.abs(truth.value[index]) <= truth.bar[index]
-    truth.settled[index], truth.kink[index] = best.settled, best.low < best.high
-    truth.jump[index] = jump & (wrong | undecided)
-    truth.settled[index] &= ~jump
-    return wrong & ~jump, undecided | jump & wrong
+    # Where there is no derivative, no gradient is right or wrong; a steep point may only look so.
+    jump = climbed.kinds == Kind.JUMP
+    none = jump | (climbed.kinds == Kind.STEEP) & (wrong | undecided)
+    truth.kinds[index] = np.where(none | (climbed.kinds < Kind.STEEP), climbed.kinds, Kind.SMOOTH)
+    truth.settled[index] = best.settled & ~none
+    truth.bar[index[jump]] = np.inf
+    for place in np.flatnonzero(wrong & ~none):
+        truth.remainder[int(index[place])] = remainder_order(
+            climbed.rungs[:, :, place], gradient[place], work.noise.sigma
+        )
+    return wrong & ~none, undecided | none

@@ -1,0 +1,122 @@
+"""What kind of point a coordinate is at, from phi at several steps on both sides of it.
+
+A jump moves phi by as much over a short step as over a long one, an infinite slope like a root of
+the step. Past a kink or a jump near by, phi bends more than anything next to the point explains.
+"""
+
+from enum import IntEnum
+
+import numpy as np
+import numpy.typing as npt
+
+from xgradcheck._differences import NOISE_SIGMAS, Noise
+from xgradcheck._layout import Mask, Vector
+
+
+class Kind(IntEnum):
+    """The kinds of points; a kink at the point itself is found by the slopes of both sides."""
+
+    SMOOTH = 0
+    NEAR = 1
+    """A kink or a jump lies near by."""
+    EDGE = 2
+    """phi is finite on one side only."""
+    KINK = 3
+    STEEP = 4
+    """The slope is infinite, as that of the square root at 0."""
+    JUMP = 5
+
+
+Kinds = npt.NDArray[np.uint8]
+
+# phi moves like h^a: a jump has a = 0, a smooth function 1 or more.
+JUMP_BELOW, STEEP_BELOW, ONE_SIDED_BELOW = 0.2, 0.8, 0.9
+VISIBLE = 20.0
+"""Standard deviations of noise that a move of phi must exceed to tell its order."""
+BENT = 16.0
+"""How many times more phi must bend over a wide step than over all narrower ones."""
+
+
+def kinds(rungs: Vector, slope: Vector, value: float, noise: Noise) -> Kinds:
+    """The kind of point at each of m coordinates with these slopes, from rungs of shape
+    (3, levels, m): steps, phi above and phi below; NaN where a level is missing.
+    """
+    steps, plus, minus = _narrowest_first(rungs)
+    found = np.full(steps.shape[1], Kind.SMOOTH, np.uint8)
+    with np.errstate(all="ignore"):
+        found[_bends_further_out(steps, plus, minus, value, noise.sigma)] = Kind.NEAR
+        ends = [~np.isfinite(side[:2]).any(axis=0) for side in (plus, minus)]
+        one_sided = ends[0] ^ ends[1]
+        found[one_sided] = Kind.EDGE
+        for sign, side in ((1, plus), (-1, minus)):
+            order_of_growth = _order(steps, np.abs(side - value), noise.sigma)
+            limit = np.where(one_sided, ONE_SIDED_BELOW, STEEP_BELOW)
+            steep = (order_of_growth >= JUMP_BELOW) & (order_of_growth < limit)
+            found[steep & (found < Kind.STEEP)] = Kind.STEEP
+            rest = np.abs(side - value - sign * steps * slope)
+            found[_leaps(rest[:2], noise.sigma) & _leaps(rest[:3], noise.sigma)] = Kind.JUMP
+    return found
+
+
+def may_jump(rungs: Vector, slope: Vector, value: float, noise: Noise) -> Mask:
+    """Where phi may jump: the two narrowest steps alone say so."""
+    steps, plus, minus = _narrowest_first(rungs)[:, :2]
+    with np.errstate(all="ignore"):
+        ahead, behind = plus - value - steps * slope, minus - value + steps * slope
+        return _leaps(np.abs(ahead), noise.sigma) | _leaps(np.abs(behind), noise.sigma)
+
+
+def _narrowest_first(rungs: Vector) -> Vector:
+    """Missing rungs last."""
+    order = np.argsort(np.where(np.isfinite(rungs[0]), rungs[0], np.inf), axis=0)
+    return np.take_along_axis(rungs, order[None], axis=1)
+
+
+def _order(steps: Vector, moved: Vector, sigma: float) -> Vector:
+    """The a of ``|f(h) - f(0)| ~ h^a`` over the three narrowest steps that show it; NaN where they
+    disagree.
+    """
+    seen = np.where(np.isfinite(moved) & (moved > VISIBLE * sigma), moved, np.nan)
+    first = np.argsort(np.isnan(seen), axis=0, kind="stable")[:3]
+    if len(first) < 3:
+        return np.full(steps.shape[1], np.nan)
+    h, size = (np.log(np.take_along_axis(part, first, axis=0)) for part in (steps, seen))
+    orders = np.diff(size, axis=0) / np.diff(h, axis=0)
+    return np.where(np.abs(orders[0] - orders[1]) < 0.25, np.max(orders, axis=0), np.nan)
+
+
+def _leaps(moved: Vector, sigma: float) -> Mask:
+    """Where phi, its slope taken off, moves by as much over the first step as over the last, a
+    wider one. Two alone may meet the same value by chance.
+    """
+    return np.asarray((moved[0] > 100 * sigma) & (moved[0] > 0.7 * moved[-1]))
+
+
+def _bends_further_out(
+    steps: Vector, plus: Vector, minus: Vector, value: float, sigma: float
+) -> Mask:
+    bend = np.abs((plus - value) + (minus - value))
+    unsure = NOISE_SIGMAS * 2.5 * sigma
+    least = np.fmax.accumulate((bend + unsure) / steps**2, axis=0)
+    return np.asarray(((bend[1:] - unsure) / steps[1:] ** 2 > BENT * least[:-1]).any(axis=0))
+
+
+def remainder_order(rungs: Vector, gradient: float, sigma: float) -> float:
+    """The a of ``|f(x + h) - f(x - h) - 2 h g| ~ h^a`` at one coordinate: 3 for a right gradient of
+    a smooth function, 1 for a wrong one; NaN where noise hides it.
+
+    The central Taylor remainder: the one-sided one falls like h^2 for a right gradient and hardly
+    differs for one that is wrong by little.
+    """
+    steps, plus, minus = rungs
+    with np.errstate(all="ignore"):
+        rest = np.abs(plus - minus - 2 * steps * gradient)
+        known = np.isfinite(rest) & (rest > 10 * 1.5 * sigma)
+    order = np.argsort(steps[known])[:4]
+    if len(order) < 3:
+        return float("nan")
+    h, size = np.log(steps[known][order]), np.log(rest[known][order])
+    if h[-1] - h[0] < np.log(16):
+        return float("nan")
+    rows, columns = np.triu_indices(len(h), 1)
+    return float(np.median((size[columns] - size[rows]) / (h[columns] - h[rows])))

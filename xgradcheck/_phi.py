@@ -1,0 +1,100 @@
+"""The scalar function under one cotangent: how it is evaluated, how often, what it refused."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from xgradcheck._adapters import Problem
+from xgradcheck._differences import Noise, natural_scale
+from xgradcheck._layout import Positions, Vector
+from xgradcheck._noise import measure_noise
+
+PATIENCE = 64
+"""How many refusals in a row, without a single value, are the function's fault and not the edge of
+its domain.
+"""
+
+
+REFUSALS = (ValueError, ArithmeticError, RuntimeError, AssertionError)
+"""How functions refuse an argument: domain errors of Python and NumPy, checks of torch's losses and
+distributions, a matrix that is not positive definite, an assertion.
+"""
+
+
+@dataclass(slots=True)
+class Phi:
+    """phi of a problem, its evaluations counted.
+
+    A function that refuses an argument beside the point, and refuses it again, is at the edge of
+    its domain, as ``math.log`` at 0: NaN takes the place of the value. Any other exception passes
+    through.
+    """
+
+    problem: Problem
+    cotangent: Vector
+    evaluations: int = 0
+    refusals: int = 0
+    refusal: Exception | None = None
+    """The first exception beside the point."""
+    answers: int = 0
+
+    @property
+    def unit(self) -> float | None:
+        """What a scalar output was multiplied by."""
+        return float(self.cotangent[0]) if self.cotangent.size == 1 else None
+
+    def here(self, times: int) -> Vector:
+        """phi at the point itself, several times over; what the function raises there passes
+        through.
+        """
+        self.evaluations += times
+        nowhere = np.zeros_like(self.problem.point)
+        return self.problem.along(nowhere, np.zeros(times), 0, self.cotangent)
+
+    def pairs(self, index: Positions, steps: Vector) -> tuple[Vector, Vector]:
+        """phi one step above and one below the point, at each coordinate of ``index``."""
+        places, signed = np.repeat(index, 2), np.stack([steps, -steps], axis=1).ravel()
+        values = self._evaluated(
+            2 * len(index),
+            lambda chosen: self.problem.each(places[chosen], signed[chosen], self.cotangent),
+        )
+        return values[0::2], values[1::2]
+
+    def along(self, direction: Vector, steps: Vector, start: int = 0) -> Vector:
+        """phi on a line through the point."""
+        return self._evaluated(
+            len(steps),
+            lambda chosen: self.problem.along(direction, steps[chosen], start, self.cotangent),
+        )
+
+    def _evaluated(self, count: int, evaluate: Callable[[slice], Vector]) -> Vector:
+        self.evaluations += count
+        try:
+            values = evaluate(slice(None))
+        except REFUSALS:
+            return np.concatenate([self._alone(evaluate, slice(n, n + 1)) for n in range(count)])
+        self.answers += count
+        return values
+
+    def _alone(self, evaluate: Callable[[slice], Vector], place: slice) -> Vector:
+        try:
+            value = evaluate(place)
+        except REFUSALS as error:
+            return self._refused(error)
+        self.answers += 1
+        return value
+
+    def _refused(self, error: Exception) -> Vector:
+        self.refusals += 1
+        self.refusal = self.refusal or error
+        if not self.answers and self.refusals > PATIENCE:
+            raise self.refusal
+        return np.full(1, np.nan)
+
+
+def noise_of(phi: Phi, value: float, seed: int) -> Noise:
+    """The rounding noise of phi around the point."""
+    point, layout = phi.problem.point, phi.problem.layout
+    rng = np.random.default_rng([seed, 0x2015E])
+    return measure_noise(phi.along, value, point, natural_scale(point, layout)[0], rng, phi.unit)

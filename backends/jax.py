@@ -126,9 +126,11 @@ class JaxProblem:
         # Read at once, which copies.
         self._given = None if case.grads is None or callable(case.grads) else self._read(case.grads)
         self._world = World(list(self._states()))
+        self._is_moved = False
         self._seen: list[Node] = []
         self._unread: frozenset[int] = frozenset()
         self.outputs = Layout(())
+        self._compiled_backward = jax.jit(self._pulled_back)
         with self.held():
             self._learn_outputs()
             self._chunk = self._points_at_once()
@@ -182,6 +184,19 @@ class JaxProblem:
     def held(self) -> Iterator[None]:
         with x64(), self._world.held():
             yield
+
+    @property
+    def can_move(self) -> bool:
+        return self._given is None
+
+    @contextmanager
+    def at(self, point: Vector) -> Iterator[None]:
+        found = self.point
+        try:
+            self.point, self._is_moved = point, True
+            yield
+        finally:
+            self.point, self._is_moved = found, False
 
     def _outputs_at(self, leaves: Sequence[Any]) -> list[Any]:
         """The floating outputs as a list; notes on the way what the function returned."""
@@ -300,22 +315,27 @@ class JaxProblem:
     def _vjp(self, cotangent: Vector) -> Backward:
         cotangents = [jnp.asarray(part) for part in _handed.cut(cotangent, self.outputs)]
 
-        def pulled_back(leaves: Any, cotangents: Any) -> Any:
-            outs, pull = jax.vjp(self._outputs_at, leaves)
-            return outs, pull(cotangents)[0]
-
         try:
-            outs, grads = jax.jit(pulled_back)(self._found(), cotangents)
+            outs, grads = self._compiled_backward(self._found(), cotangents)
         except Exception:
             # Not traceable, or wrong: running it tells, with the user's own exception.
             self._world.reset()
-            outs, grads = pulled_back(self._found(), cotangents)
+            outs, grads = self._pulled_back(self._found(), cotangents)
         value = sum(float(jnp.sum(part * out)) for part, out in zip(cotangents, outs, strict=True))
         gradient = np.concatenate([np.asarray(grad, dtype=np.float64).ravel() for grad in grads])
         return Backward(value, gradient, self._unread)
 
+    def _pulled_back(self, leaves: Any, cotangents: Any) -> Any:
+        outs, pull = jax.vjp(self._outputs_at, leaves)
+        return outs, pull(cotangents)[0]
+
     def _from_user(self, cotangent: Vector) -> Backward:
         values = [node.value for node in self._nodes]
+        if self._is_moved:
+            moved = _handed.cut(self.point, self.layout)
+            for number, part in zip(self._numbers, moved, strict=True):
+                is_jax = isinstance(values[number], jax.Array)
+                values[number] = jnp.asarray(part) if is_jax else part.copy()
         args, kwargs = tree_util.tree_unflatten(self._structure, values)
         if not self.unit_cotangent:
             out = self._case.fn(*args, **kwargs)

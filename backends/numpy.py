@@ -235,6 +235,23 @@ class NumpyProblem:
                     if slot.put is not None:
                         slot.put(slot.found)
 
+    @property
+    def can_move(self) -> bool:
+        return self._given is None
+
+    @contextmanager
+    def at(self, point: Vector) -> Iterator[None]:
+        found = self.point
+        self._world.reset()
+        try:
+            self.point = point
+            self._write_all(point)
+            with self._world.displaced():
+                yield
+        finally:
+            self.point = found
+            self._write_all(found)
+
     def _rebuilt(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
         values = {slot.path: slot.current for slot in self._slots}
         args = tuple(

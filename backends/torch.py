@@ -313,6 +313,23 @@ class TorchProblem:
             for work in asked:
                 work.requires_grad_(False)
 
+    @property
+    def can_move(self) -> bool:
+        return self._given is None
+
+    @contextmanager
+    def at(self, point: Vector) -> Iterator[None]:
+        found = self.point
+        self._world.reset()
+        try:
+            self.point = point
+            self._write_all(point)
+            with self._world.displaced():
+                yield
+        finally:
+            self.point = found
+            self._write_all(found)
+
     def _call(self) -> Any:
         out = self._case.fn(*self._args, **self._kwargs)
         return out if self._case.loss is None else self._case.loss(out)

@@ -61,6 +61,18 @@ class World:
             for number in self._changed():
                 self.states[number].restore(self._found[number])
 
+    @contextmanager
+    def displaced(self) -> Iterator[None]:
+        """Take the world as it now stands for the one to put back, as long as the context lasts:
+        the leaves have been moved to another point.
+        """
+        found = self._found
+        self._found = [state.read() for state in self.states]
+        try:
+            yield
+        finally:
+            self._found = found
+
     def _changed(self) -> list[int]:
         pairs = enumerate(zip(self.states, self._found, strict=True))
         return [number for number, (state, found) in pairs if not same(state.read(), found)]

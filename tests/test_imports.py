@@ -200,9 +200,11 @@ MAY_IMPORT = {
     "_progress": set(),
     "_text": {"_judge"},
     "_report": WORDS | {"_text"},
-    "_phi": NUMBERS | {"_adapters"},
+    "_constraints": {"_errors", "_layout"},
+    "_phi": NUMBERS | {"_adapters", "_constraints"},
+    "_generic": NUMBERS | {"_adapters", "_phi"},
     "_sweep": NUMBERS | {"_adapters", "_phi"},
-    "_outcome": NUMBERS | {"_adapters", "_report", "_sweep"},
+    "_outcome": NUMBERS | {"_adapters", "_constraints", "_generic", "_report", "_sweep"},
     "backends": set(),
 }
 

@@ -87,6 +87,15 @@ class Problem(Protocol):
         """The backward pass under test."""
         ...
 
+    @property
+    def can_move(self) -> bool:
+        """Whether the backward pass can be run at another point."""
+        ...
+
+    def at(self, point: Vector) -> AbstractContextManager[None]:
+        """The leaves moved to another point, as long as the context lasts."""
+        ...
+
 
 BACKENDS = ["torch", "jax"]
 _modules = {name: f"xgradcheck.backends.{name}" for name in ("numpy", "torch", "jax")}

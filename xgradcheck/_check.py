@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 
 from xgradcheck._adapters import Case, claim
+from xgradcheck._constraints import Constraint, tangents
 from xgradcheck._errors import InvalidCase
+from xgradcheck._generic import look_near_by
 from xgradcheck._judge import tolerance
 from xgradcheck._layout import Layout, Vector
 from xgradcheck._outcome import Measured, outcome, stochastic
@@ -31,6 +33,7 @@ def check(
     wrt: Any = None,
     loss: Callable[[Any], Any] | None = None,
     grads: Any = None,
+    constraint: Constraint | Mapping[str, Constraint] | None = None,
     coverage: str = "auto",
     method: str = "auto",
     eps: float | Mapping[str, float] | None = None,
@@ -72,6 +75,11 @@ def check(
         The gradient under test, where the framework cannot be asked for it: a tree like the
         parameters (keys ``W1`` or ``dW1``), a function of the same arguments that returns one, or
         ``grads(cotangent, *args)`` for an array output. A ``(cost, grads)`` pair is accepted.
+    constraint
+        Where leaves cannot move freely: ``"symmetric"``, ``"simplex"`` (each row of the last axis
+        sums to 1), ``"positive"``, or a projection, a function of an array of the leaf's shape.
+        One for all leaves that satisfy it, or a dict by leaf. Steps and the compared gradient then
+        live in the tangent space.
     coverage, method
         ``"sweep"`` and ``"central"`` are what ``"auto"`` chooses.
     eps
@@ -109,6 +117,7 @@ def check(
             Case(fn, args, dict(kwargs or {}), _materialised(wrt), loss, grads),
             title,
             backend,
+            constraint,
             rtol,
             atol,
             eps,
@@ -213,13 +222,15 @@ def _checked(
     case: Case,
     title: str,
     backend: str | None,
+    constraint: Constraint | Mapping[str, Constraint] | None,
     rtol: float | None,
     atol: float,
     eps: float | Mapping[str, float] | None,
     seed: int,
     started: float,
 ) -> Report:
-    problem = claim(case, backend).bind(case)
+    adapter = claim(case, backend)
+    problem = adapter.bind(case)
     if problem.layout.size == 0:
         raise InvalidCase(
             f"all leaves are empty ({', '.join(problem.layout.names)}): there is nothing to "
@@ -233,7 +244,9 @@ def _checked(
         )
     steps = _steps(eps, problem.layout)
     cotangent = np.ones(1) if problem.unit_cotangent else _cotangent(problem.outputs, int(seed))
-    phi = Phi(problem, cotangent)
+    with problem.held():
+        spaces = tangents(constraint, problem.layout, problem.point, adapter.from_numpy)
+    phi = Phi(problem, cotangent, spaces)
     # Overflow at the edge of what a float holds ends in an uncertain verdict, not in a warning.
     with problem.held(), progress(title) as tick, np.errstate(all="ignore"):
         value, spread = _value(phi)
@@ -241,6 +254,7 @@ def _checked(
             measured = None
         else:
             backward = problem.gradient(cotangent)
+            backward = backward._replace(gradient=phi.adjoint(backward.gradient))
             if len(backward.severed) == len(problem.layout):
                 _refuse_constant(phi, value, int(seed))
             noise = noise_of(phi, value, int(seed))
@@ -248,7 +262,10 @@ def _checked(
             truth = sweep(phi, backward.gradient, value, noise, allowance, steps, int(seed), tick)
             if phi.refusal is not None and not phi.answers:
                 raise phi.refusal
-            measured = Measured(value, backward, truth, allowance, phi.refusals, phi.refusal)
+            near_by = look_near_by(phi, allowance, int(seed))
+            measured = Measured(
+                value, backward, truth, allowance, phi.refusals, phi.refusal, near_by, spaces
+            )
     frame = {
         "name": title,
         "skipped": tuple(problem.skipped),

@@ -1,13 +1,16 @@
 """From what was measured to the report: a verdict for each leaf, and what is said about it."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from xgradcheck._adapters import Backward, Problem
+from xgradcheck._constraints import Tangent
 from xgradcheck._diagnose import Kind, Kinds
 from xgradcheck._differences import BITS, DOUBLE, rms
+from xgradcheck._generic import SYMMETRIC, Mistake, NearBy
 from xgradcheck._judge import (
     Judged,
     Tolerance,
@@ -36,6 +39,9 @@ class Measured:
     refusals: int
     refusal: Exception | None
     """How often the function raised beside the point, and what first."""
+    near_by: NearBy
+    spaces: Mapping[int, Tangent]
+    """The tangent spaces of constrained leaves, by number."""
 
 
 def outcome(
@@ -52,16 +58,20 @@ def outcome(
     for number, leaf in enumerate(problem.layout):
         if leaf.size == 0:
             notes.append(f"{leaf.name} is empty")
-        entry, said, noted = _leaf(leaf, number, measured, eps)
+        entry, said, noted = _leaf(leaf, number, problem, measured, eps)
+        if number in measured.spaces:
+            words = measured.spaces[number].words
+            notes.append(f"{leaf.name}: compared in the tangent space of {words}")
         leaves[leaf.name] = entry
         findings += said
         notes += noted
         verdicts.append(entry.verdict)
+    notes += _note_on_near_by(problem, measured.near_by)
     if measured.refusal is not None:
-        raised = type(measured.refusal).__name__
+        raised = repr(measured.refusal)
         notes.append(
             f"the function raised {raised} at {measured.refusals} of the points beside this one, "
-            f"which was taken for the edge of its domain: {measured.refusal}"
+            f"which was taken for the edge of its domain"
         )
     if (low := _low_precision(measured)) is not None:
         findings.append(low)
@@ -134,7 +144,7 @@ def _entry(
 
 
 def _leaf(
-    leaf: Leaf, number: int, measured: Measured, eps: Vector | None
+    leaf: Leaf, number: int, problem: Problem, measured: Measured, eps: Vector | None
 ) -> tuple[LeafReport, list[Finding], list[str]]:
     truth, gradient = measured.truth, measured.backward.gradient[leaf.part]
     allowance = measured.allowance
@@ -154,6 +164,8 @@ def _leaf(
         scored,
     )
     verdict, findings, notes = judged.verdict, [], []
+    if verdict is Verdict.FAIL and _is_right_symmetrised(leaf, problem.point, measured):
+        verdict = Verdict.INCONCLUSIVE
     allowed = allowance.allowed(gradient, value, rms(value))
     if number in measured.backward.severed:
         if verdict is Verdict.FAIL:
@@ -166,7 +178,13 @@ def _leaf(
             notes.append(f"{leaf.name} gets no gradient, and the output does not depend on it")
     elif verdict is Verdict.FAIL:
         findings.append(_wrong(leaf, gradient, value, judged, truth))
-    if verdict is Verdict.INCONCLUSIVE:
+    if verdict is not judged.verdict:
+        text = (
+            f"{leaf.name}: wrong element by element, right once symmetrised: if it is meant for "
+            f"symmetric matrices, say constraint='symmetric'"
+        )
+        findings.append(Finding(leaf.name, "symmetric", text, _indices(leaf, judged.failed)))
+    elif verdict is Verdict.INCONCLUSIVE:
         findings.append(_unsure(leaf, measured, judged, allowed, eps))
     elif verdict is Verdict.PASS and (accepted := accepted_impostors(value, bar, allowance)):
         verdict = Verdict.INCONCLUSIVE
@@ -175,6 +193,10 @@ def _leaf(
             f"rtol or atol"
         )
         findings.append(Finding(leaf.name, "loose tolerance", text))
+    mistake = (measured.near_by.mistakes or {}).get(number)
+    if verdict is Verdict.PASS and mistake is not None:
+        verdict = Verdict.FAIL
+        findings.append(_only_here(leaf, mistake, measured.near_by.why))
     if judged.is_zero and leaf.size:
         seen = float(np.max(bar))
         limit = f"anything above {seen:.1e} would have been seen"
@@ -293,6 +315,61 @@ def _unsure(
         f"{measured.value:.3g} carries rounding noise of {truth.noise.sigma:.1g}"
     )
     return Finding(leaf.name, "noise", text, where)
+
+
+def _only_here(leaf: Leaf, mistake: Mistake, why: dict[int, str]) -> Finding:
+    text = (
+        f"{leaf.name}: right at this point, which hides mistakes, and wrong near by: along a "
+        f"random direction backward gives {mistake.analytic:.6g}, differences give "
+        f"{mistake.truth:.6g} ± {mistake.bar:.1g}"
+    )
+    if SYMMETRIC in why.values():
+        text += "; if it is meant for symmetric matrices alone, say constraint='symmetric'"
+    return Finding(leaf.name, "only right at this point", text)
+
+
+def _note_on_near_by(problem: Problem, near_by: NearBy) -> list[str]:
+    if not near_by.why:
+        return []
+    names: dict[str, list[str]] = {why: [] for why in near_by.why.values()}
+    for number, why in near_by.why.items():
+        names[why].append(problem.layout.leaves[number].name)
+    hidden = "; ".join(f"{', '.join(leaves)}: {why}" for why, leaves in names.items())
+    if not near_by.can_move:
+        advice = "give grads as a function to have another point looked at"
+        return [f"this point hides mistakes ({hidden}): {advice}"]
+    if near_by.mistakes is None:
+        return [f"this point hides mistakes ({hidden}), and no other was found in the domain"]
+    return [f"this point hides mistakes ({hidden}), so another one near by was looked at too"]
+
+
+def _is_right_symmetrised(leaf: Leaf, point: Vector, measured: Measured) -> bool:
+    """Whether a symmetric matrix has a gradient that is wrong element by element and right along
+    symmetric directions, as that of a function which reads one triangle alone.
+
+    A transposed gradient is that too, but it follows no convention: neither it nor the truth is
+    symmetric or triangular.
+    """
+    values = point[leaf.part].reshape(leaf.shape)
+    if values.ndim < 2 or values.shape[-1] != values.shape[-2]:
+        return False
+    turned = [
+        part[leaf.part].reshape(leaf.shape)
+        for part in (measured.backward.gradient, measured.truth.value, measured.truth.bar)
+    ]
+    if not (values == values.swapaxes(-1, -2)).all() or not np.isfinite(turned).all():
+        return False
+    gradient, value, bar = (np.ravel(part + part.swapaxes(-1, -2)) / 2 for part in turned)
+    allowed = measured.allowance.allowed(gradient, value, rms(value))
+    if not (np.abs(gradient - value) + bar <= allowed).all():
+        return False
+    given, truth, slack = turned[0], turned[1], allowed.reshape(leaf.shape) + turned[2]
+    conventions = [given - given.swapaxes(-1, -2)]
+    conventions += [half(part, k) for part in (given, truth) for half, k in HALVES]
+    return any((np.abs(part) <= slack).all() for part in conventions)
+
+
+HALVES = ((np.triu, 1), (np.tril, -1))
 
 
 def _low_precision(measured: Measured) -> Finding | None:

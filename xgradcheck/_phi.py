@@ -1,11 +1,12 @@
 """The scalar function under one cotangent: how it is evaluated, how often, what it refused."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from xgradcheck._adapters import Problem
+from xgradcheck._constraints import Linear, Tangent
 from xgradcheck._differences import Noise, natural_scale
 from xgradcheck._layout import Positions, Vector
 from xgradcheck._noise import measure_noise
@@ -33,6 +34,7 @@ class Phi:
 
     problem: Problem
     cotangent: Vector
+    tangents: Mapping[int, Tangent] = field(default_factory=dict)
     evaluations: int = 0
     refusals: int = 0
     refusal: Exception | None = None
@@ -44,6 +46,39 @@ class Phi:
         """What a scalar output was multiplied by."""
         return float(self.cotangent[0]) if self.cotangent.size == 1 else None
 
+    def elsewhere(self) -> "Phi":
+        """The same phi, counted anew: for when the problem has been moved to another point."""
+        return Phi(self.problem, self.cotangent, self.tangents)
+
+    def tangential(self, direction: Vector) -> Vector:
+        """The part of a direction along which the point may move."""
+        return self._mapped(direction, lambda tangent: tangent.project)
+
+    def adjoint(self, gradient: Vector) -> Vector:
+        """The part of a gradient that moves along such directions can see."""
+        return self._mapped(gradient, lambda tangent: tangent.adjoint)
+
+    def _mapped(self, vector: Vector, of: Callable[[Tangent], Linear]) -> Vector:
+        if not self.tangents:
+            return vector
+        vector = vector.copy()
+        for number, tangent in self.tangents.items():
+            part = self.problem.layout.leaves[number].part
+            vector[part] = of(tangent)(vector[part])
+        return vector
+
+    def scales(self) -> tuple[Vector, Vector]:
+        """How large a full change of each coordinate is, and how large one of its neighbours; no
+        larger than a constraint allows.
+        """
+        own, common = natural_scale(self.problem.point, self.problem.layout)
+        for number, tangent in self.tangents.items():
+            if tangent.reach is not None:
+                part = self.problem.layout.leaves[number].part
+                own[part] = np.minimum(own[part], tangent.reach)
+                common[part] = np.minimum(common[part], tangent.reach)
+        return own, common
+
     def here(self, times: int) -> Vector:
         """phi at the point itself, several times over; what the function raises there passes
         through.
@@ -54,6 +89,8 @@ class Phi:
 
     def pairs(self, index: Positions, steps: Vector) -> tuple[Vector, Vector]:
         """phi one step above and one below the point, at each coordinate of ``index``."""
+        if self.tangents:
+            return self._tangential_pairs(index, steps)
         places, signed = np.repeat(index, 2), np.stack([steps, -steps], axis=1).ravel()
         values = self._evaluated(
             2 * len(index),
@@ -61,8 +98,24 @@ class Phi:
         )
         return values[0::2], values[1::2]
 
+    def _tangential_pairs(self, index: Positions, steps: Vector) -> tuple[Vector, Vector]:
+        values = np.empty((2, len(index)))
+        layout = self.problem.layout
+        for number, (position, owner) in enumerate(zip(index, layout.owners(index), strict=True)):
+            leaf = layout.leaves[owner]
+            unit = np.zeros(leaf.size)
+            unit[position - leaf.start] = 1.0
+            values[:, number] = self.along(
+                unit, np.array([steps[number], -steps[number]]), leaf.start
+            )
+        return values[0], values[1]
+
     def along(self, direction: Vector, steps: Vector, start: int = 0) -> Vector:
-        """phi on a line through the point."""
+        """phi on a line through the point, projected where a leaf is constrained."""
+        if self.tangents:
+            whole = np.zeros_like(self.problem.point)
+            whole[start : start + direction.size] = direction
+            direction, start = self.tangential(whole), 0
         return self._evaluated(
             len(steps),
             lambda chosen: self.problem.along(direction, steps[chosen], start, self.cotangent),
@@ -73,7 +126,10 @@ class Phi:
         try:
             values = evaluate(slice(None))
         except REFUSALS:
-            return np.concatenate([self._alone(evaluate, slice(n, n + 1)) for n in range(count)])
+            values = np.concatenate([self._alone(evaluate, slice(n, n + 1)) for n in range(count)])
+            # A function that no longer answers where it did is broken, and says so itself.
+            self.here(1)
+            return values
         self.answers += count
         return values
 
@@ -95,6 +151,5 @@ class Phi:
 
 def noise_of(phi: Phi, value: float, seed: int) -> Noise:
     """The rounding noise of phi around the point."""
-    point, layout = phi.problem.point, phi.problem.layout
     rng = np.random.default_rng([seed, 0x2015E])
-    return measure_noise(phi.along, value, point, natural_scale(point, layout)[0], rng, phi.unit)
+    return measure_noise(phi.along, value, phi.problem.point, phi.scales()[0], rng, phi.unit)

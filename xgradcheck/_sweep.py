@@ -20,7 +20,6 @@ from xgradcheck._differences import (
     NOISE_SIGMAS,
     UNIT,
     Noise,
-    natural_scale,
     norm,
     representable,
     rms,
@@ -89,7 +88,7 @@ class Sweep:
     """Steps of the pair that every coordinate got, and phi above and below."""
 
     def __post_init__(self) -> None:
-        self.scale, self.common = natural_scale(self.point, self.layout)
+        self.scale, self.common = self.phi.scales()
 
 
 def sweep(

@@ -49,10 +49,16 @@ def worst_leaves(report: "Report") -> "list[LeafReport]":
         key=lambda leaf: -leaf.distance,
     )
     for verdict in (Verdict.FAIL, Verdict.INCONCLUSIVE):
-        found = [leaf for leaf in shown if leaf.verdict is verdict]
+        found = [leaf for leaf in shown if leaf.verdict is verdict and _has_element(leaf)]
         if found:
             return found[:SHOWN]
-    return shown[:1]
+    # A leaf that is wrong elsewhere has no element to show here.
+    return [] if report.verdict is Verdict.FAIL else shown[:1]
+
+
+def _has_element(leaf: "LeafReport") -> bool:
+    """Whether a single element was found to be what the leaf is."""
+    return bool(leaf.wrong if leaf.verdict is Verdict.FAIL else True)
 
 
 def worst_sentence(leaf: "LeafReport") -> str:

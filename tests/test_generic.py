@@ -1,0 +1,161 @@
+"""A point that hides mistakes is not the only one that is looked at."""
+
+import jax
+import numpy as np
+import pytest
+import torch
+
+from xgradcheck import check
+from xgradcheck._generic import _degenerate
+from xgradcheck._layout import Entry, lay_out
+
+HIDING = {
+    "zeros": np.zeros((2, 3)),
+    "ones": np.ones((2, 3)),
+    "constant": np.full(4, 0.7),
+    "symmetric": np.array([[1.0, 2.0], [2.0, 5.0]]),
+    "equal rows": np.array([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0], [1.0, 2.0, 3.0]]),
+    "one": np.array(1.0),
+    "identity": np.eye(3),
+}
+GENERIC = {
+    "matrix": np.array([[1.0, 2.0], [3.0, 5.0]]),
+    "vector": np.array([1.0, 2.0, 1.0]),
+    "number": np.array(0.3),
+    "row": np.array([[1.0, 2.0]]),
+}
+
+
+def why(values: np.ndarray) -> dict[int, str]:
+    layout = lay_out([Entry(("x",), (0,), values.shape, "float64")])
+    return _degenerate(layout, values.ravel())
+
+
+@pytest.mark.parametrize("values", HIDING.values(), ids=HIDING)
+def test_values_that_hide_mistakes_are_known(values):
+    assert why(values)
+
+
+@pytest.mark.parametrize("values", GENERIC.values(), ids=GENERIC)
+def test_values_that_hide_nothing_are_left_alone(values):
+    assert not why(values)
+
+
+def cube(x):
+    return (x**3).sum()
+
+
+# Right at 0 and at 1, where x^2 = x; right for a symmetric matrix; right where the rows are equal.
+MISTAKES = {
+    "power": (np.ones(3), cube, lambda x: 3 * x**2, lambda x: 3 * x),
+    "power at zero": (np.zeros(3), cube, lambda x: 3 * x**2, lambda x: 3 * x),
+    "transpose": (
+        np.array([[1.0, 2.0], [2.0, 5.0]]),
+        lambda x: (x @ x).sum(),
+        lambda x: x.sum(0)[:, None] + x.sum(1)[None] + 0 * x,
+        lambda x: x.sum(1)[:, None] + x.sum(0)[None] + 0 * x,
+    ),
+    "wrong row": (
+        np.array([[1.0, 2.0], [1.0, 2.0]]),
+        lambda x: (x[0] ** 2 * x[1]).sum(),
+        lambda x: np.stack([2 * x[0] * x[1], x[0] ** 2]),
+        lambda x: np.stack([2 * x[1] * x[1], x[0] ** 2]),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_gradient_that_is_right_only_at_this_point_is_wrong(name):
+    point, value, right, wrong = MISTAKES[name]
+    assert np.allclose(right(point), wrong(point)), "planted: the point must hide the mistake"
+    assert check(value, point, grads=right).verdict == "PASS"
+    report = check(value, point, grads=wrong, raise_exception=False)
+    assert report.verdict == "FAIL"
+    assert [finding.kind for finding in report.findings] == ["only right at this point"]
+    text = str(report)
+    assert "near by" in text and "backward gives" in text
+
+
+def test_a_gradient_handed_in_as_a_tree_is_noted_to_be_known_here_alone():
+    report = check(cube, np.ones(3), grads=3 * np.ones(3))
+    assert report.verdict == "PASS"
+    assert any("give grads as a function" in note for note in report.notes)
+
+
+class Cube(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x**3
+
+    @staticmethod
+    def backward(ctx, g):
+        (x,) = ctx.saved_tensors
+        return g * 3 * x
+
+
+def test_torch_tensors_are_moved_and_put_back():
+    x = torch.ones(3, dtype=torch.float64, requires_grad=True)
+    assert check(Cube.apply, x, raise_exception=False).verdict == "FAIL"
+    assert (x == 1).all() and x.grad is None
+
+
+def test_parameters_are_moved_in_place_and_put_back():
+    class Layer(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale = torch.nn.Parameter(torch.ones(3, dtype=torch.float64))
+
+        def forward(self, x):
+            return Cube.apply(self.scale) * x
+
+    layer = Layer()
+    x = torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)
+    report = check(layer, x, raise_exception=False)
+    assert report.leaves["scale"].verdict == "FAIL"
+    assert (layer.scale == 1).all()
+
+
+def test_the_arrays_of_a_closure_are_moved_and_put_back():
+    weights = {"w": np.ones(3)}
+    report = check(
+        lambda: float((weights["w"] ** 3).sum()),
+        wrt=weights,
+        grads=lambda: {"w": 3 * weights["w"]},
+        raise_exception=False,
+    )
+    assert report.verdict == "FAIL"
+    assert (weights["w"] == 1).all()
+
+
+def test_jax_arrays_are_moved():
+    @jax.custom_vjp
+    def f(x):
+        return x**3
+
+    f.defvjp(lambda x: (x**3, x), lambda x, g: (g * 3 * x,))
+    assert check(f, np.ones(3), backend="jax", raise_exception=False).verdict == "FAIL"
+    assert check(lambda x: x**3, np.ones(3), backend="jax").verdict == "PASS"
+
+
+def test_a_jax_gradient_handed_in_is_asked_for_at_the_moved_point():
+    with jax.enable_x64(True):
+        x = jax.numpy.ones(3)
+    assert check(cube, x, grads=lambda x: 3 * x**2).verdict == "PASS"
+    assert check(cube, x, grads=lambda x: 3 * x, raise_exception=False).verdict == "FAIL"
+
+
+def test_a_point_at_the_edge_of_its_domain_moves_inwards():
+    """x log x at 1 and the root at 1 are fine on one side; a domain that is one point is left."""
+    report = check(lambda x: float(np.sqrt(x - 1 + 1e-3).sum()), np.ones(2), grads=root)
+    assert report.verdict == "PASS"
+
+    def only_here(x):
+        return float((x**2).sum()) if np.abs(x - 1).max() < 1e-4 else float("nan")
+
+    report = check(only_here, np.ones(2), grads=lambda x: 2 * x, raise_exception=False)
+    assert any("no other was found" in note for note in report.notes)
+
+
+def root(x):
+    return 0.5 / np.sqrt(x - 1 + 1e-3)

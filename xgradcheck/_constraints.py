@@ -1,0 +1,185 @@
+"""Leaves that cannot move freely: which directions are left to them, and what of a gradient can be
+seen along those.
+
+The derivative of phi along ``T e_i``, the i-th coordinate direction projected onto the tangent
+space, is ``(T^T grad)_i``. So a constrained leaf is checked like any other, with projected
+directions and a projected gradient; the part of a gradient that leaves the constraint is free.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from xgradcheck._errors import InvalidCase
+from xgradcheck._layout import Layout, Leaf, Vector
+
+Constraint = str | Callable[[Any], Any]
+Linear = Callable[[Vector], Vector]
+
+NAMES = ("symmetric", "simplex", "positive")
+CLOSE = 1e-8
+"""How well a point has to satisfy its constraint, relative."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tangent:
+    """The tangent space of one leaf, as maps of flat vectors: the projection and its adjoint."""
+
+    project: Linear
+    adjoint: Linear
+    words: str
+    reach: Vector | None = None
+    """How far each coordinate may move, where the space ends."""
+    is_flat: bool = True
+    """Whether the tangent space is the same at every point."""
+
+
+def tangents(
+    constraint: Constraint | Mapping[str, Constraint] | None,
+    layout: Layout,
+    point: Vector,
+    from_numpy: Callable[[Any], Any],
+) -> dict[int, Tangent]:
+    """The tangent spaces of the constrained leaves, by their numbers.
+
+    A constraint for all leaves constrains those that satisfy it; one for a named leaf is refused
+    where that leaf does not.
+    """
+    if constraint is None:
+        return {}
+    if not isinstance(constraint, Mapping):
+        tried = {
+            n: _tangent(constraint, leaf, point, from_numpy)
+            for n, leaf in enumerate(layout)
+            if leaf.size
+        }
+        found = {n: tangent for n, tangent in tried.items() if isinstance(tangent, Tangent)}
+        if not found:
+            raise InvalidCase(
+                f"constraint={_said(constraint)} fits no leaf: "
+                + "; ".join(str(why) for why in tried.values())
+                + "."
+            )
+        return found
+    found = {}
+    for key, wanted in constraint.items():
+        numbers = [n for n, leaf in enumerate(layout) if key in (leaf.name, *leaf.names)]
+        if not numbers:
+            raise InvalidCase(
+                f"constraint has {key!r}, which is no leaf; the leaves are "
+                f"{', '.join(layout.names)}."
+            )
+        tangent = _tangent(wanted, layout.leaves[numbers[0]], point, from_numpy)
+        if isinstance(tangent, str):
+            raise InvalidCase(f"constraint={_said(wanted)}: {tangent}.")
+        found[numbers[0]] = tangent
+    return found
+
+
+def _said(constraint: Any) -> str:
+    return repr(constraint) if isinstance(constraint, str) else "a projection"
+
+
+def _tangent(
+    constraint: Any, leaf: Leaf, point: Vector, from_numpy: Callable[[Any], Any]
+) -> Tangent | str:
+    """The tangent space, or why the leaf does not lie in the constraint."""
+    values = point[leaf.part].reshape(leaf.shape)
+    if callable(constraint):
+        return _of_projection(constraint, leaf, values, from_numpy)
+    if constraint not in NAMES:
+        listed = ", ".join(map(repr, NAMES))
+        raise InvalidCase(f"constraint={constraint!r} is not {listed} or a projection.")
+    return {"symmetric": _symmetric, "simplex": _simplex, "positive": _positive}[constraint](
+        leaf, values
+    )
+
+
+def _symmetric(leaf: Leaf, values: Vector) -> Tangent | str:
+    if values.ndim < 2 or values.shape[-1] != values.shape[-2]:
+        return f"{leaf.name} is not square, its shape is {list(leaf.shape)}"
+    if np.abs(values - values.swapaxes(-1, -2)).max() > CLOSE * np.abs(values).max():
+        return f"{leaf.name} is not symmetric"
+
+    def project(flat: Vector) -> Vector:
+        matrix = flat.reshape(leaf.shape)
+        return np.asarray((matrix + matrix.swapaxes(-1, -2)) / 2).ravel()
+
+    return Tangent(project, project, "symmetric matrices")
+
+
+def _simplex(leaf: Leaf, values: Vector) -> Tangent | str:
+    if values.ndim == 0 or not (values > 0).all():
+        return f"{leaf.name} is not positive throughout"
+    if np.abs(values.sum(-1) - 1).max() > CLOSE:
+        return f"{leaf.name} does not sum to 1 along its last axis"
+
+    def project(flat: Vector) -> Vector:
+        rows = flat.reshape(leaf.shape)
+        return np.asarray(rows - rows.mean(-1, keepdims=True)).ravel()
+
+    # One element grows by h (1 - 1/n), the others shrink by h / n.
+    least = values.min(-1, keepdims=True) * values.shape[-1]
+    return Tangent(project, project, "the simplex", np.minimum(values, least).ravel())
+
+
+def _positive(leaf: Leaf, values: Vector) -> Tangent | str:
+    if not (values > 0).all():
+        return f"{leaf.name} is not positive throughout"
+    return Tangent(_same, _same, "positive numbers", values.ravel())
+
+
+def _same(flat: Vector) -> Vector:
+    return flat
+
+
+def _of_projection(
+    projection: Callable[[Any], Any], leaf: Leaf, values: Vector, from_numpy: Callable[[Any], Any]
+) -> Tangent | str:
+    """The tangent space of the image: of a linear projection the image itself, of another its
+    derivative at the point.
+    """
+
+    def apply(flat: Vector) -> Vector:
+        given = projection(from_numpy(flat.reshape(leaf.shape).copy()))
+        found = np.asarray(given, dtype=np.float64)
+        if found.shape != leaf.shape:
+            raise InvalidCase(
+                f"the projection of {leaf.name} returns shape {list(found.shape)} for "
+                f"{list(leaf.shape)}: it must keep the shape."
+            )
+        return found.ravel()
+
+    point = values.ravel()
+    rng = np.random.default_rng(0)
+    size = float(np.abs(point).max()) or 1.0
+    first, second = size * rng.normal(size=(2, leaf.size))
+    whole, parts = apply(first + second), apply(first) + apply(second)
+    if np.abs(whole - parts).max() <= CLOSE * np.abs(parts).max(initial=size):
+        if np.abs(apply(whole) - whole).max() > CLOSE * np.abs(whole).max(initial=size):
+            return f"the function given for {leaf.name} is no projection: twice is not once"
+        matrix, is_flat = np.stack([apply(row) for row in np.eye(leaf.size)], axis=1), True
+    elif np.abs(apply(point) - point).max() <= CLOSE * size:
+        matrix = np.stack([_derivative(apply, point, size * row) for row in np.eye(leaf.size)], 1)
+        matrix, is_flat = matrix / size, False
+    else:
+        return f"{leaf.name} is not where the projection puts it: pass the projected value"
+    return Tangent(
+        lambda flat: np.asarray(matrix @ flat),
+        lambda flat: np.asarray(matrix.T @ flat),
+        "the image of the projection",
+        is_flat=is_flat,
+    )
+
+
+def _derivative(apply: Linear, point: Vector, direction: Vector) -> Vector:
+    # Central differences at three steps, extrapolated twice: error h^6, 1e-13 here.
+    slopes = [
+        (apply(point + h * direction) - apply(point - h * direction)) / (2 * h)
+        for h in (2.0**-6, 2.0**-7, 2.0**-8)
+    ]
+    finer = [(4 * fine - coarse) / 3 for coarse, fine in pairwise(slopes)]
+    return np.asarray((16 * finer[1] - finer[0]) / 15)

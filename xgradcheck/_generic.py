@@ -1,0 +1,162 @@
+"""A second look, at a generic point near by, where the point itself hides mistakes.
+
+At zero, at one, where all values are equal, in a symmetric matrix or in equal rows, a transposed
+product, a wrong power or a forgotten term may give the right number.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from xgradcheck._derivative import derivative
+from xgradcheck._differences import Noise, norm
+from xgradcheck._judge import Tolerance, exceeds
+from xgradcheck._layout import Layout, Leaf, Vector
+from xgradcheck._phi import Phi, noise_of
+
+NEAR = (0.4, 0.01)
+"""How far away, as a share of the leaf's scale; the second where the first leaves the domain."""
+TRIES = 2
+"""How many directions have to call a leaf wrong."""
+
+
+SYMMETRIC = "it is symmetric"
+
+
+@dataclass(frozen=True, slots=True)
+class Mistake:
+    """A leaf that is wrong away from the point, along one direction."""
+
+    analytic: float
+    truth: float
+    bar: float
+
+
+@dataclass(frozen=True, slots=True)
+class NearBy:
+    """What a generic point near by shows: ``why`` the point hides mistakes, by leaf number, and the
+    ``mistakes`` found; None where no such point could be looked at.
+    """
+
+    why: dict[int, str]
+    mistakes: dict[int, Mistake] | None
+    can_move: bool
+
+
+def look_near_by(phi: Phi, allowance: Tolerance, seed: int) -> NearBy:
+    """Check the gradient once more, roughly, where the leaves that hide mistakes have generic
+    values.
+    """
+    problem = phi.problem
+    why = _degenerate(problem.layout, problem.point)
+    if not all(tangent.is_flat for tangent in phi.tangents.values()):
+        why = {}  # at another point the constraint has another tangent space
+    for number in phi.tangents:
+        if why.get(number) == SYMMETRIC:
+            del why[number]
+    can_move = problem.can_move
+    return NearBy(why, _moved(phi, why, allowance, seed) if why and can_move else None, can_move)
+
+
+def _degenerate(layout: Layout, point: Vector) -> dict[int, str]:
+    """Leaf numbers to why their values hide mistakes: "all its values are 1"."""
+    found = {}
+    for number, leaf in enumerate(layout):
+        if leaf.size and (why := _why(leaf, point[leaf.part].reshape(leaf.shape))):
+            found[number] = why
+    return found
+
+
+def _why(leaf: Leaf, values: Vector) -> str:
+    first = values.flat[0]
+    if leaf.size == 1:
+        return f"it is {first:g}" if first in (-1.0, 0.0, 1.0, 2.0) else ""
+    if (values == first).all():
+        return f"all its values are {first:g}"
+    square = values.ndim >= 2 and values.shape[-1] == values.shape[-2] > 1
+    if square and (values == values.swapaxes(-1, -2)).all():
+        return SYMMETRIC
+    rows = values.reshape(leaf.shape[0], -1)
+    if values.ndim >= 2 and len(np.unique(rows, axis=0)) < len(rows):
+        return "some of its rows are equal"
+    return ""
+
+
+def _moved(
+    phi: Phi, chosen: dict[int, str], allowance: Tolerance, seed: int
+) -> dict[int, Mistake] | None:
+    """What is wrong at the first generic point that lies in the domain."""
+    problem = phi.problem
+    rng = np.random.default_rng([seed, 0x6E4E])
+    unit = rng.choice([-1.0, 1.0], problem.point.size) * rng.uniform(0.4, 1.0, problem.point.size)
+    _, scale = phi.scales()
+    for far in NEAR:
+        for signed in (unit, np.abs(unit)):
+            step = np.zeros_like(problem.point)
+            for number in chosen:
+                part = problem.layout.leaves[number].part
+                step[part] = far * scale[part] * signed[part]
+            with problem.at(problem.point + phi.tangential(step)):
+                there = phi.elsewhere()
+                found = _wrong_here(there, allowance, seed)
+            phi.evaluations += there.evaluations
+            if found is not None:
+                return found
+    return None
+
+
+def _wrong_here(phi: Phi, allowance: Tolerance, seed: int) -> dict[int, Mistake] | None:
+    """The leaves that are wrong where the problem now is; None where it has no value, no gradient
+    or no repeatable one.
+    """
+    try:
+        values = phi.here(2)
+        gradient = phi.adjoint(phi.problem.gradient(phi.cotangent).gradient)
+    except Exception:  # the point was only guessed to be one: whatever is refused there is no news
+        return None
+    value = float(values[0])
+    if not np.isfinite(values).all() or values[1] != value or not np.isfinite(gradient).all():
+        return None
+    noise = noise_of(phi, value, seed)
+    rng = np.random.default_rng([seed, 0xD1])
+    found = {}
+    for number, leaf in enumerate(phi.problem.layout):
+        mistakes = []
+        for _ in range(TRIES if leaf.size else 0):
+            mistake = _mistake(phi, leaf, gradient[leaf.part], value, noise, allowance, rng)
+            if mistake is None:
+                break
+            mistakes.append(mistake)
+        if len(mistakes) == TRIES:
+            found[number] = mistakes[0]
+    return found
+
+
+def _mistake(
+    phi: Phi,
+    leaf: Leaf,
+    gradient: Vector,
+    value: float,
+    noise: Noise,
+    allowance: Tolerance,
+    rng: np.random.Generator,
+) -> Mistake | None:
+    """What is wrong along one random direction of a leaf."""
+    point = phi.problem.point
+    direction = phi.scales()[0][leaf.part] * rng.normal(size=leaf.size)
+    found = derivative(
+        lambda direction, steps: phi.along(direction, steps, leaf.start),
+        point[leaf.part],
+        direction,
+        value,
+        noise,
+        target=0.1 * allowance.rtol * norm(gradient * direction),
+    )
+    terms = gradient * found.direction
+    # Terms that cancel in the sum carry their own rounding: what is allowed goes by their size.
+    size = max(norm(terms), abs(found.value))
+    allowed = allowance.rtol * size + allowance.atol * norm(found.direction)
+    error, bar = np.array([terms.sum() - found.value]), np.array([found.bar])
+    if not found.settled or not exceeds(np.abs(error), bar, np.array([allowed])).all():
+        return None
+    return Mistake(float(terms.sum()), found.value, found.bar)

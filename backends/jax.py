@@ -27,7 +27,7 @@ from xgradcheck._layout import (
 from xgradcheck._selection import Candidate, select
 from xgradcheck._tree import Node, argument_names
 
-from .world import State, World, plain_states, random_states, reachable
+from .world import State, World, number_states, plain_states, random_states, reachable
 
 CONVERT = (
     "give it as float64 (a NumPy float64 array will do, with backend='jax'; JAX makes float32 "
@@ -125,7 +125,7 @@ class JaxProblem:
         )
         # Read at once, which copies.
         self._given = None if case.grads is None or callable(case.grads) else self._read(case.grads)
-        self._world = World(list(self._states()))
+        self._world = World(list(self._states()), list(number_states(self._reachable())))
         self._is_moved = False
         self._seen: list[Node] = []
         self._unread: frozenset[int] = frozenset()
@@ -177,13 +177,27 @@ class JaxProblem:
 
     def _states(self) -> Iterator[State]:
         yield from random_states()
+        yield from plain_states(self._reachable())
+
+    def _reachable(self) -> list[Any]:
         case = self._case
-        yield from plain_states(reachable(case.fn, case.args, case.kwargs, case.loss, case.grads))
+        return reachable(case.fn, case.args, case.kwargs, case.loss, case.grads)
+
+    @property
+    def moving(self) -> list[str]:
+        return self._world.moving
+
+    def hold_numbers(self) -> list[str]:
+        return self._world.hold_numbers()
 
     @contextmanager
     def held(self) -> Iterator[None]:
         with x64(), self._world.held():
             yield
+
+    @property
+    def is_handed(self) -> bool:
+        return self._case.grads is not None
 
     @property
     def can_move(self) -> bool:

@@ -29,6 +29,7 @@ from .world import (
     World,
     array_state,
     element_writer,
+    number_states,
     plain_states,
     random_states,
     reachable,
@@ -213,17 +214,26 @@ class NumpyProblem:
         self._writers = [element_writer(slot.work) for slot in self._slots]
         self._has_numbers = any(not isinstance(slot.found, np.ndarray) for slot in self._slots)
         self._arguments = self._rebuilt()
-        self._world = World(list(self._states()))
+        self._world = World(list(self._states()), list(number_states(self._reachable())))
         with self.held():
             self.outputs, self._cotangent_tree = self._learn_outputs()
 
     def _states(self) -> Iterator[State]:
         yield from random_states()
-        case = self._case
-        seen = reachable(case.fn, case.args, case.kwargs, case.wrt, case.grads, case.loss)
-        yield from plain_states(seen)
+        yield from plain_states(self._reachable())
         for slot in self._slots:
             yield array_state(slot.name, slot.work)
+
+    def _reachable(self) -> list[Any]:
+        case = self._case
+        return reachable(case.fn, case.args, case.kwargs, case.wrt, case.grads, case.loss)
+
+    @property
+    def moving(self) -> list[str]:
+        return self._world.moving
+
+    def hold_numbers(self) -> list[str]:
+        return self._world.hold_numbers()
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -234,6 +244,10 @@ class NumpyProblem:
                 for slot in self._slots:
                     if slot.put is not None:
                         slot.put(slot.found)
+
+    @property
+    def is_handed(self) -> bool:
+        return self._case.grads is not None
 
     @property
     def can_move(self) -> bool:

@@ -30,11 +30,13 @@ from .world import (
     State,
     World,
     element_writer,
+    number_states,
     plain_states,
     random_states,
     reachable,
 )
 
+RANDOM = "torch's random"
 CONVERT = "convert it with .double() (a whole module with model.double())"
 
 
@@ -293,7 +295,11 @@ class TorchProblem:
             replaced(tree, works, (number,)) for number, tree in enumerate(case.args)
         )
         self._kwargs = {key: replaced(tree, works, (key,)) for key, tree in case.kwargs.items()}
-        self._world = World(_states(case, self._slots, binding.others))
+        found = reachable(case.fn, case.args, case.kwargs, case.wrt, case.loss, case.grads)
+        self._modules = _named_modules(found)
+        self._world = World(
+            _states(found, self._modules, self._slots, binding.others), list(number_states(found))
+        )
         self._grad_mode: Callable[[], Any] = torch.no_grad
         self._paths: list[Path] = []
         self.outputs = Layout(())
@@ -312,6 +318,21 @@ class TorchProblem:
         finally:
             for work in asked:
                 work.requires_grad_(False)
+
+    @property
+    def moving(self) -> list[str]:
+        names = self._world.moving
+        dropping = [name for name, part in self._modules.items() if _drops_out(part)]
+        if RANDOM in names and dropping:
+            names[names.index(RANDOM)] = f"{RANDOM} (dropout in {', '.join(dropping)})"
+        return names
+
+    def hold_numbers(self) -> list[str]:
+        return self._world.hold_numbers()
+
+    @property
+    def is_handed(self) -> bool:
+        return self._case.grads is not None
 
     @property
     def can_move(self) -> bool:
@@ -513,20 +534,35 @@ def _kind(value: Any) -> str:
     return _dtype(value) if isinstance(value, torch.Tensor) else type(value).__name__
 
 
-def _states(case: Case, slots: list[Slot], others: list[torch.Tensor]) -> list[State]:
+def _named_modules(found: list[Any]) -> dict[str, nn.Module]:
+    """Every module that a call can reach, by its dotted name; the outermost by its class."""
+    named: dict[str, nn.Module] = {}
+    seen: set[int] = set()
+    for node in found:
+        for name, part in node.named_modules() if isinstance(node, nn.Module) else ():
+            if id(part) not in seen:
+                seen.add(id(part))
+                named[name or type(part).__name__] = part
+    return named
+
+
+def _drops_out(module: nn.Module) -> bool:
+    share = getattr(module, "p", None) or getattr(module, "dropout", None)
+    return module.training and isinstance(share, float | int) and share > 0
+
+
+def _states(
+    found: list[Any], modules: dict[str, nn.Module], slots: list[Slot], others: list[torch.Tensor]
+) -> list[State]:
     """Everything a PyTorch function can change that its caller would notice, or its next
     evaluation.
     """
     states = [*random_states(), _torch_random_state(), _modes_state()]
-    found = reachable(case.fn, case.args, case.kwargs, case.wrt, case.loss, case.grads)
-    modules = {
-        id(part): part for node in found if isinstance(node, nn.Module) for part in node.modules()
-    }
     tensors = {id(slot.work): slot.work for slot in slots} | {
         id(tensor): tensor for tensor in others
     }
-    for module in modules.values():
-        states.append(_module_state(module))
+    for name, module in modules.items():
+        states += _module_states(name, module)
         tensors |= {id(v): v for v in vars(module).values() if isinstance(v, torch.Tensor)}
         tensors |= {id(p): p for p in module.parameters(recurse=False)}
     for node in found:
@@ -534,6 +570,8 @@ def _states(case: Case, slots: list[Slot], others: list[torch.Tensor]) -> list[S
             tensors[id(node)] = node
         elif isinstance(node, torch.Generator):
             states.append(_torch_generator_state(node))
+    held = {id(buffer) for module in modules.values() for buffer in module._buffers.values()}
+    tensors = {key: tensor for key, tensor in tensors.items() if key not in held}
     states += plain_states([node for node in found if not isinstance(node, nn.Module)])
     return states + [
         _tensor_state(tensor) for tensor in tensors.values() if tensor.layout is torch.strided
@@ -558,7 +596,7 @@ def _torch_random_state() -> State:
         if saved[1:]:
             torch.cuda.set_rng_state_all([torch.from_numpy(state) for state in saved[1:]])
 
-    return State("torch's random", read, restore, True)
+    return State(RANDOM, read, restore, True)
 
 
 def _modes_state() -> State:
@@ -592,23 +630,29 @@ def _set_bytes(tensor: torch.Tensor, saved: Any) -> None:
     tensor.data.copy_(values)
 
 
-def _module_state(module: nn.Module) -> State:
-    """The buffers of one module, without its children's, and its training flag."""
+def _module_states(name: str, module: nn.Module) -> Iterator[State]:
+    """The training flag of one module and its buffers, without its children's."""
 
+    def set_training(saved: Any) -> None:
+        module.training = saved
+
+    yield State(f"the mode of {name}", lambda: module.training, set_training)
+    prefix = "" if name == type(module).__name__ else f"{name}."
+    for key, buffer in module._buffers.items():
+        yield _buffer_state(f"the buffer {prefix}{key}", module, key, buffer)
+
+
+def _buffer_state(name: str, module: nn.Module, key: str, found: torch.Tensor | None) -> State:
     def read() -> Any:
-        buffers = {k: (id(b), _bytes(b)) for k, b in module._buffers.items() if b is not None}
-        return [module.training, buffers]
-
-    found = dict(module._buffers)
+        buffer = module._buffers.get(key)
+        return None if buffer is None else (id(buffer), _bytes(buffer))
 
     def restore(saved: Any) -> None:
-        module.training = saved[0]
-        for name, buffer in found.items():
-            module._buffers[name] = buffer
-            if buffer is not None:
-                _set_bytes(buffer, saved[1][name][1])
+        module._buffers[key] = found
+        if found is not None:
+            _set_bytes(found, saved[1])
 
-    return State(f"{type(module).__name__}'s buffers", read, restore)
+    return State(name, read, restore)
 
 
 def _tensor_state(tensor: torch.Tensor) -> State:

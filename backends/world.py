@@ -7,10 +7,10 @@ only those that the function changed are reset before each of the following ones
 
 import functools
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
+from types import BuiltinFunctionType, CellType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -45,8 +45,11 @@ def same(a: Any, b: Any) -> bool:
 class World:
     """All states that one problem can reach."""
 
-    states: Sequence[State]
+    states: list[State]
+    numbers: Sequence[State] = ()
+    """Numbers that the function keeps from call to call: held only if it does not repeat itself."""
     _found: list[Any] = field(default_factory=list)
+    _found_numbers: list[Any] = field(default_factory=list)
     _moving: list[int] = field(default_factory=list)
 
     @contextmanager
@@ -55,11 +58,29 @@ class World:
         Ctrl-C.
         """
         self._found = [state.read() for state in self.states]
+        self._found_numbers = [state.read() for state in self.numbers]
         try:
             yield
         finally:
             for number in self._changed():
                 self.states[number].restore(self._found[number])
+
+    @property
+    def moving(self) -> list[str]:
+        """What the function is known to change."""
+        return [self.states[number].name for number in self._moving]
+
+    def hold_numbers(self) -> list[str]:
+        """Hold still those numbers too that the function has changed; their names."""
+        pairs = zip(self.numbers, self._found_numbers, strict=True)
+        changed = [(state, found) for state, found in pairs if not same(state.read(), found)]
+        for state, found in changed:
+            if state not in self.states:
+                self._moving.append(len(self.states))
+                self.states.append(state)
+                self._found.append(found)
+        self.reset()
+        return [state.name for state, _ in changed]
 
     @contextmanager
     def displaced(self) -> Iterator[None]:
@@ -167,6 +188,8 @@ def plain_states(objects: Sequence[Any]) -> Iterator[State]:
     for node in objects:
         if isinstance(node, np.random.Generator | np.random.RandomState):
             yield generator_state(node)
+        elif type(node) is random.Random:  # SystemRandom has no state to hold
+            yield State("a Random of Python's", node.getstate, node.setstate, True)
         elif isinstance(node, np.ndarray):
             if node.flags.writeable:
                 yield array_state("an array", node)
@@ -186,6 +209,50 @@ def _has_attributes(node: Any) -> bool:
         return False
     root = type(node).__module__.partition(".")[0]
     return root not in FOREIGN and isinstance(getattr(node, "__dict__", None), dict)
+
+
+def number_states(objects: Sequence[Any]) -> Iterator[State]:
+    """Numbers that a function may keep from call to call: in attributes, in dicts, in variables
+    that it closes over, and in globals that it names.
+    """
+    for node in objects:
+        if type(node) is dict:
+            yield from _numbers_in(node, list(node), "the number {!r} of a dict".format)
+        elif isinstance(node, FunctionType):
+            cells = zip(node.__code__.co_freevars, node.__closure__ or (), strict=True)
+            yield from (state for name, cell in cells if (state := _cell_state(name, cell)))
+            names = node.__code__.co_names
+            yield from _numbers_in(node.__globals__, names, "the global {}".format)
+        elif _has_attributes(node):
+            owner = type(node).__name__
+            attributes = vars(node)
+            yield from _numbers_in(attributes, list(attributes), f"{owner}.{{}}".format)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _numbers_in(
+    mapping: dict[Any, Any], keys: Iterable[Any], named: Callable[[Any], str]
+) -> Iterator[State]:
+    for key in keys:
+        if _is_number(mapping.get(key)):
+            read, write = functools.partial(mapping.get, key), mapping.__setitem__
+            yield State(named(key), read, functools.partial(write, key))
+
+
+def _cell_state(name: str, cell: CellType) -> State | None:
+    def read() -> Any:
+        try:
+            return cell.cell_contents
+        except ValueError:  # not bound yet
+            return None
+
+    def restore(saved: Any) -> None:
+        cell.cell_contents = saved
+
+    return State(f"the variable {name}", read, restore) if _is_number(read()) else None
 
 
 def array_state(name: str, array: np.ndarray[Any, Any]) -> State:

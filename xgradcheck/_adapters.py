@@ -75,6 +75,15 @@ class Problem(Protocol):
         """
         ...
 
+    @property
+    def moving(self) -> list[str]:
+        """What the function changes whenever it runs, and what is therefore put back each time."""
+        ...
+
+    def hold_numbers(self) -> list[str]:
+        """Hold still the plain numbers too that the function has changed so far; their names."""
+        ...
+
     def along(self, direction: Vector, steps: Vector, start: int, cotangent: Vector) -> Vector:
         """phi at ``point + step * direction``, the direction lying on ``point[start:]``."""
         ...
@@ -90,6 +99,11 @@ class Problem(Protocol):
     @property
     def can_move(self) -> bool:
         """Whether the backward pass can be run at another point."""
+        ...
+
+    @property
+    def is_handed(self) -> bool:
+        """Whether the user gives the gradient, and not the framework."""
         ...
 
     def at(self, point: Vector) -> AbstractContextManager[None]:

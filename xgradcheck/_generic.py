@@ -41,11 +41,13 @@ class NearBy:
     why: dict[int, str]
     mistakes: dict[int, Mistake] | None
     can_move: bool
+    is_stale: bool = False
+    """Whether the gradient that was handed in did not follow to the other point."""
 
 
-def look_near_by(phi: Phi, allowance: Tolerance, seed: int) -> NearBy:
+def look_near_by(phi: Phi, gradient: Vector, allowance: Tolerance, seed: int) -> NearBy:
     """Check the gradient once more, roughly, where the leaves that hide mistakes have generic
-    values.
+    values. ``gradient`` is the one at the point.
     """
     problem = phi.problem
     why = _degenerate(problem.layout, problem.point)
@@ -55,7 +57,14 @@ def look_near_by(phi: Phi, allowance: Tolerance, seed: int) -> NearBy:
         if why.get(number) == SYMMETRIC:
             del why[number]
     can_move = problem.can_move
-    return NearBy(why, _moved(phi, why, allowance, seed) if why and can_move else None, can_move)
+    if not why or not can_move:
+        return NearBy(why, None, can_move)
+    found = _moved(phi, why, allowance, seed)
+    if found is None:
+        return NearBy(why, None, can_move)
+    there, mistakes = found
+    is_stale = problem.is_handed and np.array_equal(there, gradient)
+    return NearBy(why, {} if is_stale else mistakes, can_move, is_stale)
 
 
 def _degenerate(layout: Layout, point: Vector) -> dict[int, str]:
@@ -84,8 +93,8 @@ def _why(leaf: Leaf, values: Vector) -> str:
 
 def _moved(
     phi: Phi, chosen: dict[int, str], allowance: Tolerance, seed: int
-) -> dict[int, Mistake] | None:
-    """What is wrong at the first generic point that lies in the domain."""
+) -> tuple[Vector, dict[int, Mistake]] | None:
+    """The gradient and what is wrong with it at the first generic point that lies in the domain."""
     problem = phi.problem
     rng = np.random.default_rng([seed, 0x6E4E])
     unit = rng.choice([-1.0, 1.0], problem.point.size) * rng.uniform(0.4, 1.0, problem.point.size)
@@ -105,9 +114,11 @@ def _moved(
     return None
 
 
-def _wrong_here(phi: Phi, allowance: Tolerance, seed: int) -> dict[int, Mistake] | None:
-    """The leaves that are wrong where the problem now is; None where it has no value, no gradient
-    or no repeatable one.
+def _wrong_here(
+    phi: Phi, allowance: Tolerance, seed: int
+) -> tuple[Vector, dict[int, Mistake]] | None:
+    """The gradient where the problem now is, and the leaves in which it is wrong; None where there
+    is no value, no gradient or no repeatable one.
     """
     try:
         values = phi.here(2)
@@ -129,7 +140,7 @@ def _wrong_here(phi: Phi, allowance: Tolerance, seed: int) -> dict[int, Mistake]
             mistakes.append(mistake)
         if len(mistakes) == TRIES:
             found[number] = mistakes[0]
-    return found
+    return gradient, found
 
 
 def _mistake(

@@ -149,6 +149,7 @@ def judge(
     allowance: Tolerance,
     zero_below: Vector,
     still: Mask,
+    slack: Vector,
     scored: tuple[Vector, Vector] | None = None,
 ) -> Judged:
     """The verdict on one leaf.
@@ -156,11 +157,12 @@ def judge(
     Element: wrong where ``|g - t|`` less the bar exceeds the allowance, right where ``|g - t|`` and
     the bar do not, else undecided. Leaf: the same for its distance. ``zero_below`` is what counts
     as zero in each element, ``still`` marks those that have gradient zero and do not move phi by a
-    bit. ``scored`` gives the truth and bar that the distance is taken from, where they are not
-    those of the elements (textbook mode).
+    bit. ``slack`` is allowed on top: by how much the gradient does not repeat itself. ``scored``
+    gives the truth and bar that the distance is taken from, where they are not those of the
+    elements (textbook mode).
     """
     leaf_rms = rms(truth)
-    allowed = allowance.allowed(gradient, truth, leaf_rms)
+    allowed = allowance.allowed(gradient, truth, leaf_rms) + slack
     error = np.abs(gradient - truth)
     finite = np.isfinite(gradient)
     with np.errstate(invalid="ignore"):
@@ -175,7 +177,7 @@ def judge(
     size = norm(at) + norm(np.where(finite, gradient, 0.0))
     score_bar = (1 + score) * norm(at_bar) / size if size > 0 else 0.0
     limit = allowance.distance + (
-        allowance.atol * np.sqrt(gradient.size) / size if size > 0 else 0.0
+        (allowance.atol * np.sqrt(gradient.size) + norm(slack)) / size if size > 0 else 0.0
     )
     unsure = not is_zero and not score + score_bar <= limit
     if failed.any():

@@ -33,15 +33,21 @@ class Measured:
     """phi at the point, the backward pass under test, and the numerical gradient."""
 
     value: float
+    spread: float
+    """By how much phi varies from call to call at one point."""
     backward: Backward
+    slack: Vector
+    """By how much each element of the gradient varies from run to run."""
     truth: Truth
     allowance: Tolerance
+    near_by: NearBy
     refusals: int
     refusal: Exception | None
     """How often the function raised beside the point, and what first."""
-    near_by: NearBy
     spaces: Mapping[int, Tangent]
     """The tangent spaces of constrained leaves, by number."""
+    held: list[str]
+    """What the function changes whenever it runs, held still."""
 
 
 def outcome(
@@ -66,6 +72,16 @@ def outcome(
         findings += said
         notes += noted
         verdicts.append(entry.verdict)
+    if measured.held:
+        notes.append(f"held still from call to call: {', '.join(measured.held)}")
+    if measured.spread:
+        ulps = measured.spread / float(np.spacing(abs(measured.value)))
+        notes.append(f"the forward pass repeats itself to {ulps:.0f} ulps only, taken for noise")
+    if measured.slack.any():
+        rounded, random = _on_repeats(problem, measured)
+        notes += rounded
+        findings += random
+        verdicts += [Verdict.INCONCLUSIVE for _ in random]
     notes += _note_on_near_by(problem, measured.near_by)
     if measured.refusal is not None:
         raised = repr(measured.refusal)
@@ -161,12 +177,13 @@ def _leaf(
         allowance,
         truth.zero_below[part],
         truth.still[part],
+        measured.slack[part],
         scored,
     )
     verdict, findings, notes = judged.verdict, [], []
     if verdict is Verdict.FAIL and _is_right_symmetrised(leaf, problem.point, measured):
         verdict = Verdict.INCONCLUSIVE
-    allowed = allowance.allowed(gradient, value, rms(value))
+    allowed = allowance.allowed(gradient, value, rms(value)) + measured.slack[part]
     if number in measured.backward.severed:
         if verdict is Verdict.FAIL:
             text = (
@@ -328,6 +345,32 @@ def _only_here(leaf: Leaf, mistake: Mistake, why: dict[int, str]) -> Finding:
     return Finding(leaf.name, "only right at this point", text)
 
 
+def _on_repeats(problem: Problem, measured: Measured) -> tuple[list[str], list[Finding]]:
+    """Notes on leaves whose gradient varies by rounding, findings on those where it is random."""
+    notes: list[str] = []
+    findings: list[Finding] = []
+    for leaf in problem.layout:
+        slack, gradient = measured.slack[leaf.part], measured.backward.gradient[leaf.part]
+        if not slack.any():
+            continue
+        largest, size = float(np.max(slack)), float(np.max(np.abs(gradient), initial=0.0))
+        if largest <= ROUNDING * size:
+            ulps = largest / float(np.spacing(size))
+            text = f"the backward pass repeats itself to {ulps:.0f} ulps only, which are allowed"
+            notes.append(f"{leaf.name}: {text}")
+        else:
+            text = (
+                f"{leaf.name}: the gradient is another whenever the backward pass runs, by up to "
+                f"{largest:.2g} where it is {size:.2g}: draw what is random in the forward pass"
+            )
+            findings.append(Finding(leaf.name, "stochastic backward", text))
+    return notes, findings
+
+
+ROUNDING = 1e-10
+"""What the order of a sum can change, relative; more is no rounding."""
+
+
 def _note_on_near_by(problem: Problem, near_by: NearBy) -> list[str]:
     if not near_by.why:
         return []
@@ -335,7 +378,7 @@ def _note_on_near_by(problem: Problem, near_by: NearBy) -> list[str]:
     for number, why in near_by.why.items():
         names[why].append(problem.layout.leaves[number].name)
     hidden = "; ".join(f"{', '.join(leaves)}: {why}" for why, leaves in names.items())
-    if not near_by.can_move:
+    if not near_by.can_move or near_by.is_stale:
         advice = "give grads as a function to have another point looked at"
         return [f"this point hides mistakes ({hidden}): {advice}"]
     if near_by.mistakes is None:
@@ -360,7 +403,7 @@ def _is_right_symmetrised(leaf: Leaf, point: Vector, measured: Measured) -> bool
     if not (values == values.swapaxes(-1, -2)).all() or not np.isfinite(turned).all():
         return False
     gradient, value, bar = (np.ravel(part + part.swapaxes(-1, -2)) / 2 for part in turned)
-    allowed = measured.allowance.allowed(gradient, value, rms(value))
+    allowed = measured.allowance.allowed(gradient, value, rms(value)) + measured.slack[leaf.part]
     if not (np.abs(gradient - value) + bar <= allowed).all():
         return False
     given, truth, slack = turned[0], turned[1], allowed.reshape(leaf.shape) + turned[2]

@@ -81,6 +81,8 @@ class Sweep:
     value: float
     noise: Noise
     allowance: Tolerance
+    slack: Vector
+    """By how much the gradient differs from one run of the backward pass to the next."""
     tick: Tick
     scale: Vector = field(init=False)
     common: Vector = field(init=False)
@@ -90,6 +92,10 @@ class Sweep:
     def __post_init__(self) -> None:
         self.scale, self.common = self.phi.scales()
 
+    def allowed(self, gradient: Vector, truth: Vector, leaf_rms: float, where: Any) -> Vector:
+        """The allowed error of the elements at ``where``."""
+        return np.asarray(self.allowance.allowed(gradient, truth, leaf_rms) + self.slack[where])
+
 
 def sweep(
     phi: Phi,
@@ -97,6 +103,7 @@ def sweep(
     value: float,
     noise: Noise,
     allowance: Tolerance,
+    slack: Vector,
     eps: Vector | None,
     seed: int,
     tick: Tick,
@@ -105,7 +112,7 @@ def sweep(
     ``allowance``.
     """
     problem = phi.problem
-    work = Sweep(phi, problem.layout, problem.point, gradient, value, noise, allowance, tick)
+    work = Sweep(phi, problem.layout, problem.point, gradient, value, noise, allowance, slack, tick)
     rng = np.random.default_rng([seed, 0x5EED])
     if eps is None:
         steps, curvature = _steps(work, rng)
@@ -269,7 +276,7 @@ def _may_be_zero(work: Sweep, truth: Truth, part: slice) -> bool:
 def _suspicious(work: Sweep, truth: Truth, part: slice) -> Any:
     """Whose error is not clearly inside what is allowed."""
     gradient, value, bar = work.gradient[part], truth.value[part], truth.bar[part]
-    allowed = work.allowance.allowed(gradient, value, rms(value))
+    allowed = work.allowed(gradient, value, rms(value), part)
     with np.errstate(invalid="ignore"):
         inside = np.abs(gradient - value) + bar <= allowed
         if _may_be_zero(work, truth, part):
@@ -346,7 +353,7 @@ def _eps_suffices(truth: Truth, gradient: Vector, leaf: Leaf, allowance: Toleran
 def _outside(work: Sweep, truth: Truth, leaf: Leaf, index: Positions) -> Any:
     """Whose error clearly exceeds what is allowed, by the bar of its one pair."""
     gradient, value = work.gradient[index], truth.value[index]
-    allowed = work.allowance.allowed(gradient, value, rms(truth.value[leaf.part]))
+    allowed = work.allowed(gradient, value, rms(truth.value[leaf.part]), index)
     return exceeds(np.abs(gradient - value), truth.bar[index], allowed)
 
 
@@ -358,7 +365,7 @@ def _look_again(work: Sweep, truth: Truth, leaf: Leaf, index: Positions) -> tupl
 
     def outcome(best: Estimate) -> tuple[Any, Any]:
         near, bar = best.near(gradient), best.bar
-        error, allowed = np.abs(gradient - near), work.allowance.allowed(gradient, near, leaf_rms)
+        error, allowed = np.abs(gradient - near), work.allowed(gradient, near, leaf_rms, index)
         with np.errstate(invalid="ignore"):
             null = np.abs(gradient) + np.abs(near) + bar <= below
             null |= (best.low + bar < gradient) & (gradient < best.high - bar)

@@ -16,6 +16,7 @@ from xgradcheck import _handed
 from xgradcheck._adapters import Backward, Case
 from xgradcheck._errors import InvalidCase
 from xgradcheck._layout import (
+    ComplexVector,
     Entry,
     Layout,
     Positions,
@@ -319,6 +320,16 @@ class JaxProblem:
             points[np.arange(len(points)), index[part]] += steps[part]
             values[part] = self._values(points, cotangent)
         return values
+
+    @property
+    def can_be_complex(self) -> bool:
+        return True
+
+    def imaginary(self, index: Positions, steps: Vector, cotangent: Vector) -> ComplexVector:
+        points = np.repeat(self.point[None].astype(complex), len(index), axis=0)
+        points[np.arange(len(index)), index] += 1j * steps
+        values: Any = self._values(points, cotangent)
+        return values if np.iscomplexobj(values) else np.full(len(index), complex(np.nan))
 
     def gradient(self, cotangent: Vector) -> Backward:
         if self._given is not None:

@@ -2,6 +2,7 @@
 object.
 """
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from xgradcheck import _handed
 from xgradcheck._adapters import Backward, Case
 from xgradcheck._errors import InvalidCase
 from xgradcheck._layout import (
+    ComplexVector,
     Entry,
     Layout,
     Positions,
@@ -267,7 +269,10 @@ class NumpyProblem:
             self._write_all(found)
 
     def _rebuilt(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        values = {slot.path: slot.current for slot in self._slots}
+        return self._with({slot.path: slot.current for slot in self._slots})
+
+    def _with(self, values: dict[Path, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments with other leaves."""
         args = tuple(
             replaced(tree, values, (number,)) for number, tree in enumerate(self._case.args)
         )
@@ -340,6 +345,34 @@ class NumpyProblem:
                 values[number] = self._reduced(self._call(), cotangents)
             finally:
                 put(place, self.point[position])
+        return values
+
+    @property
+    def can_be_complex(self) -> bool:
+        # The arrays of a closure are the user's own, and those are real.
+        return not self._case.is_closure
+
+    def imaginary(self, index: Positions, steps: Vector, cotangent: Vector) -> ComplexVector:
+        cotangents = _handed.cut(cotangent, self.outputs)
+        values = np.empty(len(index), complex)
+        for number, (position, step) in enumerate(zip(index, steps, strict=True)):
+            point = self.point.astype(complex)
+            point[position] += 1j * step
+            parts = _handed.cut(point, self.layout)
+            leaves = {
+                slot.path: part if isinstance(slot.found, np.ndarray) else complex(part)
+                for slot, part in zip(self._slots, parts, strict=True)
+            }
+            self._world.reset()
+            with warnings.catch_warnings(), np.errstate(all="ignore"):
+                warnings.simplefilter("error", np.exceptions.ComplexWarning)
+                args, kwargs = self._with(leaves)
+                out = self._case.fn(*args, **kwargs)
+                out = out if self._case.loss is None else self._case.loss(out)
+            found = {node.path: node.value for node in flatten(out)}
+            outs = [found[leaf.path] for leaf in self.outputs]
+            total = sum(np.sum(u * out) for u, out in zip(cotangents, outs, strict=True))
+            values[number] = total if any(map(np.iscomplexobj, outs)) else np.nan
         return values
 
     def gradient(self, cotangent: Vector) -> Backward:

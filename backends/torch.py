@@ -15,6 +15,7 @@ from xgradcheck import _handed
 from xgradcheck._adapters import Backward, Case
 from xgradcheck._errors import InvalidCase
 from xgradcheck._layout import (
+    ComplexVector,
     Entry,
     Layout,
     Positions,
@@ -455,6 +456,35 @@ class TorchProblem:
                     values[number] = evaluate()
                 finally:
                     put(place, float(base[number]))
+        return values
+
+    @property
+    def can_be_complex(self) -> bool:
+        # Parameters of modules and tensors of closures are the user's own, and those are real.
+        return not self._case.is_closure and not isinstance(self._case.fn, nn.Module)
+
+    def imaginary(self, index: Positions, steps: Vector, cotangent: Vector) -> ComplexVector:
+        case, values = self._case, np.empty(len(index), complex)
+        cotangents = self._cotangents(cotangent)
+        nodes = argument_nodes(case)
+        for number, (position, step) in enumerate(zip(index, steps, strict=True)):
+            point = self.point.astype(complex)
+            point[position] += 1j * step
+            # Operations on mixed kinds are refused: what is no leaf becomes complex as well.
+            others = [node for node in nodes if _is_floating(node.value)]
+            leaves = {id(node.value): node.value.detach().to(torch.complex128) for node in others}
+            for slot, part in zip(self._slots, _handed.cut(point, self.layout), strict=True):
+                leaves[id(slot.found)] = torch.from_numpy(part).to(slot.found.device)
+            given = {node.path: leaves[id(node.value)] for node in others}
+            self._world.reset()
+            args = tuple(replaced(tree, given, (n,)) for n, tree in enumerate(case.args))
+            kwargs = {key: replaced(tree, given, (key,)) for key, tree in case.kwargs.items()}
+            with torch.no_grad():
+                out = case.fn(*args, **kwargs)
+                out = out if case.loss is None else case.loss(out)
+                outs = self._tensors(out)
+                total = sum(complex((u * o).sum()) for u, o in zip(cotangents, outs, strict=True))
+            values[number] = total if any(map(torch.is_complex, outs)) else np.nan
         return values
 
     def gradient(self, cotangent: Vector) -> Backward:

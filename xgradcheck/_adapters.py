@@ -13,7 +13,7 @@ from types import ModuleType
 from typing import Any, NamedTuple, Protocol
 
 from xgradcheck._errors import InvalidCase
-from xgradcheck._layout import Layout, Positions, Vector
+from xgradcheck._layout import ComplexVector, Layout, Positions, Vector
 
 
 class _Everything:
@@ -94,6 +94,17 @@ class Problem(Protocol):
 
     def gradient(self, cotangent: Vector) -> Backward:
         """The backward pass under test."""
+        ...
+
+    @property
+    def can_be_complex(self) -> bool:
+        """Whether the leaves can be given as complex numbers."""
+        ...
+
+    def imaginary(self, index: Positions, steps: Vector, cotangent: Vector) -> ComplexVector:
+        """phi with ``point[index[j]] += 1j * steps[j]``, for every j, nothing conjugated; NaN where
+        the function gave back real numbers.
+        """
         ...
 
     @property

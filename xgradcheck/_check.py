@@ -19,11 +19,11 @@ from xgradcheck._outcome import Measured, outcome, stochastic
 from xgradcheck._phi import Phi, noise_of
 from xgradcheck._progress import progress
 from xgradcheck._report import Report
-from xgradcheck._sweep import sweep
+from xgradcheck._sweep import COMPLEX, sweep
 from xgradcheck._tree import required_arguments
 
 COVERAGES = ("auto", "sweep")
-METHODS = ("auto", "central")
+METHODS = ("auto", "central", "complex-step")
 REPEATABLE_ULPS = 64
 RUNS = 4
 """Of a backward pass that does not repeat itself."""
@@ -84,7 +84,9 @@ def check(
         One for all leaves that satisfy it, or a dict by leaf. Steps and the compared gradient then
         live in the tangent space.
     coverage, method
-        ``"sweep"`` and ``"central"`` are what ``"auto"`` chooses.
+        ``"sweep"`` is what ``"auto"`` chooses. ``"central"`` differences alone, ``"complex-step"``
+        where the function takes complex numbers and agrees with differences; ``"auto"`` takes a
+        complex step only where differences are too noisy, and only to acquit.
     eps
         The step of the textbook's formula, one number or a dict by leaf: distance and grade are
         then exactly the textbook's. Leave it out to have every step chosen; a bad eps is
@@ -121,6 +123,7 @@ def check(
             title,
             backend,
             constraint,
+            method,
             rtol,
             atol,
             eps,
@@ -226,6 +229,7 @@ def _checked(
     title: str,
     backend: str | None,
     constraint: Constraint | Mapping[str, Constraint] | None,
+    method: str,
     rtol: float | None,
     atol: float,
     eps: float | Mapping[str, float] | None,
@@ -250,6 +254,11 @@ def _checked(
     with problem.held():
         spaces = tangents(constraint, problem.layout, problem.point, adapter.from_numpy)
     phi = Phi(problem, cotangent, spaces)
+    if method == COMPLEX and (eps is not None or not phi.can_be_complex):
+        raise InvalidCase(
+            "method='complex-step' has to pass complex numbers as arguments, and goes with neither "
+            "eps nor constraint: leave method out."
+        )
     # Overflow at the edge of what a float holds ends in an uncertain verdict, not in a warning.
     with problem.held(), progress(title) as tick, np.errstate(all="ignore"):
         value, spread = _value(phi)
@@ -265,7 +274,9 @@ def _checked(
             noise = Noise(max(noise.sigma, spread), noise.bits)
             allowance = tolerance(rtol, atol, noise.bits)
             gradient = backward.gradient
-            truth = sweep(phi, gradient, value, noise, allowance, slack, steps, int(seed), tick)
+            truth = sweep(
+                phi, gradient, value, noise, allowance, slack, method, steps, int(seed), tick
+            )
             if phi.refusal is not None and not phi.answers:
                 raise phi.refusal
             measured = Measured(

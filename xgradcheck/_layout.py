@@ -11,6 +11,7 @@ import numpy.typing as npt
 from xgradcheck._errors import InvalidCase
 
 Vector = npt.NDArray[np.float64]
+ComplexVector = npt.NDArray[np.complex128]
 Positions = npt.NDArray[np.intp]
 Mask = npt.NDArray[np.bool_]
 

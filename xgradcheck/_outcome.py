@@ -220,6 +220,11 @@ def _leaf(
         notes.append(
             f"{leaf.name}: zero gradient; {limit if seen > 0 else 'the output does not move'}"
         )
+    if truth.analytic[part].any():
+        notes.append(
+            f"{leaf.name}: a complex step at {int(truth.analytic[part].sum())} of {leaf.size} "
+            f"elements, which takes the function to be analytic"
+        )
     notes += _notes_on_points(leaf, truth.kinds[part][~judged.failed & ~judged.undecided])
     worst = _worst(leaf, gradient, value, bar, allowed, judged)
     floor = float("nan") if judged.is_zero else judged.floor

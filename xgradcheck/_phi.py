@@ -8,7 +8,7 @@ import numpy as np
 from xgradcheck._adapters import Problem
 from xgradcheck._constraints import Linear, Tangent
 from xgradcheck._differences import Noise, natural_scale
-from xgradcheck._layout import Positions, Vector
+from xgradcheck._layout import ComplexVector, Positions, Vector
 from xgradcheck._noise import measure_noise
 
 PATIENCE = 64
@@ -120,6 +120,21 @@ class Phi:
             len(steps),
             lambda chosen: self.problem.along(direction, steps[chosen], start, self.cotangent),
         )
+
+    @property
+    def can_be_complex(self) -> bool:
+        """Whether a complex step can be tried."""
+        return self.problem.can_be_complex and not self.tangents
+
+    def imaginary(self, index: Positions, steps: Vector) -> ComplexVector:
+        """phi at ``x + i h``, at each coordinate of ``index``; NaN where the function takes no
+        complex numbers or gives none back.
+        """
+        self.evaluations += len(index)
+        try:
+            return self.problem.imaginary(index, steps, self.cotangent)
+        except Exception:  # many functions refuse complex numbers, each in its own way
+            return np.full(len(index), complex(np.nan, np.nan))
 
     def _evaluated(self, count: int, evaluate: Callable[[slice], Vector]) -> Vector:
         self.evaluations += count

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from xgradcheck._complex import PRECISION, complex_slopes
 from xgradcheck._diagnose import Kind, Kinds, remainder_order
 from xgradcheck._differences import (
     BAR_SIGMAS,
@@ -41,6 +42,7 @@ their outcome.
 SAMPLED, SAMPLED_FULLY, SAMPLED_LEAVES = 12, 24, 36
 """Coordinates of the sample, how many get all its steps, and the most leaves it looks at."""
 BATCH = 32
+AUTO, COMPLEX = "auto", "complex-step"
 BLOCK = 32
 
 
@@ -51,8 +53,8 @@ class Truth:
     ``settled``: the differences converged. ``still``: neither gradient nor phi takes notice.
     ``kinds``: what kind of point it is, where that was looked at. ``noise`` is that of phi,
     ``zero_below`` what counts as zero. ``scored`` is what the textbook's eps gave, with its bar,
-    where the user asked for it. ``remainder``: the order of the central Taylor remainder where the
-    gradient is wrong.
+    where the user asked for it. ``analytic``: a complex step was taken. ``remainder``: the order of
+    the central Taylor remainder where the gradient is wrong.
     """
 
     value: Vector
@@ -62,11 +64,12 @@ class Truth:
     scored: tuple[Vector, Vector] | None = None
     settled: Mask = field(init=False)
     still: Mask = field(init=False)
+    analytic: Mask = field(init=False)
     kinds: Kinds = field(init=False)
     remainder: dict[int, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.settled, self.still = np.zeros((2, self.value.size), bool)
+        self.settled, self.still, self.analytic = np.zeros((3, self.value.size), bool)
         self.kinds = np.full(self.value.size, Kind.SMOOTH, np.uint8)
 
 
@@ -83,6 +86,7 @@ class Sweep:
     allowance: Tolerance
     slack: Vector
     """By how much the gradient differs from one run of the backward pass to the next."""
+    method: str
     tick: Tick
     scale: Vector = field(init=False)
     common: Vector = field(init=False)
@@ -104,6 +108,7 @@ def sweep(
     noise: Noise,
     allowance: Tolerance,
     slack: Vector,
+    method: str,
     eps: Vector | None,
     seed: int,
     tick: Tick,
@@ -112,13 +117,17 @@ def sweep(
     ``allowance``.
     """
     problem = phi.problem
-    work = Sweep(phi, problem.layout, problem.point, gradient, value, noise, allowance, slack, tick)
+    work = Sweep(
+        phi, problem.layout, problem.point, gradient, value, noise, allowance, slack, method, tick
+    )
     rng = np.random.default_rng([seed, 0x5EED])
     if eps is None:
         steps, curvature = _steps(work, rng)
         truth = _one_pair_each(work, steps, curvature)
     else:
         truth = _textbook(work, eps)
+    if method == COMPLEX:
+        _take_complex_steps(work, truth, np.arange(work.point.size, dtype=np.intp))
     _settle_quiet(work, truth, rng)
     _settle_suspicious(work, truth)
     return truth
@@ -241,6 +250,28 @@ def _textbook(work: Sweep, eps: Vector) -> Truth:
     return truth
 
 
+def _take_complex_steps(work: Sweep, truth: Truth, index: Positions) -> Mask:
+    """Where they are to be believed, slopes by complex steps in the place of differences."""
+    slopes, believed = complex_slopes(
+        work.phi,
+        index,
+        work.scale[index],
+        work.value,
+        work.noise,
+        truth.value[index],
+        truth.bar[index],
+    )
+    chosen = index[believed]
+    for leaf in work.layout:
+        own = (leaf.start <= chosen) & (chosen < leaf.start + leaf.size)
+        found = slopes[believed][own]
+        truth.value[chosen[own]] = found
+        size = rms(truth.value[leaf.part])
+        truth.bar[chosen[own]] = PRECISION * (np.abs(found) + size)
+    truth.analytic[chosen] = truth.settled[chosen] = True
+    return believed
+
+
 def _zero_below(work: Sweep, slope: Vector) -> Vector:
     """What counts as zero in each element: a share of what the most influential leaf does to
     phi.
@@ -323,6 +354,7 @@ def _settle_suspicious(work: Sweep, truth: Truth) -> None:
     """
     for leaf in work.layout:
         queue = leaf.start + np.flatnonzero(_suspicious(work, truth, leaf.part))
+        queue = queue[~truth.analytic[queue]]
         if truth.scored is not None and not _eps_suffices(
             truth, work.gradient, leaf, work.allowance
         ):
@@ -401,4 +433,24 @@ def _look_again(work: Sweep, truth: Truth, leaf: Leaf, index: Positions) -> tupl
         truth.remainder[int(index[place])] = remainder_order(
             climbed.rungs[:, :, place], gradient[place], work.noise.sigma
         )
-    return wrong & ~none, undecided | none
+    wrong, undecided = wrong & ~none, undecided | none
+    doubtful = np.flatnonzero(undecided & ~none & best.settled)
+    if work.method == AUTO and doubtful.size and work.phi.can_be_complex:
+        undecided[doubtful] &= ~_rescued(work, truth, leaf, index[doubtful])
+    return wrong, undecided
+
+
+def _rescued(work: Sweep, truth: Truth, leaf: Leaf, index: Positions) -> Mask:
+    """Where a complex step finds a gradient right that differences are too noisy to judge.
+
+    Nothing is found wrong this way: that would rest on the assumption that phi is analytic.
+    """
+    value, bar, settled = truth.value[index], truth.bar[index], truth.settled[index]
+    _take_complex_steps(work, truth, index)
+    gradient, found = work.gradient[index], truth.value[index]
+    allowed = work.allowed(gradient, found, rms(truth.value[leaf.part]), index)
+    right = truth.analytic[index] & (np.abs(gradient - found) + truth.bar[index] <= allowed)
+    truth.analytic[index] = right
+    for part, old in ((truth.value, value), (truth.bar, bar), (truth.settled, settled)):
+        part[index] = np.where(right, part[index], old)
+    return right

@@ -204,7 +204,8 @@ MAY_IMPORT = {
     "_phi": NUMBERS | {"_adapters", "_constraints"},
     "_generic": NUMBERS | {"_adapters", "_phi"},
     "_complex": NUMBERS | {"_phi"},
-    "_sweep": NUMBERS | {"_adapters", "_complex", "_phi"},
+    "_ties": NUMBERS | {"_phi"},
+    "_sweep": NUMBERS | {"_adapters", "_complex", "_phi", "_ties"},
     "_outcome": NUMBERS | {"_adapters", "_constraints", "_generic", "_report", "_sweep"},
     "backends": set(),
 }

@@ -19,7 +19,7 @@ from xgradcheck._outcome import Measured, outcome, stochastic
 from xgradcheck._phi import Phi, noise_of
 from xgradcheck._progress import progress
 from xgradcheck._report import Report
-from xgradcheck._sweep import COMPLEX, sweep
+from xgradcheck._sweep import COMPLEX, Truth, sweep
 from xgradcheck._tree import required_arguments
 
 COVERAGES = ("auto", "sweep")
@@ -286,7 +286,9 @@ def _checked(
                 slack=slack,
                 truth=truth,
                 allowance=allowance,
-                near_by=look_near_by(phi, gradient, allowance, int(seed)),
+                near_by=look_near_by(
+                    phi, gradient, _zeros(problem.layout, gradient, truth), allowance, int(seed)
+                ),
                 refusals=phi.refusals,
                 refusal=phi.refusal,
                 spaces=spaces,
@@ -352,6 +354,18 @@ def _backward(phi: Phi) -> tuple[Backward, Vector]:
     with np.errstate(invalid="ignore"):
         slack = np.nan_to_num(np.ptp(runs, axis=0), nan=0.0, posinf=0.0)
     return backward._replace(gradient=first), np.asarray(slack)
+
+
+def _zeros(layout: Layout, gradient: Vector, truth: Truth) -> list[int]:
+    """The leaves that have gradient zero, as far as one can see, and nothing to compare it with."""
+    null = (np.abs(gradient) <= truth.bar) & (np.abs(truth.value) <= truth.bar) & ~truth.still
+    return [
+        number
+        for number, leaf in enumerate(layout)
+        if leaf.size
+        and null[leaf.part].all()
+        and not (truth.bar[leaf.part] <= truth.zero_below[leaf.part]).all()
+    ]
 
 
 def _refuse_constant(phi: Phi, value: float, seed: int) -> None:

@@ -21,7 +21,8 @@ import numpy as np
 from rich.console import Console
 
 from xgradcheck._adapters import adapter
-from xgradcheck._check import check, environment
+from xgradcheck._check import METHODS, check, environment
+from xgradcheck._constraints import NAMES
 from xgradcheck._errors import InvalidCase
 from xgradcheck._judge import Verdict
 from xgradcheck._tree import positional_parameters
@@ -113,6 +114,13 @@ def _parser() -> argparse.ArgumentParser:
     checking.add_argument(
         "--eps", type=float, help="the textbook's step; chosen for each element if left out"
     )
+    checking.add_argument(
+        "--method",
+        choices=METHODS,
+        default="auto",
+        help="differences or the complex step (chosen where left out)",
+    )
+    checking.add_argument("--constraint", choices=NAMES, help="of every argument that satisfies it")
     checking.add_argument("--rtol", type=float, help="relative error allowed (1e-6)")
     checking.add_argument(
         "--atol", type=float, default=0.0, help="absolute error allowed on top (0)"
@@ -182,6 +190,8 @@ def _check_one(target: Target, options: argparse.Namespace, number: int) -> int:
             kwargs=kwargs,
             wrt=wrt,
             grads=grads,
+            constraint=options.constraint,
+            method=options.method,
             eps=options.eps,
             rtol=options.rtol,
             atol=options.atol,

@@ -10,7 +10,7 @@ import numpy as np
 
 from xgradcheck._derivative import derivative
 from xgradcheck._differences import Noise, norm
-from xgradcheck._judge import Tolerance, exceeds
+from xgradcheck._judge import Tolerance, exceeds, zero_below
 from xgradcheck._layout import Layout, Leaf, Vector
 from xgradcheck._phi import Phi, noise_of
 
@@ -43,11 +43,15 @@ class NearBy:
     can_move: bool
     is_stale: bool = False
     """Whether the gradient that was handed in did not follow to the other point."""
+    zero_below: Vector | None = None
+    """What counts as zero in each element, by the gradient near by."""
 
 
-def look_near_by(phi: Phi, gradient: Vector, allowance: Tolerance, seed: int) -> NearBy:
+def look_near_by(
+    phi: Phi, gradient: Vector, zeros: list[int], allowance: Tolerance, seed: int
+) -> NearBy:
     """Check the gradient once more, roughly, where the leaves that hide mistakes have generic
-    values. ``gradient`` is the one at the point.
+    values. ``gradient`` is the one at the point, ``zeros`` are the leaves in which it is zero.
     """
     problem = phi.problem
     why = _degenerate(problem.layout, problem.point)
@@ -56,6 +60,8 @@ def look_near_by(phi: Phi, gradient: Vector, allowance: Tolerance, seed: int) ->
     for number in phi.tangents:
         if why.get(number) == SYMMETRIC:
             del why[number]
+    for number in zeros:
+        why.setdefault(number, "its gradient is zero")
     can_move = problem.can_move
     if not why or not can_move:
         return NearBy(why, None, can_move)
@@ -63,8 +69,10 @@ def look_near_by(phi: Phi, gradient: Vector, allowance: Tolerance, seed: int) ->
     if found is None:
         return NearBy(why, None, can_move)
     there, mistakes = found
-    is_stale = problem.is_handed and np.array_equal(there, gradient)
-    return NearBy(why, {} if is_stale else mistakes, can_move, is_stale)
+    if problem.is_handed and np.array_equal(there, gradient):
+        return NearBy(why, {}, can_move, is_stale=True)
+    below = zero_below(problem.layout, phi.scales()[0], (there,))
+    return NearBy(why, mistakes, can_move, zero_below=below)
 
 
 def _degenerate(layout: Layout, point: Vector) -> dict[int, str]:

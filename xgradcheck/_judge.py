@@ -8,7 +8,7 @@ from enum import StrEnum
 import numpy as np
 
 from xgradcheck._differences import BAR_SIGMAS, DOUBLE, NOISE_SIGMAS, norm, rms
-from xgradcheck._layout import Mask, Vector
+from xgradcheck._layout import Layout, Mask, Vector
 
 
 class Verdict(StrEnum):
@@ -115,6 +115,27 @@ def tolerance(rtol: float | None, atol: float, bits: int = DOUBLE) -> Tolerance:
 # A gradient is called zero where anything larger would have moved phi by less than this share of
 # what the most influential leaf moves it; the second below float64.
 ZERO, ZERO_IN_SINGLE = 1e-8, 1e-6
+
+
+def zero_below(
+    layout: Layout, scale: Vector, gradients: tuple[Vector, ...], bits: int = DOUBLE
+) -> Vector:
+    """What counts as zero in each element, going by the largest influence that any leaf has by any
+    of these gradients.
+    """
+    largest = 0.0
+    for leaf in layout:
+        for gradient in gradients:
+            own = gradient[leaf.part]
+            with np.errstate(over="ignore", invalid="ignore"):
+                influence = norm(np.where(np.isfinite(own), own, 0.0) * scale[leaf.part])
+            # Beyond the largest float there is no scale to call anything zero by.
+            largest = max(largest, influence if influence < np.inf else 0.0)
+    below = np.empty_like(scale)
+    for leaf in layout:
+        share = (ZERO if bits == DOUBLE else ZERO_IN_SINGLE) / np.sqrt(max(leaf.size, 1))
+        below[leaf.part] = share * largest / scale[leaf.part]
+    return below
 
 
 # A bar covers 99.9% of cases. Of a million right elements none may be called wrong by its noise:

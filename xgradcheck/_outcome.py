@@ -162,20 +162,26 @@ def _entry(
 def _leaf(
     leaf: Leaf, number: int, problem: Problem, measured: Measured, eps: Vector | None
 ) -> tuple[LeafReport, list[Finding], list[str]]:
-    truth, gradient = measured.truth, measured.backward.gradient[leaf.part]
+    truth, found = measured.truth, measured.backward.gradient[leaf.part]
     allowance = measured.allowance
     value, bar = truth.value[leaf.part], truth.bar[leaf.part]
+    # An infinite slope is no mistake where the slope is infinite: the bar there is, too.
+    steep = (truth.kinds[leaf.part] == Kind.STEEP) & np.isinf(found)
+    gradient = np.where(steep, value, found)
     scored = (
         None if truth.scored is None else (truth.scored[0][leaf.part], truth.scored[1][leaf.part])
     )
     part = leaf.part
+    below = truth.zero_below
+    if measured.near_by.zero_below is not None:
+        below = np.fmax(below, measured.near_by.zero_below)
     judged = judge(
         gradient,
         value,
         bar,
         truth.settled[part],
         allowance,
-        truth.zero_below[part],
+        below[part],
         truth.still[part],
         measured.slack[part],
         scored,
@@ -226,7 +232,7 @@ def _leaf(
             f"elements, which takes the function to be analytic"
         )
     notes += _notes_on_points(leaf, truth.kinds[part][~judged.failed & ~judged.undecided])
-    worst = _worst(leaf, gradient, value, bar, allowed, judged)
+    worst = _worst(leaf, found, value, bar, allowed, judged)
     floor = float("nan") if judged.is_zero else judged.floor
     counts = int(judged.failed.sum()), int(judged.undecided.sum())
     return _entry(leaf, verdict, judged.distance, floor, worst, *counts), findings, notes
@@ -297,7 +303,20 @@ def _wrong(leaf: Leaf, gradient: Vector, value: Vector, judged: Judged, truth: T
         text = leaf.name if leaf.size == 1 else f"{leaf.name}, every element"
     else:
         text = f"{leaf.name}, {count} of {leaf.size} elements, {_places(leaf, judged.failed)}"
-    return Finding(leaf.name, "wrong gradient", text, where)
+    return Finding(leaf.name, "wrong gradient", text + _remainder(leaf, truth), where)
+
+
+def _remainder(leaf: Leaf, truth: Truth) -> str:
+    """A second sign that the gradient is wrong and not the differences."""
+    part = leaf.part
+    orders = [order for n, order in truth.remainder.items() if part.start <= n < part.stop]
+    known = [order for order in orders if np.isfinite(order)]
+    if not known or not abs(float(np.median(known)) - 1) < 0.2:
+        return ""
+    return (
+        f"; the Taylor remainder falls like h^{float(np.median(known)):.1f}, that of a right "
+        f"gradient like h^3"
+    )
 
 
 def _places(leaf: Leaf, mask: Any) -> str:
@@ -313,7 +332,8 @@ def _unsure(
     bar, undecided = truth.bar[leaf.part], judged.undecided
     where = _indices(leaf, undecided)
     at = _places(leaf, undecided) if where else ""
-    if eps is not None and not judged.distance + judged.distance_bar <= 1e-6:
+    limit = measured.allowance.distance
+    if eps is not None and not judged.distance + judged.distance_bar <= limit:
         text = (
             f"{leaf.name}: with eps={eps[leaf.start]:g} the distance is {judged.distance:.1e} ± "
             f"{judged.distance_bar:.1e}; "
@@ -330,11 +350,17 @@ def _unsure(
             f"the edge of a domain"
         )
         return Finding(leaf.name, "no convergence", text, where)
+    noisy = f"phi = {measured.value:.3g} carries rounding noise of {truth.noise.sigma:.1g}"
+    if not where:
+        text = (
+            f"{leaf.name}: the distance is {judged.distance:.1e} ± {judged.distance_bar:.1e}, "
+            f"where {limit:.0e} is allowed: {noisy}"
+        )
+        return Finding(leaf.name, "noise", text)
     place = int(np.argmax(np.where(undecided, bar, -1)))
     text = (
         f"{leaf.name}: differences are good to ±{bar[place]:.1g} {at}, where "
-        f"{allowed[place]:.1g} is allowed: phi = "
-        f"{measured.value:.3g} carries rounding noise of {truth.noise.sigma:.1g}"
+        f"{allowed[place]:.1g} is allowed: {noisy}"
     )
     return Finding(leaf.name, "noise", text, where)
 

@@ -16,7 +16,6 @@ from xgradcheck._complex import PRECISION, complex_slopes
 from xgradcheck._diagnose import Kind, Kinds, remainder_order
 from xgradcheck._differences import (
     BAR_SIGMAS,
-    DOUBLE,
     FACTORS,
     NOISE_SIGMAS,
     UNIT,
@@ -26,10 +25,11 @@ from xgradcheck._differences import (
     rms,
 )
 from xgradcheck._extrapolation import Estimate
-from xgradcheck._judge import ZERO, ZERO_IN_SINGLE, Tolerance, exceeds
+from xgradcheck._judge import Tolerance, exceeds, zero_below
 from xgradcheck._ladder import EXPONENTS, climb
 from xgradcheck._layout import Layout, Leaf, Mask, Positions, Vector
 from xgradcheck._phi import Phi
+from xgradcheck._ties import wrong_ties
 
 Tick = Callable[[int, int], None]
 
@@ -67,6 +67,8 @@ class Truth:
     analytic: Mask = field(init=False)
     kinds: Kinds = field(init=False)
     remainder: dict[int, float] = field(default_factory=dict)
+    sides: dict[int, tuple[float, float]] = field(default_factory=dict)
+    """At kinks: the slopes ahead and behind."""
 
     def __post_init__(self) -> None:
         self.settled, self.still, self.analytic = np.zeros((3, self.value.size), bool)
@@ -212,7 +214,8 @@ def _slope_noise(work: Sweep, plus: Vector, minus: Vector, steps: Vector) -> Vec
 def _truth(work: Sweep, slope: Vector, bar: Vector) -> Truth:
     known = np.isfinite(slope) & np.isfinite(bar)
     slope, bar = np.where(known, slope, 0.0), np.where(known, bar, np.inf)
-    return Truth(slope, bar, work.noise, _zero_below(work, slope))
+    below = zero_below(work.layout, work.scale, (work.gradient, slope), work.noise.bits)
+    return Truth(slope, bar, work.noise, below)
 
 
 def _pairs_in_blocks(work: Sweep, steps: Vector, done: int, total: int) -> tuple[Vector, Vector]:
@@ -272,25 +275,6 @@ def _take_complex_steps(work: Sweep, truth: Truth, index: Positions) -> Mask:
     return believed
 
 
-def _zero_below(work: Sweep, slope: Vector) -> Vector:
-    """What counts as zero in each element: a share of what the most influential leaf does to
-    phi.
-    """
-    largest = 0.0
-    for leaf in work.layout:
-        part = leaf.part
-        own = np.nan_to_num(work.gradient[part], nan=0.0, posinf=0.0, neginf=0.0)
-        with np.errstate(over="ignore"):
-            influence = [norm(one * work.scale[part]) for one in (own, slope[part])]
-        # Beyond the largest float there is no scale to call anything zero by.
-        largest = max(largest, *(size for size in influence if size < np.inf), 0.0)
-    zero = ZERO if work.noise.bits == DOUBLE else ZERO_IN_SINGLE
-    below = np.empty_like(work.point)
-    for leaf in work.layout:
-        below[leaf.part] = zero * largest / (work.scale[leaf.part] * np.sqrt(max(leaf.size, 1)))
-    return below
-
-
 def _may_be_zero(work: Sweep, truth: Truth, part: slice) -> bool:
     """Whether the whole leaf could have gradient zero; its elements are then decided by what
     counts as zero.
@@ -319,7 +303,9 @@ def _suspicious(work: Sweep, truth: Truth, part: slice) -> Any:
 def _room(work: Sweep, truth: Truth, part: slice) -> float:
     """How large a bar may be where all of them together leave no room for the leaf's distance."""
     gradient, value, bar = work.gradient[part], truth.value[part], truth.bar[part]
-    room = 0.5 * work.allowance.distance * (norm(value) + norm(np.nan_to_num(gradient)))
+    bar = bar[np.isfinite(bar) & np.isfinite(gradient)]
+    finite = np.where(np.isfinite(gradient), gradient, 0.0)
+    room = 0.5 * work.allowance.distance * (norm(value) + norm(finite))
     return room / float(np.sqrt(len(bar))) if norm(bar) > room else np.inf
 
 
@@ -374,6 +360,20 @@ def _settle_suspicious(work: Sweep, truth: Truth) -> None:
                 truth.settled[queue] = True
                 break
             size *= 2
+        _settle_ties(work, truth, leaf)
+
+
+def _settle_ties(work: Sweep, truth: Truth, leaf: Leaf) -> None:
+    """Where the gradients of several kinks do not go together, call them wrong."""
+    kinks = np.array([n for n in sorted(truth.sides) if leaf.start <= n < leaf.part.stop], np.intp)
+    if len(kinks) < 2:
+        return
+    sides = np.array([truth.sides[int(n)] for n in kinks]).T
+    scale, gradient = work.scale[kinks], work.gradient[kinks]
+    for tie in wrong_ties(work.phi, kinks, scale, sides, gradient, work.value, work.noise):
+        for place in (tie.first, tie.second):
+            truth.value[place] = work.gradient[place] - tie.excess / (2 * work.scale[place])
+            truth.bar[place], truth.settled[place] = 0.0, True
 
 
 def _eps_suffices(truth: Truth, gradient: Vector, leaf: Leaf, allowance: Tolerance) -> bool:
@@ -428,7 +428,12 @@ def _look_again(work: Sweep, truth: Truth, leaf: Leaf, index: Positions) -> tupl
     none = jump | (climbed.kinds == Kind.STEEP) & (wrong | undecided)
     truth.kinds[index] = np.where(none | (climbed.kinds < Kind.STEEP), climbed.kinds, Kind.SMOOTH)
     truth.settled[index] = best.settled & ~none
-    truth.bar[index[jump]] = np.inf
+    truth.bar[index[none]] = np.inf
+    for place in np.flatnonzero((climbed.kinds == Kind.KINK) & ~wrong & ~undecided):
+        steps, plus, minus = climbed.rungs[:, :, place]
+        last = np.nanargmin(np.where(np.isfinite(plus + minus), steps, np.nan))
+        moves = plus[last] - work.value, work.value - minus[last]
+        truth.sides[int(index[place])] = (moves[0] / steps[last], moves[1] / steps[last])
     for place in np.flatnonzero(wrong & ~none):
         truth.remainder[int(index[place])] = remainder_order(
             climbed.rungs[:, :, place], gradient[place], work.noise.sigma

@@ -1,0 +1,84 @@
+"""At ties the shares of several inputs have to add up."""
+
+import numpy as np
+import pytest
+import torch
+
+from xgradcheck import check
+
+
+def maximum(x):
+    return float(x.max())
+
+
+def shares(*which):
+    def gradient(x):
+        out = np.zeros_like(x)
+        out[[*which]] = 1.0
+        return out
+
+    return gradient
+
+
+TIED = np.array([1.0, 3.0, 2.0, 3.0, 0.5])
+
+
+@pytest.mark.parametrize("which", [(1,), (3,)])
+def test_one_of_two_that_tie_may_get_all(which):
+    assert check(maximum, TIED, grads=shares(*which)(TIED)).verdict == "PASS"
+
+
+def test_both_may_get_half():
+    assert check(maximum, TIED, grads=shares(1, 3)(TIED) / 2).verdict == "PASS"
+
+
+@pytest.mark.parametrize("which", [(1, 3), ()])
+def test_both_must_not_get_all_nor_nothing(which):
+    """``dx[x == x.max()] = 1``, and a comparison that no input passes."""
+    report = check(maximum, TIED, grads=shares(*which)(TIED), raise_exception=False)
+    assert report.verdict == "FAIL"
+    assert [finding.kind for finding in report.findings] == ["kink"]
+
+
+def test_torch_at_a_pool_of_equal_pixels():
+    image = torch.zeros(1, 1, 4, 4, dtype=torch.float64, requires_grad=True)
+    assert check(torch.nn.MaxPool2d(2), image, wrt=0).verdict == "PASS"
+
+
+class GreedyPool(torch.autograd.Function):
+    """Gives the cotangent to every pixel that equals the largest of its window."""
+
+    @staticmethod
+    def forward(ctx, x):
+        windows = x.reshape(-1, 4)
+        ctx.save_for_backward(windows)
+        return windows.amax(-1)
+
+    @staticmethod
+    def backward(ctx, g):
+        (windows,) = ctx.saved_tensors
+        return (g[:, None] * (windows == windows.amax(-1, keepdim=True))).reshape(-1)
+
+
+def test_a_pool_that_pays_every_pixel_is_wrong():
+    generic = torch.randn(32, dtype=torch.float64)
+    assert check(GreedyPool.apply, generic).verdict == "PASS"
+    tied = generic.round()
+    assert check(GreedyPool.apply, tied, raise_exception=False).verdict == "FAIL"
+    assert check(lambda x: x.reshape(-1, 4).max(-1).values, tied).verdict == "PASS"
+
+
+@pytest.mark.parametrize(
+    "fn",
+    [
+        torch.relu,
+        torch.abs,
+        lambda x: x[:3].clamp(min=0) - torch.relu(x[3:]),
+        lambda x: torch.nn.functional.leaky_relu(x) * x.new_tensor([1.0, -1, 2, -2, 3, -3]),
+        lambda x: torch.relu(x.sum()) + torch.relu(-x[0]),
+        lambda x: (x[:3] - x[3:]).abs(),
+    ],
+)
+def test_kinks_that_have_nothing_to_do_with_each_other_may_have_any_convention(fn):
+    x = torch.zeros(6, dtype=torch.float64)
+    assert check(fn, x).verdict == "PASS"

@@ -41,6 +41,7 @@ their outcome.
 """
 SAMPLED, SAMPLED_FULLY, SAMPLED_LEAVES = 12, 24, 36
 """Coordinates of the sample, how many get all its steps, and the most leaves it looks at."""
+UNEVEN = 0.5
 BATCH = 32
 AUTO, COMPLEX = "auto", "complex-step"
 BLOCK = 32
@@ -297,7 +298,21 @@ def _suspicious(work: Sweep, truth: Truth, part: slice) -> Any:
         if _may_be_zero(work, truth, part):
             inside |= np.abs(gradient) + np.abs(value) + bar <= truth.zero_below[part]
         inside &= bar <= _room(work, truth, part)
-    return ~inside
+    return ~inside | _uneven(work, truth, part)
+
+
+def _uneven(work: Sweep, truth: Truth, part: slice) -> Any:
+    """Where the slopes on both sides differ by as much as slopes are large: their mean may be
+    right by symmetry, at a point that has no slope.
+    """
+    size = rms(truth.value[part])
+    if work.pairs is None or size == 0:
+        return np.zeros_like(truth.value[part], bool)
+    steps, plus, minus = work.pairs[:, part]
+    with np.errstate(all="ignore"):
+        gap = np.abs((plus - work.value) + (minus - work.value)) / steps
+        noise = NOISE_SIGMAS * 2.5 * work.noise.sigma / steps
+        return (gap > noise) & (gap > UNEVEN * np.fmax(size, np.abs(truth.value[part])))
 
 
 def _room(work: Sweep, truth: Truth, part: slice) -> float:
@@ -425,7 +440,7 @@ def _look_again(work: Sweep, truth: Truth, leaf: Leaf, index: Positions) -> tupl
     truth.still[index] &= np.abs(truth.value[index]) <= truth.bar[index]
     # Where there is no derivative, no gradient is right or wrong; a steep point may only look so.
     jump = climbed.kinds == Kind.JUMP
-    none = jump | (climbed.kinds == Kind.STEEP) & (wrong | undecided)
+    none = jump | (climbed.kinds == Kind.STEEP) & (wrong | undecided | ~best.settled)
     truth.kinds[index] = np.where(none | (climbed.kinds < Kind.STEEP), climbed.kinds, Kind.SMOOTH)
     truth.settled[index] = best.settled & ~none
     truth.bar[index[none]] = np.inf

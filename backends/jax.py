@@ -16,6 +16,7 @@ from xgradcheck import _handed
 from xgradcheck._adapters import Backward, Case
 from xgradcheck._errors import InvalidCase
 from xgradcheck._layout import (
+    DOUBLE,
     ComplexVector,
     Entry,
     Layout,
@@ -130,6 +131,7 @@ class JaxProblem:
         self._is_moved = False
         self._seen: list[Node] = []
         self._unread: frozenset[int] = frozenset()
+        self.bits = DOUBLE
         self.outputs = Layout(())
         self._compiled_backward = jax.jit(self._pulled_back)
         with self.held():
@@ -236,6 +238,7 @@ class JaxProblem:
         try:
             program = jax.make_jaxpr(self._outputs_at)(self._found()).jaxpr
             self._unread = _unread(program)
+            self.bits = _lowest_bits(program)
         except Exception:
             # Not traceable, or wrong: running it tells, with the user's own exception.
             self._world.watch()
@@ -380,6 +383,26 @@ def _unread(program: Any) -> frozenset[int]:
     read = [*program.outvars, *(var for step in program.eqns for var in step.invars)]
     known = {id(var) for var in read}
     return frozenset(n for n, var in enumerate(program.invars) if id(var) not in known)
+
+
+def _lowest_bits(program: Any) -> int:
+    """The shortest significand that anything computed from the arguments has on its way."""
+    lowest, reached = DOUBLE, {id(var) for var in program.invars}
+    for step in program.eqns:
+        if not any(id(var) in reached for var in step.invars):
+            continue
+        for var in step.outvars:
+            reached.add(id(var))
+            if jnp.issubdtype(var.aval.dtype, jnp.inexact):
+                lowest = min(lowest, int(jnp.finfo(var.aval.dtype).nmant) + 1)  # type: ignore[no-untyped-call]
+        for inner in tree_util.tree_leaves(list(step.params.values()), is_leaf=_is_program):
+            if _is_program(inner):
+                lowest = min(lowest, _lowest_bits(getattr(inner, "jaxpr", inner)))
+    return lowest
+
+
+def _is_program(value: Any) -> bool:
+    return hasattr(value, "eqns") or hasattr(value, "jaxpr")
 
 
 def _is_output(value: Any) -> bool:

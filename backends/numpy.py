@@ -14,6 +14,7 @@ from xgradcheck import _handed
 from xgradcheck._adapters import Backward, Case
 from xgradcheck._errors import InvalidCase
 from xgradcheck._layout import (
+    DOUBLE,
     ComplexVector,
     Entry,
     Layout,
@@ -210,6 +211,7 @@ class NumpyProblem:
             [np.zeros(0), *(np.ravel(slot.found) for slot in self._slots)]
         )
         self.skipped = list(binding.skipped)
+        self.bits = DOUBLE  # NumPy does not tell what a function computes in
         self.unit_cotangent = not _handed.takes_cotangent(case.grads, len(case.args), case.kwargs)
         # Read at once, which copies: many forwards overwrite the gradients they left behind.
         self._given = None if callable(case.grads) else self._read(case.grads)

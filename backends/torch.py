@@ -2,6 +2,8 @@
 autograd.
 """
 
+import math
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +17,7 @@ from xgradcheck import _handed
 from xgradcheck._adapters import Backward, Case
 from xgradcheck._errors import InvalidCase
 from xgradcheck._layout import (
+    DOUBLE,
     ComplexVector,
     Entry,
     Layout,
@@ -304,6 +307,7 @@ class TorchProblem:
         self._grad_mode: Callable[[], Any] = torch.no_grad
         self._paths: list[Path] = []
         self.outputs = Layout(())
+        self.bits = DOUBLE
         with self.held():
             self._learn_outputs()
 
@@ -370,6 +374,7 @@ class TorchProblem:
                 f"the function returned {kinds}, no floating tensor: let it return its value."
             )
         kept = [node for node in floating if node.value.requires_grad] or floating
+        self.bits = _lowest_bits([node.value for node in kept])
         for node in kept:
             refuse_unless_float64(node.suffix, _dtype(node.value), CONVERT)
         left = [node for node in nodes if node not in kept]
@@ -479,7 +484,9 @@ class TorchProblem:
             self._world.reset()
             args = tuple(replaced(tree, given, (n,)) for n, tree in enumerate(case.args))
             kwargs = {key: replaced(tree, given, (key,)) for key, tree in case.kwargs.items()}
-            with torch.no_grad():
+            with torch.no_grad(), warnings.catch_warnings():
+                # What is cast to real numbers on its way makes a warning: no complex step then.
+                warnings.simplefilter("error")
                 out = case.fn(*args, **kwargs)
                 out = out if case.loss is None else case.loss(out)
                 outs = self._tensors(out)
@@ -534,6 +541,22 @@ class TorchProblem:
 
     def _read(self, returned: Any) -> Backward:
         return _handed.read(returned, self.layout, self._places, _array)
+
+
+def _lowest_bits(outs: list[torch.Tensor]) -> int:
+    """The shortest significand on the backward path of the outputs, by their graph."""
+    lowest, seen = DOUBLE, set()
+    pending = [out.grad_fn for out in outs]
+    while pending:
+        node = pending.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        pending += [follower for follower, _ in node.next_functions]
+        for entry in getattr(node, "_input_metadata", ()):
+            if entry.dtype.is_floating_point:
+                lowest = min(lowest, 1 - round(math.log2(torch.finfo(entry.dtype).eps)))
+    return lowest
 
 
 def _paired(cotangents: list[torch.Tensor], outs: list[torch.Tensor]) -> float:

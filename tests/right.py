@@ -655,6 +655,188 @@ def polynomial_fit(seed: int) -> Report:
     return report_on(cost, coefficients, grads=grads, seed=seed)
 
 
+@right("numpy")
+def gated_recurrent_unit(seed: int) -> Report:
+    """A GRU through time; its three gates share one matrix each, and the cost comes along."""
+    draw = np.random.default_rng(seed)
+    inputs, targets = draw.normal(size=(6, 3)), draw.normal(size=(6, 4))
+    params = {
+        "W": draw.normal(size=(3, 12)),
+        "U": draw.normal(size=(4, 12)) / 2,
+        "b": draw.normal(size=12) / 2,
+    }
+
+    def advance(params: dict[str, Array], x: Array, h: Array) -> tuple[Array, Array, Array]:
+        W, U, b = params["W"], params["U"], params["b"]
+        gates = 1 / (1 + np.exp(-(x @ W[:, :8] + h @ U[:, :8] + b[:8])))
+        update, reset = gates[:4], gates[4:]
+        return update, reset, np.tanh(x @ W[:, 8:] + (reset * h) @ U[:, 8:] + b[8:])
+
+    def cost_and_gradient(params: dict[str, Array]) -> tuple[float, dict[str, Array]]:
+        hidden, steps = [np.zeros(4)], []
+        for x in inputs:
+            steps.append(advance(params, x, hidden[-1]))
+            update, _, candidate = steps[-1]
+            hidden.append((1 - update) * hidden[-1] + update * candidate)
+        errors = np.array(hidden[1:]) - targets
+
+        U, grads = params["U"], {name: np.zeros_like(value) for name, value in params.items()}
+        back = np.zeros(4)
+        for t in reversed(range(len(inputs))):
+            h, (update, reset, candidate) = hidden[t], steps[t]
+            back = back + errors[t]
+            d_candidate = back * update * (1 - candidate**2)
+            d_gated = U[:, 8:] @ d_candidate
+            d_update = back * (candidate - h) * update * (1 - update)
+            d_gates = np.concatenate([d_update, d_gated * h * reset * (1 - reset)])
+            slope = np.concatenate([d_gates, d_candidate])
+            grads["W"] += np.outer(inputs[t], slope)
+            grads["b"] += slope
+            grads["U"] += np.hstack([np.outer(h, d_gates), np.outer(reset * h, d_candidate)])
+            back = back * (1 - update) + U[:, :8] @ d_gates + d_gated * reset
+        return float(0.5 * np.sum(errors**2)), grads
+
+    return report_on(
+        lambda params: cost_and_gradient(params)[0], params, grads=cost_and_gradient, seed=seed
+    )
+
+
+@right("numpy")
+def depthwise_convolution(seed: int) -> Report:
+    """Causal and dilated, one kernel to each channel; padding zeros on the left."""
+    draw = np.random.default_rng(seed)
+    width, dilation = 3, 2
+    reach = (width - 1) * dilation
+
+    def shifts(x: Array) -> Array:
+        padded = np.pad(x, ((0, 0), (reach, 0)))
+        taps = [padded[:, i * dilation : i * dilation + x.shape[1]] for i in range(width)]
+        return np.stack(taps, axis=2)
+
+    def forward(x: Array, kernel: Array, bias: Array) -> Array:
+        return np.einsum("ctk,ck->ct", shifts(x), kernel) + bias[:, None]
+
+    def backward(
+        cotangent: Array, x: Array, kernel: Array, bias: Array
+    ) -> tuple[Array, Array, Array]:
+        length = x.shape[1]
+        padded = np.zeros((len(x), length + reach))
+        for i in range(width):
+            padded[:, i * dilation : i * dilation + length] += cotangent * kernel[:, i : i + 1]
+        d_kernel = np.einsum("ct,ctk->ck", cotangent, shifts(x))
+        return padded[:, reach:], d_kernel, cotangent.sum(axis=1)
+
+    x, kernel, bias = draw.normal(size=(4, 9)), draw.normal(size=(4, width)), draw.normal(size=4)
+    return report_on(forward, x, kernel, bias, wrt=(0, 1, 2), grads=backward, seed=seed)
+
+
+@right("numpy")
+def triplet_loss(seed: int) -> Report:
+    """Anchors, positives and negatives by one matrix onto the sphere; some hinges are shut."""
+    draw = np.random.default_rng(seed)
+    anchors = draw.normal(size=(10, 6))
+    positives, negatives = anchors + draw.normal(size=(10, 6)), draw.normal(size=(10, 6))
+    inputs = np.stack([anchors, positives, negatives])
+
+    def embed(W: Array) -> tuple[Array, Array, Array]:
+        raw = inputs @ W
+        lengths = np.linalg.norm(raw, axis=2, keepdims=True)
+        units = raw / lengths
+        a, p, n = units
+        return units, lengths, np.sum((a - p) ** 2 - (a - n) ** 2, axis=1) + 0.3
+
+    def cost(W: Array) -> float:
+        return float(np.maximum(embed(W)[2], 0).mean())
+
+    def gradient(W: Array) -> Array:
+        units, lengths, margins = embed(W)
+        a, p, n = units
+        open_hinges = (margins > 0)[:, None] / len(margins)
+        slopes = 2 * np.stack([n - p, p - a, a - n]) * open_hinges
+        slopes -= units * np.sum(units * slopes, axis=2, keepdims=True)
+        return np.einsum("tni,tno->io", inputs, slopes / lengths)
+
+    return report_on(cost, draw.normal(size=(6, 3)), grads=gradient, seed=seed)
+
+
+@right("numpy")
+def kalman_filter_step(seed: int) -> Report:
+    """The likelihood of one observation after one prediction; the gradient is handed as a tree."""
+    draw = np.random.default_rng(seed)
+    mean, root = draw.normal(size=3), draw.normal(size=(3, 3))
+    covariance = root @ root.T / 3 + 0.1 * np.eye(3)
+    H, y = draw.normal(size=(2, 3)), draw.normal(size=2)
+    params = {
+        "A": np.eye(3) + 0.2 * draw.normal(size=(3, 3)),
+        "log_q": np.array(draw.normal(-1, 0.3)),
+        "log_r": draw.normal(-1, 0.3, size=2),
+    }
+
+    def innovation(params: dict[str, Array]) -> tuple[Array, Array]:
+        A = params["A"]
+        predicted = A @ covariance @ A.T + np.exp(params["log_q"]) * np.eye(3)
+        return y - H @ A @ mean, H @ predicted @ H.T + np.diag(np.exp(params["log_r"]))
+
+    def cost(params: dict[str, Array]) -> float:
+        error, S = innovation(params)
+        return float(0.5 * error @ np.linalg.solve(S, error) + 0.5 * np.linalg.slogdet(S)[1])
+
+    error, S = innovation(params)
+    solved = np.linalg.solve(S, error)
+    inner = 0.5 * (np.linalg.inv(S) - np.outer(solved, solved))
+    spread = H.T @ inner @ H
+    grads = {
+        "A": 2 * spread @ params["A"] @ covariance - np.outer(H.T @ solved, mean),
+        "log_q": np.exp(params["log_q"]) * np.trace(spread),
+        "log_r": np.exp(params["log_r"]) * np.diag(inner),
+    }
+    return report_on(cost, params, grads=grads, seed=seed)
+
+
+@right("numpy")
+def gated_feed_forward(seed: int) -> Report:
+    """RMSNorm, SwiGLU and a residual, as in a language model; inputs and weights are checked."""
+    draw = np.random.default_rng(seed)
+    x = draw.normal(size=(3, 5))
+    weights = {
+        "norm": draw.normal(1, 0.1, size=5),
+        "gate": draw.normal(size=(5, 7)) / 2,
+        "up": draw.normal(size=(5, 7)) / 2,
+        "down": draw.normal(size=(7, 5)) / 2,
+    }
+
+    def normalised(x: Array) -> tuple[Array, Array]:
+        inverse = 1 / np.sqrt(np.mean(x**2, axis=1, keepdims=True) + 1e-6)
+        return x * inverse, inverse
+
+    def forward(x: Array, weights: dict[str, Array]) -> Array:
+        h = normalised(x)[0] * weights["norm"]
+        gate = h @ weights["gate"]
+        return x + (gate / (1 + np.exp(-gate)) * (h @ weights["up"])) @ weights["down"]
+
+    def backward(
+        cotangent: Array, x: Array, weights: dict[str, Array]
+    ) -> tuple[Array, dict[str, Array]]:
+        unit, inverse = normalised(x)
+        h = unit * weights["norm"]
+        gate, up = h @ weights["gate"], h @ weights["up"]
+        chance = 1 / (1 + np.exp(-gate))
+        d_mixed = cotangent @ weights["down"].T
+        d_up = d_mixed * gate * chance
+        d_gate = d_mixed * up * chance * (1 + gate * (1 - chance))
+        d_h = d_gate @ weights["gate"].T + d_up @ weights["up"].T
+        d_unit = d_h * weights["norm"]
+        d_x = inverse * (d_unit - unit * np.mean(d_unit * unit, axis=1, keepdims=True))
+        return cotangent + d_x, {
+            "norm": np.sum(d_h * unit, axis=0),
+            "gate": h.T @ d_gate,
+            "up": h.T @ d_up,
+            "down": (gate * chance * up).T @ cotangent,
+        }
+
+    return report_on(forward, x, weights, wrt=(0, 1), grads=backward, seed=seed)
+
+
 def _normal(*shape: int) -> Tensor:
     return torch.randn(shape, dtype=torch.float64)
 
@@ -1501,6 +1683,181 @@ def huber_regression(seed: int) -> Report:
         return jnp.mean(jnp.where(size < 1, 0.5 * error**2, size - 0.5))
 
     return report_on_jax(loss, params, seed=seed)
+
+
+@right("jax")
+def leapfrog_integrator(seed: int) -> Report:
+    """Two coupled pendulums by fori_loop; initial conditions and physical constants are leaves."""
+    draw = np.random.default_rng(seed)
+    start = {"angle": draw.normal(size=2), "speed": draw.normal(size=2)}
+    constants = {"length": draw.uniform(0.5, 2, size=2), "spring": np.array(draw.uniform(0.1, 1))}
+
+    def force(angle: jax.Array, constants: dict[str, jax.Array]) -> jax.Array:
+        return -jnp.sin(angle) / constants["length"] - constants["spring"] * (angle - angle[::-1])
+
+    def simulate(
+        start: dict[str, jax.Array], constants: dict[str, jax.Array]
+    ) -> tuple[jax.Array, jax.Array]:
+        def advance(_: int, state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+            angle, speed = state
+            halfway = speed + 0.05 * force(angle, constants)
+            angle = angle + 0.1 * halfway
+            return angle, halfway + 0.05 * force(angle, constants)
+
+        return jax.lax.fori_loop(0, 30, advance, (start["angle"], start["speed"]))
+
+    return report_on_jax(simulate, start, constants, seed=seed)
+
+
+@right("jax")
+def conditional_branches(seed: int) -> Report:
+    """lax.cond and lax.switch on values: a smooth extrapolation outside of the unit interval."""
+    draw = np.random.default_rng(seed)
+    kinds = draw.integers(3, size=7)
+
+    def transform(x: jax.Array, kind: jax.Array, slope: jax.Array) -> jax.Array:
+        inside = jax.lax.cond(x > 1, lambda x: 2 * x - 1, lambda x: x**2, x)
+        branches = (jnp.sin, jnp.exp, lambda x: slope * x)
+        return jax.lax.switch(kind, branches, inside)
+
+    def total(x: jax.Array, kinds: jax.Array, slope: jax.Array) -> jax.Array:
+        parts = [transform(value, kind, slope) for value, kind in zip(x, kinds, strict=True)]
+        return jnp.stack(parts)
+
+    x, slope = draw.uniform(0, 2, size=7), np.array(draw.normal())
+    return report_on_jax(total, x, kinds, slope, seed=seed)
+
+
+@right("jax")
+def padded_attention(seed: int) -> Report:
+    """Two heads by einsum, and a mask of the lengths: the padding's embeddings have no influence."""
+    draw = np.random.default_rng(seed)
+    lengths = draw.integers(1, 5, size=2)
+    params = {name: draw.normal(size=(4, 2, 3)) / 2 for name in ("query", "key", "value")}
+    params["out"] = draw.normal(size=(2, 3, 4)) / 2
+
+    def attend(params: dict[str, jax.Array], x: jax.Array, lengths: jax.Array) -> jax.Array:
+        q, k, v = (
+            jnp.einsum("btd,dhe->bhte", x, params[name]) for name in ("query", "key", "value")
+        )
+        seen = jnp.arange(x.shape[1])[None, :] < lengths[:, None]
+        scores = jnp.einsum("bhte,bhse->bhts", q, k) / jnp.sqrt(3.0)
+        weights = jax.nn.softmax(jnp.where(seen[:, None, None, :], scores, -1e30), axis=-1)
+        mixed = jnp.einsum("bhts,bhse,hed->btd", weights, v, params["out"])
+        return jnp.sum(mixed * seen[:, :, None], axis=1)
+
+    return report_on_jax(attend, params, draw.normal(size=(2, 4, 4)), lengths, seed=seed)
+
+
+@right("jax")
+def cholesky_likelihood(seed: int) -> Report:
+    """A covariance of factors and log variances, by its Cholesky factor and triangular solves."""
+    draw = np.random.default_rng(seed)
+    points = draw.normal(size=(8, 5))
+    params = {
+        "mean": draw.normal(size=5),
+        "factors": draw.normal(size=(5, 2)),
+        "log_variances": draw.normal(-1, 0.5, size=5),
+    }
+
+    def likelihood(params: dict[str, jax.Array], points: jax.Array) -> jax.Array:
+        factors = params["factors"]
+        covariance = factors @ factors.T + jnp.diag(jnp.exp(params["log_variances"]))
+        root = jnp.linalg.cholesky(covariance)
+        centred = (points - params["mean"][None, :]).T
+        whitened = jax.scipy.linalg.solve_triangular(root, centred, lower=True)
+        return -0.5 * jnp.sum(whitened**2) - len(points) * jnp.sum(jnp.log(jnp.diag(root)))
+
+    return report_on_jax(likelihood, params, points, wrt=0, seed=seed)
+
+
+@right("jax")
+def gradient_penalty(seed: int) -> Report:
+    """A critic whose slope in each example is penalised: jax.grad and vmap inside of the loss."""
+    draw = np.random.default_rng(seed)
+    params = {"W": draw.normal(size=(4, 6)) / 2, "b": draw.normal(size=6), "v": draw.normal(size=6)}
+
+    def critic(params: dict[str, jax.Array], x: jax.Array) -> jax.Array:
+        return jnp.tanh(x @ params["W"] + params["b"]) @ params["v"]
+
+    def example(params: dict[str, jax.Array], real: jax.Array, fake: jax.Array) -> jax.Array:
+        slope = jax.grad(critic, argnums=1)(params, (real + fake) / 2)
+        penalty = (jnp.linalg.norm(slope) - 1) ** 2
+        return critic(params, fake) - critic(params, real) + 10 * penalty
+
+    def loss(params: dict[str, jax.Array], real: jax.Array, fake: jax.Array) -> jax.Array:
+        return jnp.mean(jax.vmap(example, (None, 0, 0))(params, real, fake))
+
+    real, fake = draw.normal(size=(7, 4)), draw.normal(1, 2, size=(7, 4))
+    return report_on_jax(loss, params, real, fake, wrt=0, seed=seed)
+
+
+@right("jax")
+def checkpointed_blocks(seed: int) -> Report:
+    """Residual blocks in dicts in a list in a dict, recomputed on the way back."""
+    draw = np.random.default_rng(seed)
+    params = {
+        "embed": {"w": draw.normal(size=(3, 4))},
+        "blocks": [
+            {"up": draw.normal(size=(4, 5)) / 2, "down": (draw.normal(size=(5, 4)), np.zeros(4))}
+            for _ in range(3)
+        ],
+        "head": [draw.normal(size=4), np.array(draw.normal())],
+    }
+
+    @jax.checkpoint
+    def block(layer: dict[str, Any], h: jax.Array) -> jax.Array:
+        w, b = layer["down"]
+        return h + jax.nn.gelu(h @ layer["up"]) @ w + b[None, :]
+
+    def loss(params: dict[str, Any], x: jax.Array, y: jax.Array) -> jax.Array:
+        h = x @ params["embed"]["w"]
+        for layer in params["blocks"]:
+            h = block(layer, h)
+        w, b = params["head"]
+        return jnp.mean((jnp.tanh(h) @ w + b - y) ** 2)
+
+    x, y = draw.normal(size=(6, 3)), draw.normal(size=6)
+    return report_on_jax(loss, params, x, y, wrt=0, seed=seed)
+
+
+@right("jax")
+def weighted_log_sum_exp(seed: int) -> Report:
+    """logsumexp with its weights ``b``, which are leaves; large scores, and entries left out."""
+    draw = np.random.default_rng(seed)
+
+    def totals(scores: jax.Array, weights: jax.Array, kept: jax.Array) -> jax.Array:
+        return jax.nn.logsumexp(scores, axis=1, b=weights, where=kept)
+
+    scores, weights = draw.normal(800, 3, size=(4, 6)), draw.uniform(0.1, 2, size=(4, 6))
+    kept = draw.random(size=(4, 6)) < 0.8
+    kept[:, 0] = True
+    return report_on_jax(totals, scores, weights, kept, seed=seed)
+
+
+@right("jax")
+def hidden_markov_model(seed: int) -> Report:
+    """The forward algorithm in logarithms, by lax.scan over the observed symbols."""
+    draw = np.random.default_rng(seed)
+    params = {
+        "start": draw.normal(size=3),
+        "moves": draw.normal(size=(3, 3)),
+        "emits": draw.normal(size=(3, 4)),
+    }
+
+    def likelihood(params: dict[str, jax.Array], symbols: jax.Array) -> jax.Array:
+        start, moves, emits = (
+            jax.nn.log_softmax(params[name], axis=-1) for name in ("start", "moves", "emits")
+        )
+
+        def advance(alpha: jax.Array, symbol: jax.Array) -> tuple[jax.Array, None]:
+            reached = jax.nn.logsumexp(alpha[:, None] + moves, axis=0)
+            return reached + emits[:, symbol], None
+
+        alpha, _ = jax.lax.scan(advance, start + emits[:, symbols[0]], symbols[1:])
+        return jax.nn.logsumexp(alpha)
+
+    return report_on_jax(likelihood, params, draw.integers(4, size=10), seed=seed)
 
 
 RIGHT: tuple[Right, ...] = tuple(_rows)

@@ -30,6 +30,12 @@ P = {"a": W, "b": np.array(2.0)}
 G = {"da": 2 * W, "db": np.array(4.0)}
 
 
+class Product(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, a, b):
+        return a * b
+
+
 REFUSALS: dict[str, tuple[Callable[[], Any], list[str]]] = {
     "no floating leaf": (lambda: check(squares, torch.arange(3)), ["no floating"]),
     "NaN in an argument": (
@@ -76,6 +82,14 @@ REFUSALS: dict[str, tuple[Callable[[], Any], list[str]]] = {
     "a complex gradient": (lambda: check(squares, W, grads=2 * W + 1j), ["complex"]),
     "float32 output": (lambda: check(lambda x: x.float().sum(), T), ["output is float32"]),
     "a tuple of inputs": (lambda: check(two, (T, T)), ["write check(fn, *inputs)"]),
+    "a tuple of inputs of a Function": (
+        lambda: check(Product.apply, (T, T)),
+        ["write check(fn, *inputs)"],
+    ),
+    "a tuple of inputs of a module": (
+        lambda: check(torch.nn.Bilinear(3, 3, 1).double(), (T, T)),
+        ["write check(fn, *inputs)"],
+    ),
     "coverage": (lambda: check(squares, T, coverage="rows"), ["coverage='rows'", "'sweep'"]),
     "method": (lambda: check(squares, T, method="forward"), ["method='forward'", "'central'"]),
     "eps of zero": (lambda: check(squares, T, eps=0.0), ["eps=0.0", "positive"]),

@@ -66,6 +66,10 @@ class Problem(Protocol):
     point: Vector
     skipped: Sequence[str]
     """What takes no part in the comparison, and why: "parameter 'w': frozen"."""
+    bits: int
+    """The shortest significand, in bits, of what is computed on the way, as far as the framework
+    tells; else 53.
+    """
     unit_cotangent: bool
     """Whether the gradient was handed in for cotangent 1, so that no other can be asked for."""
 

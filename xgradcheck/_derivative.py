@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from xgradcheck._differences import BITS, DOUBLE, FACTORS, NOISE_SIGMAS, Noise, snapped
+from xgradcheck._differences import FACTORS, NOISE_SIGMAS, Noise, snapped
 from xgradcheck._extrapolation import Estimate, estimate
-from xgradcheck._layout import Vector
+from xgradcheck._layout import BITS, DOUBLE, Vector
 from xgradcheck._noise import Along
 
 

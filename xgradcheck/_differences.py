@@ -5,17 +5,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from xgradcheck._layout import Layout, Vector
+from xgradcheck._layout import DOUBLE, Layout, Vector
 
 UNIT = 2.0**-53
 NOISE_SIGMAS = 5.0
 BAR_SIGMAS = 3.3
 """Standard deviations of noise: in a bar, which then covers 99.9%; and where a million coordinates
 must raise no alarm, in what counts as more than noise."""
-
-DOUBLE = 53
-BITS = {"bfloat16": 8, "float16": 11, "float32": 24}
-"""Significant bits of the formats below float64."""
 
 # Short dyadic factors make the steps of a ladder incommensurate. Powers of two alone are aliased
 # as a whole by a function whose period divides the smallest of them: every level then agrees on

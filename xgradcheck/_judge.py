@@ -7,8 +7,8 @@ from enum import StrEnum
 
 import numpy as np
 
-from xgradcheck._differences import BAR_SIGMAS, DOUBLE, NOISE_SIGMAS, norm, rms
-from xgradcheck._layout import Layout, Mask, Vector
+from xgradcheck._differences import BAR_SIGMAS, NOISE_SIGMAS, norm, rms
+from xgradcheck._layout import DOUBLE, Layout, Mask, Vector
 
 
 class Verdict(StrEnum):

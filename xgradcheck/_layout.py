@@ -15,6 +15,10 @@ ComplexVector = npt.NDArray[np.complex128]
 Positions = npt.NDArray[np.intp]
 Mask = npt.NDArray[np.bool_]
 
+DOUBLE = 53
+BITS = {"bfloat16": 8, "float16": 11, "float32": 24}
+"""Significant bits of the formats below float64."""
+
 
 @dataclass(frozen=True, slots=True)
 class Leaf:

@@ -9,8 +9,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from xgradcheck._differences import BITS, DOUBLE, Noise, snapped
-from xgradcheck._layout import Mask, Vector
+from xgradcheck._differences import Noise, snapped
+from xgradcheck._layout import BITS, DOUBLE, Mask, Vector
 
 Along = Callable[[Vector, Vector], Vector]
 
@@ -37,12 +37,14 @@ def measure_noise(
     scale: Vector,
     rng: np.random.Generator,
     unit: float | None = None,
+    told: int = DOUBLE,
 ) -> Noise:
     """The noise of phi, from its values on a line through ``point``.
 
     Eight evaluations; more where phi stands still on that scale (it is quantised: low precision
     inside) or bends. ``unit`` is what a scalar output was multiplied by: divided by it, phi is what
-    the function returned, to a few units of rounding.
+    the function returned, to a few units of rounding. ``told`` is the shortest significand that the
+    framework knows of; it counts where there is noise to match.
     """
     least = float(Noise(0.0).of(np.array(value)))
     everywhere = np.ones(point.size, bool)
@@ -62,7 +64,7 @@ def measure_noise(
         sigma = min(sigma, line(half)[0], line(~half)[0])
     bits = DOUBLE if unit is None else _bits_of(np.append(values, value) / unit)
     if bits == DOUBLE and sigma > LOUD * least:
-        bits = _bits_of_the_argument(along, value, point, rng)
+        bits = min(told, _bits_of_the_argument(along, value, point, rng))
     underrated = FEW if bits > BITS["float16"] else FEW_AND_COARSE
     return Noise(max(underrated * sigma, 2.0 ** (DOUBLE - bits) * least), bits)
 

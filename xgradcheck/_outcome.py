@@ -9,7 +9,7 @@ import numpy as np
 from xgradcheck._adapters import Backward, Problem
 from xgradcheck._constraints import Tangent
 from xgradcheck._diagnose import Kind, Kinds
-from xgradcheck._differences import BITS, DOUBLE, rms
+from xgradcheck._differences import rms
 from xgradcheck._generic import SYMMETRIC, Mistake, NearBy
 from xgradcheck._judge import (
     Judged,
@@ -20,7 +20,7 @@ from xgradcheck._judge import (
     grade,
     judge,
 )
-from xgradcheck._layout import Leaf, Vector
+from xgradcheck._layout import BITS, DOUBLE, Leaf, Vector
 from xgradcheck._report import Element, Finding, LeafReport, Leaves, Report
 from xgradcheck._sweep import Truth
 
@@ -106,6 +106,7 @@ def outcome(
         findings=tuple(findings),
         probes=(),
         notes=tuple(notes),
+        precision=_precision(measured.truth.noise.bits),
         **frame,
     )
 
@@ -446,11 +447,15 @@ def _is_right_symmetrised(leaf: Leaf, point: Vector, measured: Measured) -> bool
 HALVES = ((np.triu, 1), (np.tril, -1))
 
 
+def _precision(bits: int) -> str:
+    return next((name for name, length in BITS.items() if length == bits), "float64")
+
+
 def _low_precision(measured: Measured) -> Finding | None:
     bits, allowance = measured.truth.noise.bits, measured.allowance
     if bits == DOUBLE:
         return None
-    dtype = next(name for name, length in BITS.items() if length == bits)
+    dtype = _precision(bits)
     text = (
         f"{dtype}: the function computes in {dtype} on its way, so its differences are noisier and "
         f"rtol {allowance.rtol:.0e} is allowed"

@@ -167,4 +167,7 @@ class Phi:
 def noise_of(phi: Phi, value: float, seed: int) -> Noise:
     """The rounding noise of phi around the point."""
     rng = np.random.default_rng([seed, 0x2015E])
-    return measure_noise(phi.along, value, phi.problem.point, phi.scales()[0], rng, phi.unit)
+    problem = phi.problem
+    return measure_noise(
+        phi.along, value, problem.point, phi.scales()[0], rng, phi.unit, problem.bits
+    )

@@ -100,6 +100,8 @@ class Report:
     elapsed_s: float
     seed: int
     environment: Mapping[str, str]
+    precision: str = "float64"
+    """The lowest precision that the function was seen to compute in."""
     schema: int = field(default=SCHEMA)
 
     def __bool__(self) -> bool:
@@ -144,6 +146,7 @@ class Report:
             "elapsed_s": self.elapsed_s,
             "seed": self.seed,
             "environment": dict(self.environment),
+            "precision": self.precision,
         }
 
     def to_json(self, path: str | os.PathLike[str] | None = None) -> str:

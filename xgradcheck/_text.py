@@ -125,10 +125,14 @@ def _headline(report: "Report") -> str:
         return f"cannot say for {len(unsure)} of {len(leaves)} {many}"
     if report.verdict is Verdict.INCONCLUSIVE:
         return "cannot say"
-    return (
-        f"the gradient is right in {len(leaves)} {many}, distance {report.distance:.1e} "
-        f"({report.grade})"
-    )
+    graded = _graded(report, report.grade)
+    graded = f" ({graded})" if report.precision == "float64" else f", {graded}"
+    return f"the gradient is right in {len(leaves)} {many}, distance {report.distance:.1e}{graded}"
+
+
+def _graded(report: "Report", grade: str) -> str:
+    """A grade, with the precision that it was reached in where that is not float64."""
+    return str(grade) if report.precision == "float64" else f"{grade} ({report.precision})"
 
 
 def _table(report: "Report") -> Table:
@@ -148,7 +152,7 @@ def _table(report: "Report") -> Table:
             str(list(leaf.shape)),
             Text(str(leaf.verdict), STYLES[leaf.verdict]),
             _measured(f"{leaf.distance:.1e}"),
-            str(leaf.grade) if leaf.distance == leaf.distance else "-",
+            _graded(report, leaf.grade) if leaf.distance == leaf.distance else "-",
             _measured(f"{leaf.floor:.0e}"),
             f"{leaf.wrong} of {leaf.size}" if leaf.wrong else "-",
         )

@@ -87,9 +87,18 @@ def positional_parameters(fn: Callable[..., Any]) -> Sequence[inspect.Parameter]
 
 
 def required_arguments(fn: Callable[..., Any]) -> int | None:
-    """How many positional arguments ``fn`` cannot do without; None where it does not tell."""
+    """How many positional arguments ``fn`` cannot do without; None where it does not tell.
+
+    A callable that passes its arguments on to a ``forward``, of itself or of its class, takes what
+    that takes.
+    """
+    owner = getattr(fn, "__self__", fn)
+    forward = getattr(owner, "forward", None)
+    spoken_for = forward if callable(forward) else fn
     try:
-        inspect.signature(fn)
+        inspect.signature(spoken_for)
     except (TypeError, ValueError):
         return None
-    return sum(p.default is p.empty for p in positional_parameters(fn))
+    required = [p for p in positional_parameters(spoken_for) if p.default is p.empty]
+    is_class = isinstance(owner, type) and spoken_for is forward
+    return len(required) - (is_class and bool(required) and required[0].name == "ctx")

@@ -1730,7 +1730,7 @@ def conditional_branches(seed: int) -> Report:
 
 @right("jax")
 def padded_attention(seed: int) -> Report:
-    """Two heads by einsum, and a mask of the lengths: the padding's embeddings have no influence."""
+    """Two heads by einsum, and a mask of the lengths: the padding has no influence."""
     draw = np.random.default_rng(seed)
     lengths = draw.integers(1, 5, size=2)
     params = {name: draw.normal(size=(4, 2, 3)) / 2 for name in ("query", "key", "value")}

@@ -205,8 +205,10 @@ MAY_IMPORT = {
     "_generic": NUMBERS | {"_adapters", "_phi"},
     "_complex": NUMBERS | {"_phi"},
     "_ties": NUMBERS | {"_phi"},
-    "_sweep": NUMBERS | {"_adapters", "_complex", "_phi", "_ties"},
-    "_outcome": NUMBERS | {"_adapters", "_constraints", "_generic", "_report", "_sweep"},
+    "_truth": NUMBERS | {"_phi"},
+    "_second_look": NUMBERS | {"_complex", "_phi", "_ties", "_truth"},
+    "_sweep": NUMBERS | {"_phi", "_second_look", "_truth"},
+    "_outcome": NUMBERS | {"_adapters", "_constraints", "_generic", "_report", "_truth"},
     "backends": set(),
 }
 

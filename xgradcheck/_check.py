@@ -19,8 +19,9 @@ from xgradcheck._outcome import Measured, outcome, stochastic
 from xgradcheck._phi import Phi, noise_of
 from xgradcheck._progress import progress
 from xgradcheck._report import Report
-from xgradcheck._sweep import COMPLEX, Truth, sweep
+from xgradcheck._sweep import sweep
 from xgradcheck._tree import required_arguments
+from xgradcheck._truth import COMPLEX, Truth
 
 COVERAGES = ("auto", "sweep")
 METHODS = ("auto", "central", "complex-step")

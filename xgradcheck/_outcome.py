@@ -22,7 +22,7 @@ from xgradcheck._judge import (
 )
 from xgradcheck._layout import BITS, DOUBLE, Leaf, Vector
 from xgradcheck._report import Element, Finding, LeafReport, Leaves, Report
-from xgradcheck._sweep import Truth
+from xgradcheck._truth import Truth
 
 SHOWN = 20
 """How many indices of wrong elements a finding lists."""

@@ -1,0 +1,220 @@
+"""The second look: at every coordinate whose one pair cannot decide, until its leaf is decided."""
+
+from typing import Any
+
+import numpy as np
+
+from xgradcheck._complex import PRECISION, complex_slopes
+from xgradcheck._diagnose import Kind, remainder_order
+from xgradcheck._differences import (
+    NOISE_SIGMAS,
+    norm,
+    rms,
+)
+from xgradcheck._extrapolation import Estimate
+from xgradcheck._judge import Tolerance, exceeds
+from xgradcheck._ladder import climb
+from xgradcheck._layout import Leaf, Mask, Positions, Vector
+from xgradcheck._ties import wrong_ties
+from xgradcheck._truth import AUTO, Sweep, Truth
+
+UNEVEN = 0.5
+"""How far the slopes of both sides may differ, as a share of the largest there is."""
+BATCH = 32
+
+
+def settle_suspicious(work: Sweep, truth: Truth) -> None:
+    """Look again at what one pair could not decide, the worst first, until the leaf's verdict
+    cannot change.
+    """
+    for leaf in work.layout:
+        queue = leaf.start + np.flatnonzero(suspicious(work, truth, leaf.part))
+        queue = queue[~truth.analytic[queue]]
+        if truth.scored is not None and not _eps_suffices(
+            truth, work.gradient, leaf, work.allowance
+        ):
+            queue = queue[_outside(work, truth, leaf, queue)]
+        with np.errstate(all="ignore"):
+            excess = np.abs(work.gradient - truth.value)[queue] / truth.bar[queue]
+        queue = queue[np.argsort(-np.nan_to_num(excess, nan=np.inf), kind="stable")]
+        size = BATCH
+        while queue.size:
+            batch, queue = queue[:size], queue[size:]
+            accused = _outside(work, truth, leaf, batch)
+            wrong, undecided = _look_again(work, truth, leaf, batch)
+            if wrong.any() or undecided.any():
+                queue = queue[_outside(work, truth, leaf, queue)]
+            if wrong.any() and not (accused & ~wrong).any():
+                # The single pairs accused nobody wrongly so far: they are believed about the rest.
+                truth.settled[queue] = True
+                break
+            size *= 2
+        _settle_ties(work, truth, leaf)
+
+
+def _settle_ties(work: Sweep, truth: Truth, leaf: Leaf) -> None:
+    """Where the gradients of several kinks do not go together, call them wrong."""
+    kinks = np.array([n for n in sorted(truth.sides) if leaf.start <= n < leaf.part.stop], np.intp)
+    if len(kinks) < 2:
+        return
+    sides = np.array([truth.sides[int(n)] for n in kinks]).T
+    scale, gradient = work.scale[kinks], work.gradient[kinks]
+    for tie in wrong_ties(work.phi, kinks, scale, sides, gradient, work.value, work.noise):
+        for place in (tie.first, tie.second):
+            truth.value[place] = work.gradient[place] - tie.excess / (2 * work.scale[place])
+            truth.bar[place], truth.settled[place] = 0.0, True
+
+
+def _eps_suffices(truth: Truth, gradient: Vector, leaf: Leaf, allowance: Tolerance) -> bool:
+    assert truth.scored is not None
+    slope, bar = truth.scored[0][leaf.part], truth.scored[1][leaf.part]
+    return norm(bar) <= allowance.distance * (norm(slope) + norm(gradient[leaf.part]))
+
+
+def _outside(work: Sweep, truth: Truth, leaf: Leaf, index: Positions) -> Any:
+    """Whose error clearly exceeds what is allowed, by the bar of its one pair."""
+    gradient, value = work.gradient[index], truth.value[index]
+    allowed = work.allowed(gradient, value, rms(truth.value[leaf.part]), index)
+    return exceeds(np.abs(gradient - value), truth.bar[index], allowed)
+
+
+def _look_again(work: Sweep, truth: Truth, leaf: Leaf, index: Positions) -> tuple[Any, Any]:
+    """A ladder of steps at each of these coordinates; (wrong, undecided) afterwards."""
+    gradient, leaf_rms = work.gradient[index], rms(truth.value[leaf.part])
+    below = truth.zero_below[index] if _may_be_zero(work, truth, leaf.part) else -1.0
+    room = _room(work, truth, leaf.part)
+
+    def outcome(best: Estimate) -> tuple[Any, Any]:
+        near, bar = best.near(gradient), best.bar
+        error, allowed = np.abs(gradient - near), work.allowed(gradient, near, leaf_rms, index)
+        with np.errstate(invalid="ignore"):
+            null = np.abs(gradient) + np.abs(near) + bar <= below
+            null |= (best.low + bar < gradient) & (gradient < best.high - bar)
+            wrong = ~null & best.settled & exceeds(error, bar, allowed)
+            return wrong, ~wrong & ~null & ~((error + bar <= allowed) & (bar <= room))
+
+    climbed = climb(
+        work.phi.pairs,
+        work.point,
+        index,
+        (work.scale[index], work.common[index]),
+        work.value,
+        work.noise,
+        outcome,
+        None if work.pairs is None else work.pairs[:, index],
+    )
+    best = climbed.best
+    room = np.inf
+    wrong, undecided = outcome(best)
+    # Strictly between the slopes of both sides a gradient is right, however uncertain those are.
+    between = (best.low + best.bar < gradient) & (gradient < best.high - best.bar)
+    truth.value[index] = best.near(gradient)
+    truth.bar[index] = np.where(between, 0.0, best.bar)
+    # What stood still for small steps may move for wide ones: an offset hid it.
+    truth.still[index] &= np.abs(truth.value[index]) <= truth.bar[index]
+    # Where there is no derivative, no gradient is right or wrong; a steep point may only look so.
+    jump = climbed.kinds == Kind.JUMP
+    none = jump | (climbed.kinds == Kind.STEEP) & (wrong | undecided | ~best.settled)
+    truth.kinds[index] = np.where(none | (climbed.kinds < Kind.STEEP), climbed.kinds, Kind.SMOOTH)
+    truth.settled[index] = best.settled & ~none
+    truth.bar[index[none]] = np.inf
+    for place in np.flatnonzero((climbed.kinds == Kind.KINK) & ~wrong & ~undecided):
+        steps, plus, minus = climbed.rungs[:, :, place]
+        last = np.nanargmin(np.where(np.isfinite(plus + minus), steps, np.nan))
+        moves = plus[last] - work.value, work.value - minus[last]
+        truth.sides[int(index[place])] = (moves[0] / steps[last], moves[1] / steps[last])
+    for place in np.flatnonzero(wrong & ~none):
+        truth.remainder[int(index[place])] = remainder_order(
+            climbed.rungs[:, :, place], gradient[place], work.noise.sigma
+        )
+    wrong, undecided = wrong & ~none, undecided | none
+    doubtful = np.flatnonzero(undecided & ~none & best.settled)
+    if work.method == AUTO and doubtful.size and work.phi.can_be_complex:
+        undecided[doubtful] &= ~_rescued(work, truth, leaf, index[doubtful])
+    return wrong, undecided
+
+
+def _rescued(work: Sweep, truth: Truth, leaf: Leaf, index: Positions) -> Mask:
+    """Where a complex step finds a gradient right that differences are too noisy to judge.
+
+    Nothing is found wrong this way: that would rest on the assumption that phi is analytic.
+    """
+    value, bar, settled = truth.value[index], truth.bar[index], truth.settled[index]
+    take_complex_steps(work, truth, index)
+    gradient, found = work.gradient[index], truth.value[index]
+    allowed = work.allowed(gradient, found, rms(truth.value[leaf.part]), index)
+    right = truth.analytic[index] & (np.abs(gradient - found) + truth.bar[index] <= allowed)
+    truth.analytic[index] = right
+    for part, old in ((truth.value, value), (truth.bar, bar), (truth.settled, settled)):
+        part[index] = np.where(right, part[index], old)
+    return right
+
+
+def _may_be_zero(work: Sweep, truth: Truth, part: slice) -> bool:
+    """Whether the whole leaf could have gradient zero; its elements are then decided by what
+    counts as zero.
+    """
+    gradient, value, bar, below = (
+        work.gradient[part],
+        truth.value[part],
+        truth.bar[part],
+        truth.zero_below[part],
+    )
+    return bool(((np.abs(gradient) <= below) & (np.abs(value) - bar <= below)).all())
+
+
+def suspicious(work: Sweep, truth: Truth, part: slice) -> Any:
+    """Whose error is not clearly inside what is allowed."""
+    gradient, value, bar = work.gradient[part], truth.value[part], truth.bar[part]
+    allowed = work.allowed(gradient, value, rms(value), part)
+    with np.errstate(invalid="ignore"):
+        inside = np.abs(gradient - value) + bar <= allowed
+        if _may_be_zero(work, truth, part):
+            inside |= np.abs(gradient) + np.abs(value) + bar <= truth.zero_below[part]
+        inside &= bar <= _room(work, truth, part)
+    return ~inside | _uneven(work, truth, part)
+
+
+def _uneven(work: Sweep, truth: Truth, part: slice) -> Any:
+    """Where the slopes on both sides differ by as much as slopes are large: their mean may be
+    right by symmetry, at a point that has no slope.
+    """
+    size = rms(truth.value[part])
+    if work.pairs is None or size == 0:
+        return np.zeros_like(truth.value[part], bool)
+    steps, plus, minus = work.pairs[:, part]
+    with np.errstate(all="ignore"):
+        gap = np.abs((plus - work.value) + (minus - work.value)) / steps
+        noise = NOISE_SIGMAS * 2.5 * work.noise.sigma / steps
+        return (gap > noise) & (gap > UNEVEN * np.fmax(size, np.abs(truth.value[part])))
+
+
+def _room(work: Sweep, truth: Truth, part: slice) -> float:
+    """How large a bar may be where all of them together leave no room for the leaf's distance."""
+    gradient, value, bar = work.gradient[part], truth.value[part], truth.bar[part]
+    bar = bar[np.isfinite(bar) & np.isfinite(gradient)]
+    finite = np.where(np.isfinite(gradient), gradient, 0.0)
+    room = 0.5 * work.allowance.distance * (norm(value) + norm(finite))
+    return room / float(np.sqrt(len(bar))) if norm(bar) > room else np.inf
+
+
+def take_complex_steps(work: Sweep, truth: Truth, index: Positions) -> Mask:
+    """Where they are to be believed, slopes by complex steps in the place of differences."""
+    slopes, believed = complex_slopes(
+        work.phi,
+        index,
+        work.scale[index],
+        work.value,
+        work.noise,
+        truth.value[index],
+        truth.bar[index],
+    )
+    chosen = index[believed]
+    for leaf in work.layout:
+        own = (leaf.start <= chosen) & (chosen < leaf.start + leaf.size)
+        found = slopes[believed][own]
+        truth.value[chosen[own]] = found
+        size = rms(truth.value[leaf.part])
+        truth.bar[chosen[own]] = PRECISION * (np.abs(found) + size)
+    truth.analytic[chosen] = truth.settled[chosen] = True
+    return believed

@@ -1,0 +1,76 @@
+"""What a sweep works on and what it finds: the numerical gradient, element by element."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from xgradcheck._diagnose import Kind, Kinds
+from xgradcheck._differences import (
+    Noise,
+)
+from xgradcheck._judge import Tolerance
+from xgradcheck._layout import Layout, Mask, Vector
+from xgradcheck._phi import Phi
+
+Tick = Callable[[int, int], None]
+
+AUTO, COMPLEX = "auto", "complex-step"
+
+
+@dataclass(slots=True)
+class Truth:
+    """The numerical gradient, element by element.
+
+    ``settled``: the differences converged. ``still``: neither gradient nor phi takes notice.
+    ``kinds``: what kind of point it is, where that was looked at. ``noise`` is that of phi,
+    ``zero_below`` what counts as zero. ``scored`` is what the textbook's eps gave, with its bar,
+    where the user asked for it. ``analytic``: a complex step was taken. ``remainder``: the order of
+    the central Taylor remainder where the gradient is wrong.
+    """
+
+    value: Vector
+    bar: Vector
+    noise: Noise
+    zero_below: Vector
+    scored: tuple[Vector, Vector] | None = None
+    settled: Mask = field(init=False)
+    still: Mask = field(init=False)
+    analytic: Mask = field(init=False)
+    kinds: Kinds = field(init=False)
+    remainder: dict[int, float] = field(default_factory=dict)
+    sides: dict[int, tuple[float, float]] = field(default_factory=dict)
+    """At kinks: the slopes ahead and behind."""
+
+    def __post_init__(self) -> None:
+        self.settled, self.still, self.analytic = np.zeros((3, self.value.size), bool)
+        self.kinds = np.full(self.value.size, Kind.SMOOTH, np.uint8)
+
+
+@dataclass(slots=True)
+class Sweep:
+    """What all steps of one sweep share."""
+
+    phi: Phi
+    layout: Layout
+    point: Vector
+    gradient: Vector
+    value: float
+    noise: Noise
+    allowance: Tolerance
+    slack: Vector
+    """By how much the gradient differs from one run of the backward pass to the next."""
+    method: str
+    tick: Tick
+    scale: Vector = field(init=False)
+    common: Vector = field(init=False)
+    pairs: Vector | None = None
+    """Steps of the pair that every coordinate got, and phi above and below."""
+
+    def __post_init__(self) -> None:
+        self.scale, self.common = self.phi.scales()
+
+    def allowed(self, gradient: Vector, truth: Vector, leaf_rms: float, where: Any) -> Vector:
+        """The allowed error of the elements at ``where``."""
+        return np.asarray(self.allowance.allowed(gradient, truth, leaf_rms) + self.slack[where])

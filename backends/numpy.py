@@ -386,6 +386,9 @@ class NumpyProblem:
         parts = _handed.cut(cotangent, self.outputs)
         value = self._reduced(self._call(), parts)
         self._world.rewind()
+        if not self._case.is_closure:
+            # A forward pass may have worked in its arguments; the backward is given them as well.
+            self._write_all(self.point)
         args, kwargs = self._arguments
         if not self.unit_cotangent:
             shaped = {leaf.path: part for leaf, part in zip(self.outputs, parts, strict=True)}

@@ -31,6 +31,7 @@ from xgradcheck._selection import Candidate, argument_nodes, closure_nodes, sele
 from xgradcheck._tree import Node, Path, flatten, replaced
 
 from .world import (
+    TORCH,
     State,
     World,
     element_writer,
@@ -40,7 +41,6 @@ from .world import (
     reachable,
 )
 
-RANDOM = "torch's random"
 CONVERT = "convert it with .double() (a whole module with model.double())"
 
 
@@ -328,8 +328,8 @@ class TorchProblem:
     def moving(self) -> list[str]:
         names = self._world.moving
         dropping = [name for name, part in self._modules.items() if _drops_out(part)]
-        if RANDOM in names and dropping:
-            names[names.index(RANDOM)] = f"{RANDOM} (dropout in {', '.join(dropping)})"
+        if TORCH in names and dropping:
+            names[names.index(TORCH)] = f"{TORCH} (dropout in {', '.join(dropping)})"
         return names
 
     def hold_numbers(self) -> list[str]:
@@ -610,7 +610,7 @@ def _states(
     """Everything a PyTorch function can change that its caller would notice, or its next
     evaluation.
     """
-    states = [*random_states(), _torch_random_state(), _modes_state()]
+    states = [*random_states(), _modes_state()]
     tensors = {id(slot.work): slot.work for slot in slots} | {
         id(tensor): tensor for tensor in others
     }
@@ -636,20 +636,6 @@ def _torch_generator_state(generator: torch.Generator) -> State:
         generator.set_state(torch.from_numpy(saved))
 
     return State("a torch Generator", lambda: generator.get_state().numpy(), restore, True)
-
-
-def _torch_random_state() -> State:
-    def read() -> Any:
-        cpu = torch.get_rng_state().numpy()
-        cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
-        return [cpu, *(state.numpy() for state in cuda)]
-
-    def restore(saved: Any) -> None:
-        torch.set_rng_state(torch.from_numpy(saved[0]))
-        if saved[1:]:
-            torch.cuda.set_rng_state_all([torch.from_numpy(state) for state in saved[1:]])
-
-    return State(RANDOM, read, restore, True)
 
 
 def _modes_state() -> State:

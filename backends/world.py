@@ -7,6 +7,7 @@ only those that the function changed are reset before each of the following ones
 
 import functools
 import random
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -117,12 +118,29 @@ class World:
                 self.states[number].restore(self._found[number])
 
 
-def random_states() -> list[State]:
-    """The global generators of Python and NumPy."""
-    return [
-        State("Python's random", random.getstate, random.setstate, True),
-        State("numpy.random", np.random.get_state, np.random.set_state, True),
-    ]
+TORCH = "torch's random"
+
+
+def random_states() -> Iterator[State]:
+    """The global generators of Python, NumPy and PyTorch, as far as they are loaded."""
+    yield State("Python's random", random.getstate, random.setstate, True)
+    yield State("numpy.random", np.random.get_state, np.random.set_state, True)
+    if (torch := sys.modules.get("torch")) is not None and hasattr(torch, "get_rng_state"):
+        yield _torch_state(torch)
+
+
+def _torch_state(torch: Any) -> State:
+    def read() -> Any:
+        cpu = torch.get_rng_state().numpy()
+        cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+        return [cpu, *(state.numpy() for state in cuda)]
+
+    def restore(saved: Any) -> None:
+        torch.set_rng_state(torch.from_numpy(saved[0]))
+        if saved[1:]:
+            torch.cuda.set_rng_state_all([torch.from_numpy(state) for state in saved[1:]])
+
+    return State(TORCH, read, restore, True)
 
 
 def generator_state(generator: np.random.Generator | np.random.RandomState) -> State:

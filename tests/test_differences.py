@@ -323,7 +323,7 @@ def test_at_a_kink_any_slope_between_the_sides_is_right(slope: float, verdict: s
     w = np.array([1.0, 0.0, -1.0])
     report = check(cost, w, grads=np.array([1.0, slope, 0.0]), raise_exception=False)
     assert report.verdict == verdict
-    assert ("kink" in str(report)) == (slope != 0.5)  # where one pair agrees, none looks again
+    assert "kink" in str(report)
 
 
 def test_a_jump_is_inconclusive_and_named() -> None:

@@ -17,12 +17,20 @@ HIDING = {
     "equal rows": np.array([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0], [1.0, 2.0, 3.0]]),
     "one": np.array(1.0),
     "identity": np.eye(3),
+    "whole": np.array([1.0, 2.0, 3.0]),
+    "mask": np.array([0.0, 1.0, 1.0, 0.0]) * 0.3,
+    "equal columns": np.array([[1.1, 2.2, 1.1], [4.4, 5.5, 4.4]]),
+    "triangle": np.tril(np.full((4, 4), 1.1) + np.diag(np.arange(4.0))),
+    "probabilities": np.array([[0.1, 0.2, 0.7], [0.3, 0.3, 0.4]]),
+    "unit vectors": np.array([[0.6, 0.8], [-0.8, 0.6]]),
 }
 GENERIC = {
-    "matrix": np.array([[1.0, 2.0], [3.0, 5.0]]),
-    "vector": np.array([1.0, 2.0, 1.0]),
+    "matrix": np.array([[1.1, 2.2], [3.3, 5.4]]),
+    "vector": np.array([1.1, 2.2, 1.1]),
     "number": np.array(0.3),
-    "row": np.array([[1.0, 2.0]]),
+    "row": np.array([[1.1, 2.2]]),
+    "grid": np.linspace(-2, 2, 12),
+    "large": np.array([1e11, 3e11]),
 }
 
 

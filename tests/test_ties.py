@@ -82,3 +82,60 @@ def test_a_pool_that_pays_every_pixel_is_wrong():
 def test_kinks_that_have_nothing_to_do_with_each_other_may_have_any_convention(fn):
     x = torch.zeros(6, dtype=torch.float64)
     assert check(fn, x).verdict == "PASS"
+
+
+class GreedyMaximum(torch.autograd.Function):
+    """Gives the cotangent to both where its inputs are equal."""
+
+    @staticmethod
+    def forward(ctx, a, b):
+        ctx.save_for_backward(a, b)
+        return torch.maximum(a, b)
+
+    @staticmethod
+    def backward(ctx, g):
+        a, b = ctx.saved_tensors
+        return g * (a >= b), g * (b >= a)
+
+
+def test_ties_between_two_arguments():
+    a = torch.tensor([1.0, 2.3, 3.0], dtype=torch.float64)
+    b = torch.tensor([1.0, 0.5, 3.0], dtype=torch.float64)
+    assert check(torch.maximum, a, b).verdict == "PASS"
+    assert check(GreedyMaximum.apply, a, b, raise_exception=False).verdict == "FAIL"
+
+
+THREE = np.array([1.1, 1.1, 1.1, 0.3])
+
+
+@pytest.mark.parametrize(
+    ("gradient", "verdict"),
+    [
+        ([1.0, 0, 0, 0], "PASS"),
+        ([1 / 3, 1 / 3, 1 / 3, 0], "PASS"),
+        ([0, 0, 0, 0], "FAIL"),
+        ([0.5, 0.5, 0.5, 0], "FAIL"),
+    ],
+)
+def test_three_that_tie_have_to_add_up_as_well(gradient, verdict):
+    report = check(maximum, THREE, grads=np.array(gradient, float), raise_exception=False)
+    assert report.verdict == verdict
+
+
+class GreedyRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x.amax(0)
+
+    @staticmethod
+    def backward(ctx, g):
+        (x,) = ctx.saved_tensors
+        return g * (x == x.amax(0))
+
+
+def test_ties_between_rows_are_neighbours_along_an_axis():
+    x = torch.randn(4, 30, dtype=torch.float64)
+    x[2] = x[1]
+    assert check(lambda x: x.amax(0), x).verdict == "PASS"
+    assert check(GreedyRows.apply, x, raise_exception=False).verdict == "FAIL"

@@ -146,7 +146,7 @@ def register(name: str, module: str) -> None:
 
 def adapter(name: str) -> ModuleType:
     """The adapter of one framework; imports the framework."""
-    if name not in _modules:
+    if not isinstance(name, str) or name not in _modules:
         raise InvalidCase(
             f"there is no backend {name!r}: choose from {', '.join(map(repr, sorted(_modules)))}."
         )

@@ -4,7 +4,7 @@ import sys
 import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 
@@ -118,7 +118,7 @@ def check(
     started = time.perf_counter()
     title = name or _title(fn)
     try:
-        _refuse_options(fn, args, loss, coverage, method, rtol, atol, seed)
+        _refuse_options(fn, args, kwargs, loss, coverage, method, rtol, atol, seed)
         report = _checked(
             Case(fn, args, dict(kwargs or {}), _materialised(wrt), loss, grads),
             title,
@@ -163,6 +163,7 @@ def _materialised(wrt: Any) -> Any:
 def _refuse_options(
     fn: Any,
     args: tuple[Any, ...],
+    kwargs: Any,
     loss: Any,
     coverage: str,
     method: str,
@@ -185,18 +186,24 @@ def _refuse_options(
         )
     if loss is not None and not callable(loss):
         raise InvalidCase(f"loss={loss!r} cannot be called: give a function of the output.")
-    if coverage not in COVERAGES:
+    if kwargs is not None and not isinstance(kwargs, Mapping):
+        raise InvalidCase(f"kwargs is a {type(kwargs).__name__}: give a dict, by argument names.")
+    if not isinstance(coverage, str) or coverage not in COVERAGES:
         raise InvalidCase(f"coverage={coverage!r} is not one of {', '.join(map(repr, COVERAGES))}.")
-    if method not in METHODS:
+    if not isinstance(method, str) or method not in METHODS:
         raise InvalidCase(f"method={method!r} is not one of {', '.join(map(repr, METHODS))}.")
     for option, value in (("rtol", rtol), ("atol", atol)):
-        known = isinstance(value, int | float) and 0 <= value < float("inf")
+        known = _is_number(value) and 0 <= value < float("inf")
         if not known and not (option == "rtol" and value is None):
             raise InvalidCase(
                 f"{option}={value!r} is no tolerance: give a finite number, 0 or more."
             )
     if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
         raise InvalidCase(f"seed={seed!r} is no seed: give an integer, 0 or more.")
+
+
+def _is_number(value: Any) -> TypeGuard[float]:
+    return isinstance(value, int | float | np.floating) and not isinstance(value, bool)
 
 
 def _steps(eps: float | Mapping[str, float] | None, layout: Layout) -> Vector | None:
@@ -216,7 +223,7 @@ def _steps(eps: float | Mapping[str, float] | None, layout: Layout) -> Vector | 
             raise InvalidCase(
                 f"eps lacks {leaf.name!r}: give a step for every leaf, or leave eps out."
             )
-        if not isinstance(step, int | float) or not 0 < step < float("inf"):
+        if not _is_number(step) or not 0 < step < float("inf"):
             raise InvalidCase(
                 f"eps={step!r} for {leaf.name} is no step: give a positive number, or leave eps "
                 f"out."

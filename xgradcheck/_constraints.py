@@ -20,6 +20,8 @@ Constraint = str | Callable[[Any], Any]
 Linear = Callable[[Vector], Vector]
 
 NAMES = ("symmetric", "simplex", "positive")
+TRIES = 4
+"""Sums that a projection must respect to be called linear."""
 CLOSE = 1e-8
 """How well a point has to satisfy its constraint, relative."""
 
@@ -88,6 +90,8 @@ def _tangent(
 ) -> Tangent | str:
     """The tangent space, or why the leaf does not lie in the constraint."""
     values = point[leaf.part].reshape(leaf.shape)
+    if not values.size:
+        return f"{leaf.name} is empty"
     if callable(constraint):
         return _of_projection(constraint, leaf, values, from_numpy)
     if constraint not in NAMES:
@@ -112,7 +116,9 @@ def _symmetric(leaf: Leaf, values: Vector) -> Tangent | str:
 
 
 def _simplex(leaf: Leaf, values: Vector) -> Tangent | str:
-    if values.ndim == 0 or not (values > 0).all():
+    if values.ndim == 0 or values.shape[-1] == 1:
+        return f"{leaf.name} has rows of one element, which cannot move"
+    if not (values > 0).all():
         return f"{leaf.name} is not positive throughout"
     if np.abs(values.sum(-1) - 1).max() > CLOSE:
         return f"{leaf.name} does not sum to 1 along its last axis"
@@ -145,7 +151,11 @@ def _of_projection(
 
     def apply(flat: Vector) -> Vector:
         given = projection(from_numpy(flat.reshape(leaf.shape).copy()))
-        found = np.asarray(given, dtype=np.float64)
+        found = np.asarray(given)
+        if found.dtype != np.float64:
+            raise InvalidCase(
+                f"the projection of {leaf.name} returns {found.dtype}: it must return float64."
+            )
         if found.shape != leaf.shape:
             raise InvalidCase(
                 f"the projection of {leaf.name} returns shape {list(found.shape)} for "
@@ -156,12 +166,17 @@ def _of_projection(
     point = values.ravel()
     rng = np.random.default_rng(0)
     size = float(np.abs(point).max()) or 1.0
-    first, second = size * rng.normal(size=(2, leaf.size))
-    whole, parts = apply(first + second), apply(first) + apply(second)
-    if np.abs(whole - parts).max() <= CLOSE * np.abs(parts).max(initial=size):
+    whole, is_linear = point, True
+    for _ in range(TRIES):
+        first, second = size * rng.normal(size=(2, leaf.size))
+        whole, parts = apply(first + second), apply(first) + apply(second)
+        is_linear &= bool(np.abs(whole - parts).max() <= CLOSE * np.abs(parts).max(initial=size))
+    if is_linear:
         if np.abs(apply(whole) - whole).max() > CLOSE * np.abs(whole).max(initial=size):
             return f"the function given for {leaf.name} is no projection: twice is not once"
         matrix, is_flat = np.stack([apply(row) for row in np.eye(leaf.size)], axis=1), True
+        if not matrix.any():
+            return f"the projection of {leaf.name} leaves it no direction"
     elif np.abs(apply(point) - point).max() <= CLOSE * size:
         matrix = np.stack([_derivative(apply, point, size * row) for row in np.eye(leaf.size)], 1)
         matrix, is_flat = matrix / size, False

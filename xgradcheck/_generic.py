@@ -20,7 +20,9 @@ TRIES = 2
 """How many directions have to call a leaf wrong."""
 
 
-SYMMETRIC = "it is symmetric"
+SYMMETRIC, DIAGONAL = "it is symmetric", "it is diagonal"
+WHOLE = 1e6
+"""Larger numbers may be whole because they have no bits left for less."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,13 +57,12 @@ def look_near_by(
     """
     problem = phi.problem
     why = _degenerate(problem.layout, problem.point)
-    if not all(tangent.is_flat for tangent in phi.tangents.values()):
-        why = {}  # at another point the constraint has another tangent space
-    for number in phi.tangents:
-        if why.get(number) == SYMMETRIC:
-            del why[number]
     for number in zeros:
         why.setdefault(number, "its gradient is zero")
+    for number, tangent in phi.tangents.items():
+        # A symmetric matrix stays one; and on a curved set other points have other tangents.
+        if why.get(number) == SYMMETRIC or not tangent.is_flat:
+            why.pop(number, None)
     can_move = problem.can_move
     if not why or not can_move:
         return NearBy(why, None, can_move)
@@ -77,26 +78,51 @@ def look_near_by(
 
 def _degenerate(layout: Layout, point: Vector) -> dict[int, str]:
     """Leaf numbers to why their values hide mistakes: "all its values are 1"."""
-    found = {}
+    found: dict[int, str] = {}
+    seen: dict[tuple[tuple[int, ...], bytes], str] = {}
     for number, leaf in enumerate(layout):
-        if leaf.size and (why := _why(leaf, point[leaf.part].reshape(leaf.shape))):
+        if not leaf.size:
+            continue
+        values = point[leaf.part].reshape(leaf.shape)
+        twin = seen.setdefault((leaf.shape, values.tobytes()), leaf.name)
+        why = _why(values) or ("" if twin == leaf.name else f"it equals {twin}")
+        if why:
             found[number] = why
     return found
 
 
-def _why(leaf: Leaf, values: Vector) -> str:
-    first = values.flat[0]
-    if leaf.size == 1:
-        return f"it is {first:g}" if first in (-1.0, 0.0, 1.0, 2.0) else ""
-    if (values == first).all():
+def _why(values: Vector) -> str:
+    first, sizes = values.flat[0], np.abs(values)
+    if values.size > 1 and (values == first).all():
         return f"all its values are {first:g}"
-    square = values.ndim >= 2 and values.shape[-1] == values.shape[-2] > 1
-    if square and (values == values.swapaxes(-1, -2)).all():
-        return SYMMETRIC
-    rows = values.reshape(leaf.shape[0], -1)
-    if values.ndim >= 2 and len(np.unique(rows, axis=0)) < len(rows):
-        return "some of its rows are equal"
+    if (values == np.round(values)).all() and sizes.max() < WHOLE:
+        return f"it is {first:g}" if values.size == 1 else "its values are whole numbers"
+    if _is_square(values):
+        if _is_diagonal(values):
+            return DIAGONAL
+        if (values == values.swapaxes(-1, -2)).all():
+            return SYMMETRIC
+    rows = values.reshape(-1, values.shape[-1]) if values.ndim else values.reshape(1, 1)
+    if (
+        values.ndim >= 2
+        and min(len(np.unique(part, axis=0)) / len(part) for part in (rows, rows.T)) < 1
+    ):
+        return "some of its rows or columns are equal"
+    if values.size > 3 and len(np.unique(sizes)) <= max(2, values.size / 3):
+        return "many of its values are equal"
+    if values.size > 1 and values.ndim:
+        for what, size in (("sum", rows.sum(1)), ("norm", np.sqrt((rows**2).sum(1)))):
+            if rows.shape[1] > 1 and (np.abs(size - 1) < 1e-9).all():
+                return f"its rows have {what} 1"
     return ""
+
+
+def _is_square(values: Vector) -> bool:
+    return values.ndim >= 2 and values.shape[-1] == values.shape[-2] > 1
+
+
+def _is_diagonal(values: Vector) -> bool:
+    return bool((values[..., ~np.eye(values.shape[-1], dtype=bool)] == 0).all())
 
 
 def _moved(

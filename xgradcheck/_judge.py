@@ -194,7 +194,8 @@ def judge(
     if is_zero:
         undecided = failed = np.zeros_like(failed)
     at, at_bar = scored if scored is not None else (truth, bar)
-    score = distance(gradient, at)
+    # 0/0: two zeros apart by rounding are no distance apart.
+    score = 0.0 if is_zero else distance(gradient, at)
     size = norm(at) + norm(np.where(finite, gradient, 0.0))
     score_bar = (1 + score) * norm(at_bar) / size if size > 0 else 0.0
     limit = allowance.distance + (

@@ -163,7 +163,7 @@ def _plans(scale: Vector, common: Vector, steps: Exponents) -> list[Plan]:
             steps.narrower,
             lambda best, wrong, undecided, leaps: wrong | leaps | undecided & coarse(best),
         ),
-        (scale, steps.narrowest, lambda best, wrong, undecided, leaps: undecided & ~best.settled),
+        (scale, steps.narrowest, lambda best, wrong, undecided, leaps: undecided & coarse(best)),
         (
             common,
             steps.wide + steps.middle,

@@ -6,11 +6,13 @@ their spacing.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
 from xgradcheck._differences import Noise, snapped
-from xgradcheck._layout import BITS, DOUBLE, Mask, Vector
+from xgradcheck._layout import BITS, DOUBLE, Vector
 
 Along = Callable[[Vector, Vector], Vector]
 
@@ -22,7 +24,12 @@ _PROBE_24 = np.array([17, 59, 103, 151, 211, 263, 331, 397]) / 64.0
 _PROBE_8 = np.array([1, 2, 4, 5, 7, 8, 10, 12]) / 2.0
 _USUAL, _WIDER, _NARROWER = -22, (-14, -7, -4), (-32, -42)
 _WIDEST = -2
-_LATTICES = ((-10, _PROBE_8, 11, 1), (-15, _PROBE_24, 24, 6), (-99, _PROBE, DOUBLE, 16))
+_LATTICES = (
+    (-10, _PROBE_8, 11, 1),
+    (-15, _PROBE_24, 24, 6),
+    (-38, _PROBE, DOUBLE, 16),
+    (-99, _PROBE_24, DOUBLE, 6),
+)
 """From which spacing on, which points, of how many bits, and how many of them below the spacing."""
 FEW, FEW_AND_COARSE = 1.1, 2.0
 """How far a fit through eight values may underrate noise; more where they are few bits long."""
@@ -47,76 +54,91 @@ def measure_noise(
     framework knows of; it counts where there is noise to match.
     """
     least = float(Noise(0.0).of(np.array(value)))
-    everywhere = np.ones(point.size, bool)
 
-    def line(mask: Mask, exponent: int = _USUAL) -> tuple[float, Vector]:
-        return _noise_on_a_line(along, value, point, scale * mask, rng, exponent)
+    def line(mask: Any = 1.0) -> _Line:
+        signs = rng.choice([-1.0, 1.0], point.size) * rng.uniform(0.5, 1.0, point.size)
+        return _Line(along, value, point, scale * mask * signs)
 
-    sigma, values = line(everywhere)
+    first = line()
+    sigma, values = first.noise(), first.seen
     if sigma > LOUD * least:
         # A kink on the line looks like noise; a second line seldom crosses one too.
-        again, more = line(everywhere)
-        sigma, values = min(sigma, again), np.concatenate([values, more])
-    if sigma > LOUD * least and point.size > 1 and line(everywhere, _NARROWER[0])[0] < sigma / 4:
-        # Noise is the same at any spacing. What falls with it comes from a coordinate at which phi
-        # is not smooth, and a line through the others is free of it.
-        half = rng.permutation(point.size) < point.size // 2
-        sigma = min(sigma, line(half)[0], line(~half)[0])
-    bits = DOUBLE if unit is None else _bits_of(np.append(values, value) / unit)
+        second = line()
+        sigma, values = min(sigma, second.noise()), values + second.seen
+    bits = DOUBLE if unit is None else _bits_of(np.append(np.concatenate(values), value) / unit)
     if bits == DOUBLE and sigma > LOUD * least:
         bits = min(told, _bits_of_the_argument(along, value, point, rng))
+    if bits == DOUBLE and sigma > LOUD * least:
+        # Noise is the same at any spacing. What falls with it is the function itself, oscillating
+        # faster than the points of the line, or not smooth in one of its coordinates.
+        narrow = min(line().noise_at(exponent) for exponent in _NARROWER)
+        if narrow < sigma / 4:
+            sigma = narrow
+            if sigma > LOUD * least and point.size > 1:
+                half = rng.permutation(point.size) < point.size // 2
+                sigma = min(sigma, line(half).noise(), line(~half).noise())
     underrated = FEW if bits > BITS["float16"] else FEW_AND_COARSE
     return Noise(max(underrated * sigma, 2.0 ** (DOUBLE - bits) * least), bits)
 
 
-def _noise_on_a_line(
-    along: Along,
-    value: float,
-    point: Vector,
-    scale: Vector,
-    rng: np.random.Generator,
-    usual: int,
-) -> tuple[float, Vector]:
-    """The noise, and every value that was seen on the way."""
-    direction = scale * rng.choice([-1.0, 1.0], point.size) * rng.uniform(0.5, 1.0, point.size)
-    unit = abs(value) or 1.0
-    seen = []
+@dataclass(slots=True)
+class _Line:
+    """phi on a line through the point, and every value that was ``seen`` there."""
 
-    def scan(exponent: int) -> tuple[Vector, Vector]:
+    along: Along
+    value: float
+    point: Vector
+    direction: Vector
+    seen: list[Vector] = field(default_factory=list)
+
+    def noise(self) -> float:
+        """The noise at the usual spacing, or at the first that tells it from plateaus and bends."""
+        probe, values = self._scan(_USUAL)
+        if _stands_still(values):
+            for exponent in _WIDER:
+                wider, found = self._scan(exponent)
+                if not np.isfinite(found).all():
+                    break
+                probe, values = wider, found
+                if not _stands_still(values):
+                    break
+            else:
+                # Only to see which numbers phi can take: so far out it may bend or jump.
+                self._scan(_WIDEST)
+        else:
+            for exponent in _NARROWER:
+                if np.isfinite(values).all() and not _falling(self._residuals(probe, values)):
+                    break
+                narrower, found = self._scan(exponent)
+                if _stands_still(found):
+                    break
+                probe, values = narrower, found
+        return self._left_over(probe, values) if np.isfinite(values).all() else 0.0
+
+    def noise_at(self, exponent: int) -> float:
+        """The noise at one spacing; infinite where it cannot be told."""
+        probe, values = self._scan(exponent)
+        if _stands_still(values) or not np.isfinite(values).all():
+            return np.inf
+        return self._left_over(probe, values)
+
+    def _scan(self, exponent: int) -> tuple[Vector, Vector]:
         _, probe, bits, spare = next(row for row in _LATTICES if exponent >= row[0])
         # The argument's own rounding is no noise of phi: every point has to be exact.
-        exact = snapped(point, direction, exponent + 3, exponent - spare, bits)
-        values = along(exact, probe * 2.0**exponent)
+        exact = snapped(self.point, self.direction, exponent + 3, exponent - spare, bits)
+        values = self.along(exact, probe * 2.0**exponent)
         if not np.isfinite(values).all():
-            values = along(exact, -probe * 2.0**exponent)
-        seen.append(values)
+            values = self.along(exact, -probe * 2.0**exponent)
+        self.seen.append(values)
         return probe, values
 
-    probe, values = scan(usual)
-    if _stands_still(values):
-        for exponent in _WIDER:
-            wider, found = scan(exponent)
-            if not np.isfinite(found).all():
-                break
-            probe, values = wider, found
-            if not _stands_still(values):
-                break
-        else:
-            # Only to see which numbers phi can take: so far out it may bend or jump.
-            scan(_WIDEST)
-    else:
-        for exponent in _NARROWER:
-            if np.isfinite(values).all() and not _bends(probe, values / unit):
-                break
-            _, narrower = scan(exponent)
-            if _stands_still(narrower):
-                break
-            values = narrower
-    every = np.concatenate(seen)
-    if not np.isfinite(values).all():
-        return 0.0, every
-    left = _residuals(probe, values / unit)
-    return unit * (left[4] if _falling(left) else max(left[3], left[4])), every
+    def _residuals(self, probe: Vector, values: Vector) -> dict[int, float]:
+        return _residuals(probe, values / (abs(self.value) or 1.0))
+
+    def _left_over(self, probe: Vector, values: Vector) -> float:
+        left = self._residuals(probe, values)
+        unit = abs(self.value) or 1.0
+        return unit * (left[4] if _falling(left) else max(left[3], left[4]))
 
 
 def _stands_still(values: Vector) -> bool:
@@ -134,12 +156,8 @@ def _residuals(probe: Vector, values: Vector) -> dict[int, float]:
     return left
 
 
-def _bends(probe: Vector, values: Vector) -> bool:
-    """Whether higher degrees keep explaining more: curvature, not noise."""
-    return _falling(_residuals(probe, values))
-
-
 def _falling(left: dict[int, float]) -> bool:
+    """Whether higher degrees keep explaining more: curvature, not noise."""
     return left[3] < 0.3 * left[2] and left[4] < 0.3 * left[3]
 
 

@@ -1,7 +1,7 @@
 """From what was measured to the report: a verdict for each leaf, and what is said about it."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,7 @@ from xgradcheck._adapters import Backward, Problem
 from xgradcheck._constraints import Tangent
 from xgradcheck._diagnose import Kind, Kinds
 from xgradcheck._differences import rms
-from xgradcheck._generic import SYMMETRIC, Mistake, NearBy
+from xgradcheck._generic import DIAGONAL, SYMMETRIC, Mistake, NearBy
 from xgradcheck._judge import (
     Judged,
     Tolerance,
@@ -81,7 +81,11 @@ def outcome(
         rounded, random = _on_repeats(problem, measured)
         notes += rounded
         findings += random
-        verdicts += [Verdict.INCONCLUSIVE for _ in random]
+        for finding in random:
+            if leaves[finding.leaf].verdict is Verdict.PASS:
+                unsure = replace(leaves[finding.leaf], verdict=Verdict.INCONCLUSIVE)
+                leaves[finding.leaf] = unsure
+            verdicts.append(Verdict.INCONCLUSIVE)
     notes += _note_on_near_by(problem, measured.near_by)
     if measured.refusal is not None:
         raised = repr(measured.refusal)
@@ -372,7 +376,7 @@ def _only_here(leaf: Leaf, mistake: Mistake, why: dict[int, str]) -> Finding:
         f"random direction backward gives {mistake.analytic:.6g}, differences give "
         f"{mistake.truth:.6g} ± {mistake.bar:.1g}"
     )
-    if SYMMETRIC in why.values():
+    if {SYMMETRIC, DIAGONAL} & set(why.values()):
         text += "; if it is meant for symmetric matrices alone, say constraint='symmetric'"
     return Finding(leaf.name, "only right at this point", text)
 
@@ -409,13 +413,22 @@ def _note_on_near_by(problem: Problem, near_by: NearBy) -> list[str]:
     names: dict[str, list[str]] = {why: [] for why in near_by.why.values()}
     for number, why in near_by.why.items():
         names[why].append(problem.layout.leaves[number].name)
-    hidden = "; ".join(f"{', '.join(leaves)}: {why}" for why, leaves in names.items())
+    hidden = "; ".join(f"{_few(leaves)}: {why}" for why, leaves in names.items())
     if not near_by.can_move or near_by.is_stale:
         advice = "give grads as a function to have another point looked at"
         return [f"this point hides mistakes ({hidden}): {advice}"]
     if near_by.mistakes is None:
         return [f"this point hides mistakes ({hidden}), and no other was found in the domain"]
     return [f"this point hides mistakes ({hidden}), so another one near by was looked at too"]
+
+
+def _few(names: list[str]) -> str:
+    shown = ", ".join(names[:NAMED])
+    return shown if len(names) <= NAMED else f"{shown} and {len(names) - NAMED} more"
+
+
+NAMED = 3
+"""How many leaves a note names."""
 
 
 def _is_right_symmetrised(leaf: Leaf, point: Vector, measured: Measured) -> bool:

@@ -15,7 +15,7 @@ from xgradcheck._extrapolation import Estimate
 from xgradcheck._judge import Tolerance, exceeds
 from xgradcheck._ladder import climb
 from xgradcheck._layout import Leaf, Mask, Positions, Vector
-from xgradcheck._ties import wrong_ties
+from xgradcheck._ties import Kinks, wrong_ties
 from xgradcheck._truth import AUTO, Sweep, Truth
 
 UNEVEN = 0.5
@@ -49,20 +49,29 @@ def settle_suspicious(work: Sweep, truth: Truth) -> None:
                 truth.settled[queue] = True
                 break
             size *= 2
-        _settle_ties(work, truth, leaf)
+    _settle_ties(work, truth)
 
 
-def _settle_ties(work: Sweep, truth: Truth, leaf: Leaf) -> None:
+def _settle_ties(work: Sweep, truth: Truth) -> None:
     """Where the gradients of several kinks do not go together, call them wrong."""
-    kinks = np.array([n for n in sorted(truth.sides) if leaf.start <= n < leaf.part.stop], np.intp)
-    if len(kinks) < 2:
+    where = np.array(sorted(truth.sides), np.intp)
+    if len(where) < 2:
         return
-    sides = np.array([truth.sides[int(n)] for n in kinks]).T
-    scale, gradient = work.scale[kinks], work.gradient[kinks]
-    for tie in wrong_ties(work.phi, kinks, scale, sides, gradient, work.value, work.noise):
-        for place in (tie.first, tie.second):
-            truth.value[place] = work.gradient[place] - tie.excess / (2 * work.scale[place])
-            truth.bar[place], truth.settled[place] = 0.0, True
+    sides = np.array([truth.sides[int(n)] for n in where]).T
+    found = Kinks(
+        work.phi,
+        work.layout,
+        where,
+        work.scale[where],
+        work.gradient[where],
+        sides,
+        work.value,
+        work.noise,
+    )
+    for tie in wrong_ties(found):
+        excess = tie.excess / work.scale[tie.members]
+        truth.value[tie.members] = work.gradient[tie.members] - excess
+        truth.bar[tie.members], truth.settled[tie.members] = 0.0, True
 
 
 def _eps_suffices(truth: Truth, gradient: Vector, leaf: Leaf, allowance: Tolerance) -> bool:

@@ -16,6 +16,7 @@ from xgradcheck._differences import (
     UNIT,
     Noise,
     representable,
+    rms,
 )
 from xgradcheck._judge import Tolerance, zero_below
 from xgradcheck._ladder import EXPONENTS
@@ -32,6 +33,8 @@ their outcome.
 """
 SAMPLED, SAMPLED_FULLY, SAMPLED_LEAVES = 12, 24, 36
 """Coordinates of the sample, how many get all its steps, and the most leaves it looks at."""
+SAFE = 4.0
+"""How many times more than usual a coordinate is taken to bend."""
 BLOCK = 32
 
 
@@ -55,11 +58,7 @@ def sweep(
         phi, problem.layout, problem.point, gradient, value, noise, allowance, slack, method, tick
     )
     rng = np.random.default_rng([seed, 0x5EED])
-    if eps is None:
-        steps, curvature = _steps(work, rng)
-        truth = _one_pair_each(work, steps, curvature)
-    else:
-        truth = _textbook(work, eps)
+    truth = _one_pair_each(work, *_steps(work, rng)) if eps is None else _textbook(work, eps)
     if method == COMPLEX:
         take_complex_steps(work, truth, np.arange(work.point.size, dtype=np.intp))
     _settle_quiet(work, truth, rng)
@@ -67,8 +66,9 @@ def sweep(
     return truth
 
 
-def _steps(work: Sweep, rng: np.random.Generator) -> tuple[Vector, Vector]:
-    """For every coordinate the step of its pair and the curvature of its leaf.
+def _steps(work: Sweep, rng: np.random.Generator) -> tuple[Vector, Vector, Positions, Vector]:
+    """For every coordinate the step of its pair and the curvature of its leaf; the sample, and the
+    curvatures there.
 
     Curvature is the worst third derivative of the leaf's sample, times scale^3 / 6; truncation at
     ``scale 2^e`` is that times ``4^e``. Where there are too many leaves to look at each, the others
@@ -79,7 +79,8 @@ def _steps(work: Sweep, rng: np.random.Generator) -> tuple[Vector, Vector]:
     each = max(1, SAMPLED // len(looked_at))
     index = np.concatenate([leaf.start + _some(rng, leaf.size, each) for leaf in looked_at])
     exponents = EXPONENTS[work.noise.bits].sample
-    bend = _curvature(work, index, exponents if len(index) <= SAMPLED_FULLY else exponents[:2])
+    enough = exponents if len(index) <= SAMPLED_FULLY else exponents[:2]
+    bend = _curvature(work, index, enough)
     owners = work.layout.owners(index)
     steps, curvature = np.empty_like(work.point), np.zeros(work.point.size)
     for number, leaf in enumerate(work.layout):
@@ -88,7 +89,7 @@ def _steps(work: Sweep, rng: np.random.Generator) -> tuple[Vector, Vector]:
         unit = work.scale[leaf.part] * FACTORS[2] * 2.0 ** _best_exponent(worst, work.noise)
         steps[leaf.part] = representable(work.point[leaf.part], unit, work.noise.bits)
         curvature[leaf.part] = worst
-    return steps, curvature
+    return steps, curvature, index, bend
 
 
 def _some(rng: np.random.Generator, size: int, count: int) -> Positions:
@@ -126,15 +127,33 @@ def _curvature(work: Sweep, index: Positions, exponents: tuple[int, ...]) -> Vec
     return np.where(np.isfinite(least), least, np.inf)
 
 
-def _one_pair_each(work: Sweep, steps: Vector, curvature: Vector) -> Truth:
+def _one_pair_each(
+    work: Sweep, steps: Vector, curvature: Vector, sampled: Positions, bend: Vector
+) -> Truth:
     plus, minus = _pairs_in_blocks(work, steps, 0, work.point.size)
     work.pairs = np.array([steps, plus, minus])
     with np.errstate(all="ignore"):
         slope = (plus - minus) / (2 * steps)
+        curvature = np.fmax(curvature, _usual_curvature(work, slope, sampled, bend))
         truncation = 3 * curvature / work.scale * (steps / work.scale) ** 2
         noise = _slope_noise(work, plus, minus, steps)
     bar = truncation + BAR_SIGMAS * noise + 2.0**-52 * np.abs(slope)
     return _truth(work, slope, bar)
+
+
+def _usual_curvature(work: Sweep, slope: Vector, sampled: Positions, bend: Vector) -> Vector:
+    """How much a coordinate bends, going by what it and its leaf do to phi: a sample of a leaf may
+    miss what bends most.
+    """
+    influence = np.abs(slope) * work.scale
+    for leaf in work.layout:
+        if leaf.size:
+            own = influence[leaf.part]
+            influence[leaf.part] = np.fmax(own, rms(own[np.isfinite(own)]))
+    share = (bend / influence[sampled])[np.isfinite(bend)]
+    share = share[np.isfinite(share)]
+    # Not the worst of the sample: that may lie next to a kink.
+    return SAFE * float(np.quantile(share, 0.8)) * influence if share.size else 0 * influence
 
 
 def _slope_noise(work: Sweep, plus: Vector, minus: Vector, steps: Vector) -> Vector:

@@ -29,7 +29,7 @@ from xgradcheck._layout import (
 from xgradcheck._selection import Candidate, select
 from xgradcheck._tree import Node, argument_names
 
-from .world import State, World, number_states, plain_states, random_states, reachable
+from .world import State, World, displaced, number_states, plain_states, random_states, reachable
 
 CONVERT = (
     "give it as float64 (a NumPy float64 array will do, with backend='jax'; JAX makes float32 "
@@ -311,8 +311,9 @@ class JaxProblem:
         return values[: len(values) - missing]
 
     def along(self, direction: Vector, steps: Vector, start: int, cotangent: Vector) -> Vector:
-        points = np.repeat(self.point[None], len(steps), axis=0)
-        points[:, start : start + direction.size] += np.multiply.outer(steps, direction)
+        whole = np.zeros_like(self.point)
+        whole[start : start + direction.size] = direction
+        points = np.stack([displaced(self.point, whole, step) for step in steps])
         return self._values(points, cotangent)
 
     def each(self, index: Positions, steps: Vector, cotangent: Vector) -> Vector:
@@ -392,8 +393,9 @@ def _lowest_bits(program: Any) -> int:
         if not any(id(var) in reached for var in step.invars):
             continue
         for var in step.outvars:
-            reached.add(id(var))
+            # A comparison takes no derivative along.
             if jnp.issubdtype(var.aval.dtype, jnp.inexact):
+                reached.add(id(var))
                 lowest = min(lowest, int(jnp.finfo(var.aval.dtype).nmant) + 1)  # type: ignore[no-untyped-call]
         for inner in tree_util.tree_leaves(list(step.params.values()), is_leaf=_is_program):
             if _is_program(inner):

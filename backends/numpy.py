@@ -31,6 +31,7 @@ from .world import (
     State,
     World,
     array_state,
+    displaced,
     element_writer,
     number_states,
     plain_states,
@@ -325,7 +326,7 @@ class NumpyProblem:
         try:
             for number, step in enumerate(steps):
                 self._world.reset()
-                self._write_all(self.point + step * whole)
+                self._write_all(displaced(self.point, whole, step))
                 values[number] = self._reduced(self._call(), cotangents)
         finally:
             self._write_all(self.point)

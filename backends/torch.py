@@ -34,6 +34,7 @@ from .world import (
     TORCH,
     State,
     World,
+    displaced,
     element_writer,
     number_states,
     plain_states,
@@ -435,7 +436,7 @@ class TorchProblem:
             with self._grad_mode():
                 for number, step in enumerate(steps):
                     self._world.reset()
-                    self._write_all(self.point + step * whole)
+                    self._write_all(displaced(self.point, whole, step))
                     values[number] = evaluate()
         finally:
             self._write_all(self.point)

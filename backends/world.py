@@ -16,6 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from xgradcheck._layout import Vector
+
 
 @dataclass(slots=True)
 class State:
@@ -331,6 +333,12 @@ def _named_by(fn: FunctionType) -> Iterator[Any]:
         elsewhere = isinstance(named, FunctionType) and named.__globals__ is not fn.__globals__
         if not elsewhere and not isinstance(named, ModuleType | BuiltinFunctionType):
             yield named
+
+
+def displaced(point: Vector, direction: Vector, step: float) -> Vector:
+    """``point + step * direction``; what does not move keeps its bits, -0.0 among them."""
+    shift = step * direction
+    return np.where(shift == 0, point, point + shift)
 
 
 def element_writer(array: Any) -> Callable[[int, float], None]:

@@ -266,7 +266,8 @@ def test_a_short_name_is_not_broken(columns, monkeypatch):
 
 
 def test_a_row_of_the_table_stays_on_one_line_where_names_are_short():
-    assert len(lines(SHOWN["thirty leaves"]())) <= 30 + 8
+    found = lines(SHOWN["thirty leaves"]())
+    assert sum(line.startswith("layer") for line in found) == 30 and len(found) <= 30 + 11
 
 
 def test_the_sentence_under_the_verdict_keeps_its_indent_where_it_wraps():

@@ -367,6 +367,7 @@ def _backward(phi: Phi) -> tuple[Backward, Vector]:
 def _zeros(layout: Layout, gradient: Vector, truth: Truth) -> list[int]:
     """The leaves that have gradient zero, as far as one can see, and nothing to compare it with."""
     null = (np.abs(gradient) <= truth.bar) & (np.abs(truth.value) <= truth.bar) & ~truth.still
+    null |= truth.stationary
     return [
         number
         for number, leaf in enumerate(layout)

@@ -115,6 +115,7 @@ def tolerance(rtol: float | None, atol: float, bits: int = DOUBLE) -> Tolerance:
 # A gradient is called zero where anything larger would have moved phi by less than this share of
 # what the most influential leaf moves it; the second below float64.
 ZERO, ZERO_IN_SINGLE = 1e-8, 1e-6
+NEGLIGIBLE = 1e-4
 
 
 def zero_below(
@@ -190,7 +191,11 @@ def judge(
         failed = ~finite | (settled & exceeds(error, bar, allowed))
         undecided = ~failed & ~(error + bar <= allowed)
         null = np.abs(gradient) + np.abs(truth) + bar <= zero_below
-    is_zero = bool((null & (np.abs(truth) <= bar) & (np.abs(gradient) <= bar) | still).all())
+        # Below the rounding of what is not zero, two numbers that differ are both zero.
+        lost = np.abs(gradient) + np.abs(truth) <= NEGLIGIBLE * zero_below
+    is_zero = bool(
+        (null & (lost | (np.abs(truth) <= bar) & (np.abs(gradient) <= bar)) | still).all()
+    )
     if is_zero:
         undecided = failed = np.zeros_like(failed)
     at, at_bar = scored if scored is not None else (truth, bar)

@@ -51,7 +51,7 @@ def measure_noise(
     Eight evaluations; more where phi stands still on that scale (it is quantised: low precision
     inside) or bends. ``unit`` is what a scalar output was multiplied by: divided by it, phi is what
     the function returned, to a few units of rounding. ``told`` is the shortest significand that the
-    framework knows of; it counts where there is noise to match.
+    framework knows of.
     """
     least = float(Noise(0.0).of(np.array(value)))
 
@@ -66,8 +66,9 @@ def measure_noise(
         second = line()
         sigma, values = min(sigma, second.noise()), values + second.seen
     bits = DOUBLE if unit is None else _bits_of(np.append(np.concatenate(values), value) / unit)
+    bits = min(bits, told)
     if bits == DOUBLE and sigma > LOUD * least:
-        bits = min(told, _bits_of_the_argument(along, value, point, rng))
+        bits = _bits_of_the_argument(along, value, point, rng)
     if bits == DOUBLE and sigma > LOUD * least:
         # Noise is the same at any spacing. What falls with it is the function itself, oscillating
         # faster than the points of the line, or not smooth in one of its coordinates.

@@ -21,6 +21,8 @@ from xgradcheck._truth import AUTO, Sweep, Truth
 UNEVEN = 0.5
 """How far the slopes of both sides may differ, as a share of the largest there is."""
 BATCH = 32
+FAR = (6, 14, 26)
+"""Exponents of two, of a coordinate's scale: how far out to look for a phi that does not move."""
 
 
 def settle_suspicious(work: Sweep, truth: Truth) -> None:
@@ -113,7 +115,8 @@ def _look_again(work: Sweep, truth: Truth, leaf: Leaf, index: Positions) -> tupl
         None if work.pairs is None else work.pairs[:, index],
     )
     best = climbed.best
-    room = np.inf
+    best.settled &= ~_absorbed(work, index, climbed.rungs)
+    room = np.inf  # asked for, and all that could be had
     wrong, undecided = outcome(best)
     # Strictly between the slopes of both sides a gradient is right, however uncertain those are.
     between = (best.low + best.bar < gradient) & (gradient < best.high - best.bar)
@@ -141,6 +144,22 @@ def _look_again(work: Sweep, truth: Truth, leaf: Leaf, index: Positions) -> tupl
     if work.method == AUTO and doubtful.size and work.phi.can_be_complex:
         undecided[doubtful] &= ~_rescued(work, truth, leaf, index[doubtful])
     return wrong, undecided
+
+
+def _absorbed(work: Sweep, index: Positions, rungs: Vector) -> Mask:
+    """Where phi does not move at all for steps of the coordinate's own size, and does for wide
+    ones: what it adds is lost beside something larger, as in log(1 + x^2) at 1e-9.
+    """
+    _, plus, minus = rungs
+    unmoved = np.isfinite(plus + minus) & (plus == work.value) & (minus == work.value)
+    still = (unmoved | ~np.isfinite(plus + minus)).all(axis=0) & unmoved.any(axis=0)
+    still &= work.gradient[index] != 0
+    moves = np.zeros(len(index), bool)
+    for exponent in FAR if still.any() else ():
+        chosen = np.flatnonzero(still & ~moves)
+        above, below = work.phi.pairs(index[chosen], work.scale[index[chosen]] * 2.0**exponent)
+        moves[chosen] = (above != work.value) | (below != work.value)
+    return moves
 
 
 def _rescued(work: Sweep, truth: Truth, leaf: Leaf, index: Positions) -> Mask:

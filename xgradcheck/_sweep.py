@@ -33,6 +33,8 @@ their outcome.
 """
 SAMPLED, SAMPLED_FULLY, SAMPLED_LEAVES = 12, 24, 36
 """Coordinates of the sample, how many get all its steps, and the most leaves it looks at."""
+FLAT = 1e8
+"""How much more than it slopes a function bends over one step at its minimum."""
 SAFE = 4.0
 """How many times more than usual a coordinate is taken to bend."""
 BLOCK = 32
@@ -103,7 +105,8 @@ def _best_exponent(bend: float, noise: Noise) -> int:
         return limits.coarsest
     if noise.sigma <= 0 or not np.isfinite(bend):
         return limits.finest
-    best = float(np.log2(NOISE_SIGMAS * noise.sigma / (6 * np.sqrt(2) * bend))) / 3
+    ratio = np.log2(NOISE_SIGMAS / (6 * np.sqrt(2))) + np.log2(noise.sigma) - np.log2(bend)
+    best = float(ratio) / 3
     return int(np.clip(round(best), limits.finest, limits.coarsest))
 
 
@@ -137,8 +140,10 @@ def _one_pair_each(
         curvature = np.fmax(curvature, _usual_curvature(work, slope, sampled, bend))
         truncation = 3 * curvature / work.scale * (steps / work.scale) ** 2
         noise = _slope_noise(work, plus, minus, steps)
-    bar = truncation + BAR_SIGMAS * noise + 2.0**-52 * np.abs(slope)
-    return _truth(work, slope, bar)
+        gap = np.abs((plus - work.value) + (minus - work.value)) / steps
+    truth = _truth(work, slope, truncation + BAR_SIGMAS * noise + 2.0**-52 * np.abs(slope))
+    truth.stationary = gap > FLAT * np.fmax(np.abs(slope), np.abs(work.gradient))
+    return truth
 
 
 def _usual_curvature(work: Sweep, slope: Vector, sampled: Positions, bend: Vector) -> Vector:

@@ -38,13 +38,17 @@ class Truth:
     settled: Mask = field(init=False)
     still: Mask = field(init=False)
     analytic: Mask = field(init=False)
+    stationary: Mask = field(init=False)
+    """Where phi bends so much more than it slopes that the slope may be rounding."""
     kinds: Kinds = field(init=False)
     remainder: dict[int, float] = field(default_factory=dict)
     sides: dict[int, tuple[float, float]] = field(default_factory=dict)
     """At kinks: the slopes ahead and behind."""
 
     def __post_init__(self) -> None:
-        self.settled, self.still, self.analytic = np.zeros((3, self.value.size), bool)
+        self.settled, self.still, self.analytic, self.stationary = np.zeros(
+            (4, self.value.size), bool
+        )
         self.kinds = np.full(self.value.size, Kind.SMOOTH, np.uint8)
 
 

@@ -88,7 +88,10 @@ def estimate(rungs: Vector, value: float, noise: Noise) -> Estimate:
         best = chosen_from(better, side, best)
     best = _at_an_edge(best, steps, plus, minus, value, sigmas)
     with np.errstate(all="ignore"):
-        best.settled &= kink | _agrees_with_the_narrowest(best, steps, plus, minus, value, sigmas)
+        last = _narrowest(steps, plus, minus, value, sigmas)
+        of_one = np.any([_suits(best, side) for side in last], axis=0)
+        of_both = _suits(ahead, last[1]) & _suits(behind, last[2])
+        best.settled &= np.where(kink, of_both, of_one)
     return Estimate(
         low=np.where(kink, np.fmin(ahead.low, behind.low), best.low),
         high=np.where(kink, np.fmax(ahead.low, behind.low), best.high),
@@ -114,13 +117,11 @@ def _at_an_edge(
     return best
 
 
-def _agrees_with_the_narrowest(
-    best: Estimate, steps: Vector, plus: Vector, minus: Vector, value: float, sigmas: Vector
-) -> Mask:
-    """Whether a slope is that of the narrowest steps too, as far as their error lets one see.
-
-    Wide steps may skip whole periods of a function and agree with each other all the same. The
-    narrowest slope errs by less than half its distance to the last but one, and by its noise.
+def _narrowest(
+    steps: Vector, plus: Vector, minus: Vector, value: float, sigmas: Vector
+) -> list[tuple[Vector, Vector]]:
+    """The slopes of the narrowest steps, between both sides, ahead and behind, and how unsure each
+    is: it errs by less than half its distance to the last but one, and by its noise.
     """
     finite = np.isfinite(steps + plus + minus)
     last = len(steps) - 1 - np.argmax(finite[::-1], axis=0)
@@ -128,11 +129,19 @@ def _agrees_with_the_narrowest(
     h, up, down, sigma = (
         np.take_along_axis(part, rows, axis=0) for part in (steps, plus, minus, sigmas)
     )
-    agrees = ~finite.any(axis=0)
+    found = []
     for slope in ((up - down) / (2 * h), (up - value) / h, (value - down) / h):
         unsure = np.abs(slope[0] - slope[1]) / 2 + NOISE_SIGMAS * 2 * sigma[0] / h[0]
-        agrees |= ~(np.abs(slope[0] - best.low) > 2 * best.bar + unsure)
-    return np.asarray(agrees)
+        found.append((slope[0], np.where(finite.any(axis=0), unsure, np.inf)))
+    return found
+
+
+def _suits(best: Estimate, narrowest: tuple[Vector, Vector]) -> Mask:
+    """Whether a slope is that of the narrowest steps too, as far as one can see: wide steps may
+    skip whole periods of a function and agree with each other all the same.
+    """
+    slope, unsure = narrowest
+    return np.asarray(~(np.abs(slope - best.low) > 2 * best.bar + unsure))
 
 
 def _uncrowded(rungs: Vector) -> Vector:

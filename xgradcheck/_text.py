@@ -74,8 +74,8 @@ def worst_sentence(leaf: "LeafReport") -> str:
     )
     if not error < float("inf"):
         return gives
-    if largest == 0:
-        return f"{gives} (allowed {worst.allowed:.1g})"
+    if largest == 0 or (leaf.verdict is Verdict.PASS and error > worst.allowed):
+        return f"{gives} (zero, as far as can be seen)"
     return (
         f"{gives} (off by {percent(error / largest)}, allowed {percent(worst.allowed / largest)})"
     )

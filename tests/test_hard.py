@@ -1,0 +1,94 @@
+"""Right gradients where differences have a hard time: never wrong, at worst not to be told."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from xgradcheck import check
+
+F64 = torch.float64
+INPUTS = torch.tensor([[0.1, 0.7], [0.3, 0.9], [0.5, 0.2]], dtype=F64)
+BEST = torch.tensor([0.3, 0.6], dtype=F64)
+
+
+def near(offset: float, *shape: int) -> Callable[[], Tensor]:
+    return lambda: offset + torch.randn(*shape, dtype=F64)
+
+
+def orthogonal() -> Tensor:
+    return torch.linalg.qr(torch.randn(4, 4, dtype=F64))[0]
+
+
+HARD: dict[str, tuple[Callable[..., Tensor], Callable[[], Tensor]]] = {
+    "an oscillation of 1e7": (lambda x: torch.sin(1e7 * x), near(0, 5)),
+    "an oscillation of 1e8": (lambda x: torch.sin(1e8 * x), near(0, 5)),
+    "sine at 1e10": (torch.sin, near(1e10, 5)),
+    "sine at 1e11": (torch.sin, lambda: 1e11 * torch.randn(12, dtype=F64)),
+    "log-sum-exp at 1e7": (lambda x: torch.logsumexp(x, 0), near(1e7, 5)),
+    "softmax at 1e7": (lambda x: torch.softmax(x, 0), near(1e7, 5)),
+    "sort at 1e6": (lambda x: x.sort(-1).values, near(1e6, 3, 4)),
+    "distances at 1e6": (lambda x: torch.cdist(x, x + 0.5, p=1), near(1e6, 3, 4)),
+    "kernel at 1e6": (
+        lambda x: torch.exp(-((x[:, None] - x[None]) ** 2).sum(-1)),
+        near(1e6, 3, 4),
+    ),
+    "standardised at 1e6": (lambda x: (x - x.mean()) / x.std(), near(1e6, 3, 4)),
+    "qr at 1e6": (lambda x: torch.linalg.qr(x.T)[1], near(1e6, 3, 4)),
+    "lost beside 1": (lambda x: torch.log(1 + x * x), lambda: torch.tensor([1e-9], dtype=F64)),
+    "a jump at -0.0": (
+        lambda x: torch.atan2(x[0], x[1]),
+        lambda: torch.tensor([-0.0, -1.0], dtype=F64),
+    ),
+    "saturated": (torch.special.ndtr, near(10, 3, 4)),
+    "bfloat16 inside": (lambda x: x.bfloat16().double() @ INPUTS.T, near(0, 3, 2)),
+    "float16 inside": (lambda x: (x.half() @ INPUTS.half().T).double().tanh(), near(0, 3, 2)),
+}
+
+
+@pytest.mark.parametrize("name", HARD)
+def test_a_right_gradient_is_not_called_wrong(name: str) -> None:
+    fn, draw = HARD[name]
+    for seed in range(4):
+        torch.manual_seed(seed)
+        report = check(fn, draw(), seed=seed, raise_exception=False)
+        assert report.verdict != "FAIL", str(report)
+
+
+EXACT: dict[str, tuple[Callable[..., Tensor], Callable[[], Tensor]]] = {
+    "least squares": (lambda w: ((INPUTS @ (w - BEST)) ** 2).sum(), BEST.clone),
+    "rounded residuals": (lambda w: ((INPUTS @ w - INPUTS @ BEST) ** 2).sum(), BEST.clone),
+    "orthogonality": (lambda w: ((w.T @ w - torch.eye(4, dtype=F64)) ** 2).sum(), orthogonal),
+    "variance": (lambda x: x.var(-1), lambda: torch.ones(3, 4, dtype=F64)),
+}
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_the_rounding_at_a_minimum_is_zero(name: str) -> None:
+    """The gradient there is what rounding left of it, and so is the difference."""
+    fn, draw = EXACT[name]
+    for seed in range(4):
+        torch.manual_seed(seed)
+        report = check(fn, draw(), seed=seed)
+        assert "zero gradient" in str(report)
+
+
+class Residuals(torch.autograd.Function):
+    """The cost of ``least squares`` with a gradient that lacks its factor."""
+
+    @staticmethod
+    def forward(ctx, w):
+        ctx.save_for_backward(w)
+        return ((INPUTS @ (w - BEST)) ** 2).sum()
+
+    @staticmethod
+    def backward(ctx, g):
+        (w,) = ctx.saved_tensors
+        return g * INPUTS.T @ (INPUTS @ (w - BEST))
+
+
+def test_a_wrong_gradient_at_a_minimum_is_seen_near_by() -> None:
+    report = check(Residuals.apply, BEST.clone(), raise_exception=False)
+    assert report.verdict == "FAIL"
+    assert [finding.kind for finding in report.findings] == ["only right at this point"]

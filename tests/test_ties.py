@@ -139,3 +139,34 @@ def test_ties_between_rows_are_neighbours_along_an_axis():
     x[2] = x[1]
     assert check(lambda x: x.amax(0), x).verdict == "PASS"
     assert check(GreedyRows.apply, x, raise_exception=False).verdict == "FAIL"
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_kink_that_fans_out_is_judged_output_by_output(seed):
+    """relu'(0) = 0 on every path; their sum with weights of both signs is between no two slopes."""
+    x = torch.tensor([[1.1, -2.3], [0.0, 0.0]], dtype=torch.float64)
+    w = torch.tensor([[1.2, -1.3, 0.5], [2.1, 0.3, -1.7]], dtype=torch.float64)
+    assert check(lambda x, w: torch.relu(x @ w), x, w, seed=seed).verdict == "PASS"
+    image = torch.randint(0, 3, (1, 1, 7, 7)).double()
+    pool = torch.nn.MaxPool2d(3, 2)
+    assert check(lambda x: pool(x), image, seed=seed).verdict == "PASS"
+
+
+class SteepRelu(torch.autograd.Function):
+    """Has slope 1.5 at 0."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x.relu()
+
+    @staticmethod
+    def backward(ctx, g):
+        (x,) = ctx.saved_tensors
+        return g * ((x > 0) + 1.5 * (x == 0))
+
+
+def test_a_kink_that_is_wrong_in_its_output_stays_wrong():
+    x = torch.tensor([0.0, 1.3, -1.1, 0.0], dtype=torch.float64)
+    assert check(torch.relu, x).verdict == "PASS"
+    assert check(SteepRelu.apply, x, raise_exception=False).verdict == "FAIL"

@@ -4,13 +4,13 @@ import sys
 import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any, TypeGuard
 
 import numpy as np
 
 from xgradcheck._adapters import Backward, Case, claim
 from xgradcheck._constraints import Constraint, tangents
-from xgradcheck._differences import Noise
 from xgradcheck._errors import InvalidCase
 from xgradcheck._generic import look_near_by
 from xgradcheck._judge import tolerance
@@ -279,7 +279,7 @@ def _checked(
             if len(backward.severed) == len(problem.layout):
                 _refuse_constant(phi, value, int(seed))
             noise = noise_of(phi, value, int(seed))
-            noise = Noise(max(noise.sigma, spread), noise.bits)
+            noise = replace(noise, sigma=max(noise.sigma, spread))
             allowance = tolerance(rtol, atol, noise.bits)
             gradient = backward.gradient
             truth = sweep(

@@ -28,6 +28,10 @@ class Noise:
 
     sigma: float
     bits: int = DOUBLE
+    fine: float = np.inf
+    """The noise over far narrower steps, where it is far less: what looks like noise is then
+    either the function itself, oscillating, or rounding that stands still over such steps.
+    """
 
     def of(self, value: Vector) -> Vector:
         """The standard deviation at a value of phi: no less than that of rounding the value alone,

@@ -130,6 +130,12 @@ def climb(
         rungs = lengthened(rungs, chosen, scales[0], exponents.between + exponents.wider)
         best = chosen_from(doubted, estimate(rungs, value, noise), best)
         best.settled &= ~doubted | _confirmed(rungs, value, noise, outcome)
+    if noise.fine < np.inf and (wrong := outcome(best)[0]).any():
+        # What looks like noise may be an oscillation: then its own slope has to say so too.
+        rungs = lengthened(rungs, np.flatnonzero(wrong), scales[0], exponents.narrowest)
+        near = np.where(rungs[0] < scales[0] * 2.0**-20, rungs, np.nan)
+        finer = estimate(near, value, Noise(noise.fine, noise.bits))
+        best.settled &= ~wrong | outcome(finer)[0]
     found = kinds(rungs, best.middle, value, noise)
     found[(best.low < best.high) & (found < Kind.STEEP)] = Kind.KINK
     return Climb(best, found, rungs)

@@ -69,17 +69,18 @@ def measure_noise(
     bits = min(bits, told)
     if bits == DOUBLE and sigma > LOUD * least:
         bits = _bits_of_the_argument(along, value, point, rng)
+    fine = np.inf
     if bits == DOUBLE and sigma > LOUD * least:
-        # Noise is the same at any spacing. What falls with it is the function itself, oscillating
-        # faster than the points of the line, or not smooth in one of its coordinates.
+        # Noise is the same at any spacing. What falls with it may be the function itself,
+        # oscillating faster than the points of the line, or not smooth in one of its coordinates.
         narrow = min(line().noise_at(exponent) for exponent in _NARROWER)
-        if narrow < sigma / 4:
-            sigma = narrow
-            if sigma > LOUD * least and point.size > 1:
+        if narrow < sigma / 16:
+            fine = max(narrow, least)
+            if point.size > 1:
                 half = rng.permutation(point.size) < point.size // 2
                 sigma = min(sigma, line(half).noise(), line(~half).noise())
     underrated = FEW if bits > BITS["float16"] else FEW_AND_COARSE
-    return Noise(max(underrated * sigma, 2.0 ** (DOUBLE - bits) * least), bits)
+    return Noise(max(underrated * sigma, 2.0 ** (DOUBLE - bits) * least), bits, fine)
 
 
 @dataclass(slots=True)

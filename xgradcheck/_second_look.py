@@ -15,14 +15,16 @@ from xgradcheck._extrapolation import Estimate
 from xgradcheck._judge import Tolerance, exceeds
 from xgradcheck._ladder import climb
 from xgradcheck._layout import Leaf, Mask, Positions, Vector
-from xgradcheck._ties import Kinks, wrong_ties
+from xgradcheck._ties import Kinks, suits_each_output, wrong_in_one_output, wrong_ties
 from xgradcheck._truth import AUTO, Sweep, Truth
 
 UNEVEN = 0.5
 """How far the slopes of both sides may differ, as a share of the largest there is."""
 BATCH = 32
-FAR = (6, 14, 26)
-"""Exponents of two, of a coordinate's scale: how far out to look for a phi that does not move."""
+FAR, LITTLE = range(2, 28, 2), 1e-6
+"""Exponents of two, of a coordinate's scale: how far out to look for a phi that does not move; and
+the share of its moves that is little.
+"""
 
 
 def settle_suspicious(work: Sweep, truth: Truth) -> None:
@@ -51,7 +53,29 @@ def settle_suspicious(work: Sweep, truth: Truth) -> None:
                 truth.settled[queue] = True
                 break
             size *= 2
+    _settle_kinks(work, truth)
     _settle_ties(work, truth)
+
+
+def _settle_kinks(work: Sweep, truth: Truth) -> None:
+    """Acquit gradients outside the slopes of a kink that are right for every output alone."""
+    error = np.abs(work.gradient - truth.value)
+    accused = (truth.kinds == Kind.KINK) & truth.settled & np.isfinite(work.gradient)
+    for leaf in work.layout:
+        part = leaf.part
+        allowed = work.allowed(work.gradient[part], truth.value[part], rms(truth.value[part]), part)
+        accused[part] &= exceeds(error[part], truth.bar[part], allowed)
+    places = np.flatnonzero(accused)
+    found = suits_each_output(work.phi, places, work.scale) if places.size else None
+    if found is None:
+        return
+    tested, fine, complete = found
+    # What was not asked about, beside what was found right, stays open.
+    doubtful = places if fine.all() else tested[fine]
+    truth.bar[doubtful], truth.settled[doubtful] = np.inf, False
+    if complete:
+        truth.value[tested[fine]] = work.gradient[tested[fine]]
+        truth.bar[tested[fine]], truth.settled[tested[fine]] = 0.0, True
 
 
 def _settle_ties(work: Sweep, truth: Truth) -> None:
@@ -71,6 +95,8 @@ def _settle_ties(work: Sweep, truth: Truth) -> None:
         work.noise,
     )
     for tie in wrong_ties(found):
+        if not wrong_in_one_output(found, tie):
+            continue
         excess = tie.excess / work.scale[tie.members]
         truth.value[tie.members] = work.gradient[tie.members] - excess
         truth.bar[tie.members], truth.settled[tie.members] = 0.0, True
@@ -148,18 +174,23 @@ def _look_again(work: Sweep, truth: Truth, leaf: Leaf, index: Positions) -> tupl
 
 def _absorbed(work: Sweep, index: Positions, rungs: Vector) -> Mask:
     """Where phi does not move at all for steps of the coordinate's own size, and does for wide
-    ones: what it adds is lost beside something larger, as in log(1 + x^2) at 1e-9.
+    ones, by very little at first: what it adds is lost beside something larger, as in log(1 + x^2)
+    at 1e-9. Beyond a clip it would move by much at once.
     """
     _, plus, minus = rungs
     unmoved = np.isfinite(plus + minus) & (plus == work.value) & (minus == work.value)
     still = (unmoved | ~np.isfinite(plus + minus)).all(axis=0) & unmoved.any(axis=0)
-    still &= work.gradient[index] != 0
-    moves = np.zeros(len(index), bool)
-    for exponent in FAR if still.any() else ():
-        chosen = np.flatnonzero(still & ~moves)
-        above, below = work.phi.pairs(index[chosen], work.scale[index[chosen]] * 2.0**exponent)
-        moves[chosen] = (above != work.value) | (below != work.value)
-    return moves
+    chosen = np.flatnonzero(still & (work.gradient[index] != 0))
+    absorbed = np.zeros(len(index), bool)
+    if chosen.size:
+        moves = []
+        for exponent in FAR:
+            sides = work.phi.pairs(index[chosen], work.scale[index[chosen]] * 2.0**exponent)
+            moves.append(np.max(np.abs(np.array(sides) - work.value), axis=0))
+        far = np.array(moves)
+        first = np.take_along_axis(far, np.argmax(far > 0, axis=0)[None], axis=0)[0]
+        absorbed[chosen] = (first > 0) & (first < LITTLE * np.nanmax(far, axis=0))
+    return absorbed
 
 
 def _rescued(work: Sweep, truth: Truth, leaf: Leaf, index: Positions) -> Mask:

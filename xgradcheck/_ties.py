@@ -5,13 +5,13 @@ up: a backward that gives all of it to both is wrong, and no single coordinate s
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 
 import numpy as np
 
 from xgradcheck._differences import NOISE_SIGMAS, Noise
-from xgradcheck._layout import Layout, Positions, Vector
+from xgradcheck._layout import Layout, Mask, Positions, Vector
 from xgradcheck._phi import Phi
 
 STEPS = (2.0**-12, 2.0**-15)
@@ -68,6 +68,37 @@ def wrong_ties(kinks: Kinks) -> list[Tie]:
         if len(group) > 2 and (excess := _excess(kinks, group)) is not None:
             ties.append(Tie(kinks.where[group], excess / len(group)))
     return ties
+
+
+def wrong_in_one_output(kinks: Kinks, tie: Tie) -> bool:
+    """Whether the gradients of a tie do not add up for some output taken alone."""
+    problem, count = kinks.phi.problem, kinks.phi.cotangent.size
+    if count == 1 or not problem.can_move:
+        return True
+    chosen = np.flatnonzero(np.isin(kinks.where, tie.members))
+    for output in range(min(count, OUTPUTS)):
+        unit = np.zeros(count)
+        unit[output] = 1.0
+        alone = Phi(problem, unit, kinks.phi.tangents)
+        value = float(alone.here(1)[0])
+        steps = kinks.scale[chosen] * STEPS[-1]
+        plus, minus = alone.pairs(kinks.where[chosen], steps)
+        gradient = alone.adjoint(problem.gradient(unit).gradient)
+        own = replace(
+            kinks,
+            phi=alone,
+            where=kinks.where[chosen],
+            scale=kinks.scale[chosen],
+            gradient=gradient[kinks.where[chosen]],
+            sides=np.array([plus - value, value - minus]) / steps,
+            value=value,
+            noise=Noise(float(Noise(0.0).of(np.array(value)))),
+        )
+        wrong = _excess(own, np.arange(len(chosen))) is not None
+        kinks.phi.evaluations += alone.evaluations
+        if wrong:
+            return True
+    return False
 
 
 def _pairs(kinks: Kinks) -> list[tuple[int, int]]:
@@ -127,3 +158,44 @@ def _slopes(kinks: Kinks, chosen: Positions, step: float) -> tuple[float, float,
     if not np.isfinite(slopes).all() or (np.abs(slopes - terms.sum(axis=1)) <= unsure).all():
         return None
     return float(slopes[0]), float(slopes[1]), unsure
+
+
+OUTPUTS, TESTS = 64, 2048
+"""How many outputs are asked one by one, and how many times a coordinate for an output."""
+
+
+def suits_each_output(
+    phi: Phi, places: Positions, scale: Vector
+) -> tuple[Positions, Mask, bool] | None:
+    """The kinks that were looked at, which of them have a gradient that is right for every output
+    taken alone, and whether all outputs were asked; None where there is one output only.
+
+    A backward pass that gives each output a valid subgradient may give their weighted sum none that
+    lies between its slopes: relu at 0 that fans out to several outputs with weights of both signs.
+    """
+    problem, count = phi.problem, phi.cotangent.size
+    if count == 1 or not problem.can_move:
+        return None
+    places = places[: max(1, TESTS // min(count, OUTPUTS))]
+    fine = np.ones(len(places), bool)
+    for output in range(min(count, OUTPUTS)):
+        unit = np.zeros(count)
+        unit[output] = 1.0
+        alone = Phi(problem, unit, phi.tangents)
+        gradient = alone.adjoint(problem.gradient(unit).gradient)[places]
+        fine &= _between_its_slopes(alone, places, scale[places], gradient)
+        phi.evaluations += alone.evaluations
+    return places, fine, count <= OUTPUTS
+
+
+def _between_its_slopes(phi: Phi, places: Positions, scale: Vector, gradient: Vector) -> Mask:
+    value = float(phi.here(1)[0])
+    fine = np.zeros(len(places), bool)
+    for step in STEPS:
+        plus, minus = phi.pairs(places, scale * step)
+        ahead, behind = (plus - value) / (scale * step), (value - minus) / (scale * step)
+        unsure = SLACK * np.fmax(np.abs(ahead), np.abs(behind))
+        unsure += NOISE_SIGMAS * 2 * Noise(0.0).of(np.full(1, value)) / (scale * step)
+        low, high = np.fmin(ahead, behind) - unsure, np.fmax(ahead, behind) + unsure
+        fine |= (low <= gradient) & (gradient <= high)
+    return fine

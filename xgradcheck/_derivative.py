@@ -127,7 +127,9 @@ def _further(
         restless = np.flatnonzero(~(change <= jitter[1:]))
         for row in range(restless[-1] if restless.size else 0, len(exponents) - 1):
             if exponents[row] - exponents[row + 1] > 3:
-                return ((exponents[row] + 2 * exponents[row + 1]) // 3,)
+                # Between them, nearer to those that are right so far.
+                wide, narrow = exponents[row], exponents[row + 1]
+                return ((2 * wide + narrow if best.settled[0] else wide + 2 * narrow) // 3,)
     else:
         narrower -= 1
     return (narrower,) if narrower >= steps.narrowest else None

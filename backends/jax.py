@@ -386,20 +386,30 @@ def _unread(program: Any) -> frozenset[int]:
     return frozenset(n for n, var in enumerate(program.invars) if id(var) not in known)
 
 
-def _lowest_bits(program: Any) -> int:
-    """The shortest significand that anything computed from the arguments has on its way."""
-    lowest, reached = DOUBLE, {id(var) for var in program.invars}
+def _lowest_bits(program: Any, arguments: Sequence[bool] | None = None) -> int:
+    """The shortest significand that anything computed from the arguments has on its way;
+    ``arguments`` tells which of the program's inputs count as such, by default all.
+    """
+    flags = [True] * len(program.invars) if arguments is None else arguments
+    lowest = DOUBLE
+    reached = {id(var) for var, flag in zip(program.invars, flags, strict=True) if flag}
     for step in program.eqns:
-        if not any(id(var) in reached for var in step.invars):
+        given = [id(var) in reached for var in step.invars]
+        if not any(given):
             continue
         for var in step.outvars:
+            dtype = getattr(var.aval, "dtype", None)
             # A comparison takes no derivative along.
-            if jnp.issubdtype(var.aval.dtype, jnp.inexact):
+            if dtype is not None and jnp.issubdtype(dtype, jnp.inexact):
                 reached.add(id(var))
-                lowest = min(lowest, int(jnp.finfo(var.aval.dtype).nmant) + 1)  # type: ignore[no-untyped-call]
+                lowest = min(lowest, int(jnp.finfo(dtype).nmant) + 1)  # type: ignore[no-untyped-call]
         for inner in tree_util.tree_leaves(list(step.params.values()), is_leaf=_is_program):
             if _is_program(inner):
-                lowest = min(lowest, _lowest_bits(getattr(inner, "jaxpr", inner)))
+                inside: Any = getattr(inner, "jaxpr", inner)
+                count = len(inside.invars)
+                # Branches and loop bodies take the last of their step's inputs.
+                own = given[-count:] if count <= len(given) else [True] * count
+                lowest = min(lowest, _lowest_bits(inside, own if count else []))
     return lowest
 
 

@@ -1,5 +1,6 @@
 """A float64 function that computes in fewer bits on its way is recognised, and judged as such."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -86,3 +87,18 @@ def test_float64_is_not_taken_for_less():
 def test_the_tolerance_asked_for_holds_in_any_precision():
     report = check(PLACES["at the exit"], X, W, rtol=1e-9, raise_exception=False)
     assert report.verdict == "INCONCLUSIVE"
+
+
+def test_random_numbers_of_float32_in_jax_are_not_computed_from_the_arguments():
+    """Dropout draws in float32 beside a float64 program."""
+    key = jax.random.key(0)
+
+    @jax.jit
+    def fn(x):
+        mask = jax.random.bernoulli(key, np.float32(0.5), x.shape)
+        return jnp.where(mask, x, 0.0) * jax.random.uniform(key, x.shape, jnp.float32).astype(
+            jnp.float64
+        )
+
+    report = check(fn, X.numpy(), backend="jax")
+    assert report.verdict == "PASS" and report.precision == "float64"

@@ -32,6 +32,8 @@ STEPS = {
     8: Steps((-2, -3, -4), -1, -5, 1, 0),
 }
 MOST = 12
+CAUTION = 1.35
+"""Slopes of 16-bit functions agree by chance more often: their bars are that much wider."""
 CALM = 0.01
 """Two steps whose slopes differ by a larger share are both too wide."""
 
@@ -76,6 +78,7 @@ def derivative(
             best = estimate(rungs[:, :, None], value, noise)
             bar = float(best.truncation[0] + NOISE_SIGMAS * best.noise[0])
             bar += float(best.high[0] / 2 - best.low[0] / 2)
+            bar *= CAUTION if noise.bits <= BITS["float16"] else 1.0
             bar += 2 * _contradiction(rungs, float(best.middle[0]), bar, noise)
         if best.settled[0] and bar <= target:
             break

@@ -221,9 +221,7 @@ class JaxProblem:
         for number, leaf in zip(self._numbers, leaves, strict=True):
             values[number] = leaf
         args, kwargs = tree_util.tree_unflatten(self._structure, values)
-        out = self._case.fn(*args, **kwargs)
-        if self._case.loss is not None:
-            out = self._case.loss(out)
+        out = self._case.output(args, kwargs)
         paths = tree_util.tree_flatten_with_path(out)[0]
         self._seen = [
             Node(tuple(map(_plain, path)), "output" + tree_util.keystr(path), v)

@@ -260,28 +260,15 @@ class NumpyProblem:
 
     @contextmanager
     def at(self, point: Vector) -> Iterator[None]:
-        found = self.point
-        self._world.reset()
-        try:
-            self.point = point
-            self._write_all(point)
-            with self._world.displaced():
-                yield
-        finally:
-            self.point = found
-            self._write_all(found)
+        with self._world.moved(self._move, self.point, point):
+            yield
+
+    def _move(self, point: Vector) -> None:
+        self.point = point
+        self._write_all(point)
 
     def _rebuilt(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        return self._with({slot.path: slot.current for slot in self._slots})
-
-    def _with(self, values: dict[Path, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """The arguments with other leaves."""
-        args = tuple(
-            replaced(tree, values, (number,)) for number, tree in enumerate(self._case.args)
-        )
-        return args, {
-            key: replaced(tree, values, (key,)) for key, tree in self._case.kwargs.items()
-        }
+        return self._case.arguments({slot.path: slot.current for slot in self._slots})
 
     def _call(self) -> Any:
         # Arrays are shared with the function; plain numbers have to be passed anew.
@@ -290,11 +277,9 @@ class NumpyProblem:
         for slot in self._slots:
             if slot.put is not None:
                 slot.put(slot.current)
-        args, kwargs = self._arguments
         # Beyond the edge of a domain NaN is the answer that the core expects, not a warning.
         with np.errstate(all="ignore"):
-            out = self._case.fn(*args, **kwargs)
-            return out if self._case.loss is None else self._case.loss(out)
+            return self._case.output(*self._arguments)
 
     def _learn_outputs(self) -> tuple[Layout, Any]:
         out = self._call()
@@ -369,9 +354,7 @@ class NumpyProblem:
             self._world.reset()
             with warnings.catch_warnings(), np.errstate(all="ignore"):
                 warnings.simplefilter("error", np.exceptions.ComplexWarning)
-                args, kwargs = self._with(leaves)
-                out = self._case.fn(*args, **kwargs)
-                out = out if self._case.loss is None else self._case.loss(out)
+                out = self._case.output(*self._case.arguments(leaves))
             found = {node.path: node.value for node in flatten(out)}
             outs = [found[leaf.path] for leaf in self.outputs]
             total = sum(np.sum(u * out) for u, out in zip(cotangents, outs, strict=True))

@@ -296,10 +296,7 @@ class TorchProblem:
             works |= {
                 node.path: slot.work for node in argument_nodes(case) if node.value is slot.found
             }
-        self._args = tuple(
-            replaced(tree, works, (number,)) for number, tree in enumerate(case.args)
-        )
-        self._kwargs = {key: replaced(tree, works, (key,)) for key, tree in case.kwargs.items()}
+        self._args, self._kwargs = case.arguments(works)
         found = reachable(case.fn, case.args, case.kwargs, case.wrt, case.loss, case.grads)
         self._modules = _named_modules(found)
         self._world = World(
@@ -346,20 +343,15 @@ class TorchProblem:
 
     @contextmanager
     def at(self, point: Vector) -> Iterator[None]:
-        found = self.point
-        self._world.reset()
-        try:
-            self.point = point
-            self._write_all(point)
-            with self._world.displaced():
-                yield
-        finally:
-            self.point = found
-            self._write_all(found)
+        with self._world.moved(self._move, self.point, point):
+            yield
+
+    def _move(self, point: Vector) -> None:
+        self.point = point
+        self._write_all(point)
 
     def _call(self) -> Any:
-        out = self._case.fn(*self._args, **self._kwargs)
-        return out if self._case.loss is None else self._case.loss(out)
+        return self._case.output(self._args, self._kwargs)
 
     def _learn_outputs(self) -> None:
         """One forward pass as the backward will see it: which outputs there are, and which carry a
@@ -472,25 +464,23 @@ class TorchProblem:
     def imaginary(self, index: Positions, steps: Vector, cotangent: Vector) -> ComplexVector:
         case, values = self._case, np.empty(len(index), complex)
         cotangents = self._cotangents(cotangent)
-        nodes = argument_nodes(case)
+        # Operations on mixed kinds are refused: what is no leaf becomes complex as well.
+        nodes = [node for node in argument_nodes(case) if _is_floating(node.value)]
+        still = {id(node.value): node.value.detach().to(torch.complex128) for node in nodes}
         for number, (position, step) in enumerate(zip(index, steps, strict=True)):
             point = self.point.astype(complex)
             point[position] += 1j * step
-            # Operations on mixed kinds are refused: what is no leaf becomes complex as well.
-            others = [node for node in nodes if _is_floating(node.value)]
-            leaves = {id(node.value): node.value.detach().to(torch.complex128) for node in others}
-            for slot, part in zip(self._slots, _handed.cut(point, self.layout), strict=True):
-                leaves[id(slot.found)] = torch.from_numpy(part).to(slot.found.device)
-            given = {node.path: leaves[id(node.value)] for node in others}
+            parts = _handed.cut(point, self.layout)
+            moved = still | {
+                id(slot.found): torch.from_numpy(part).to(slot.found.device)
+                for slot, part in zip(self._slots, parts, strict=True)
+            }
             self._world.reset()
-            args = tuple(replaced(tree, given, (n,)) for n, tree in enumerate(case.args))
-            kwargs = {key: replaced(tree, given, (key,)) for key, tree in case.kwargs.items()}
+            args, kwargs = case.arguments({node.path: moved[id(node.value)] for node in nodes})
             with torch.no_grad(), warnings.catch_warnings():
                 # What is cast to real numbers on its way makes a warning: no complex step then.
                 warnings.simplefilter("error")
-                out = case.fn(*args, **kwargs)
-                out = out if case.loss is None else case.loss(out)
-                outs = self._tensors(out)
+                outs = self._tensors(case.output(args, kwargs))
                 total = sum(complex((u * o).sum()) for u, o in zip(cotangents, outs, strict=True))
             values[number] = total if any(map(torch.is_complex, outs)) else np.nan
         return values

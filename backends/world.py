@@ -86,16 +86,19 @@ class World:
         return [state.name for state, _ in changed]
 
     @contextmanager
-    def displaced(self) -> Iterator[None]:
-        """Take the world as it now stands for the one to put back, as long as the context lasts:
-        the leaves have been moved to another point.
+    def moved(self, move: Callable[[Vector], None], found: Vector, point: Vector) -> Iterator[None]:
+        """The leaves moved to another point, as long as the context lasts; the world there is the
+        one that is held still.
         """
-        found = self._found
-        self._found = [state.read() for state in self.states]
+        self.reset()
+        kept = self._found
         try:
+            move(point)
+            self._found = [state.read() for state in self.states]
             yield
         finally:
-            self._found = found
+            self._found = kept
+            move(found)
 
     def _changed(self) -> list[int]:
         pairs = enumerate(zip(self.states, self._found, strict=True))

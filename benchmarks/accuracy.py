@@ -27,7 +27,7 @@ from xgradcheck._judge import distance
 from xgradcheck._noise import measure_noise
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
-from families import FAMILIES, Family, Problem
+from families import FAMILIES, Family, Problem, scales
 from points import KINDS, confusion
 
 DRAWS, DIRECTIONS = 82, 3
@@ -39,12 +39,6 @@ ERRORS = (0.0, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 OURS = "xgradcheck"
 
 Row = dict[str, Any]
-
-
-def scales(point: np.ndarray) -> np.ndarray:
-    """A full relative change of each coordinate; that of a typical one where it is zero."""
-    size = np.abs(point)
-    return np.where(size > 0, size, np.median(size[size > 0]) if size.any() else 1.0)
 
 
 class Phi:

@@ -50,6 +50,14 @@ ARITHMETICS = {
     "float32": Arithmetic(partial(np.asarray, dtype=np.float32)),
     "bfloat16": Arithmetic(partial(np.asarray, dtype=np.float32), _to_bfloat16),
 }
+
+
+def scales(point: Vector) -> Vector:
+    """A full relative change of each coordinate; that of a typical one where it is zero."""
+    size = np.abs(point)
+    return np.where(size > 0, size, np.median(size[size > 0]) if size.any() else 1.0)
+
+
 BITS = {"float64": 53, "float32": 24, "bfloat16": 8}
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from families import BITS, FAMILIES, Family, Vector
+from families import BITS, FAMILIES, Family, Vector, scales
 
 from xgradcheck._derivative import Derivative, derivative
 from xgradcheck._differences import UNIT, Noise
@@ -21,11 +21,6 @@ def line(value: Callable[[Vector], float], point: Vector) -> Callable[[Vector, V
             return np.array([value(point + step * direction) for step in steps])
 
     return along
-
-
-def scales(point: Vector) -> Vector:
-    size = np.abs(point)
-    return np.where(size > 0, size, np.median(size[size > 0]) if size.any() else 1.0)
 
 
 def measured(family: Family, draws: range) -> list[tuple[float, Derivative]]:

@@ -6,7 +6,7 @@ it: its arrays cannot reach us otherwise, so looking in ``sys.modules`` is enoug
 
 import importlib
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from types import ModuleType
@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, Protocol
 
 from xgradcheck._errors import InvalidCase
 from xgradcheck._layout import ComplexVector, Layout, Positions, Vector
+from xgradcheck._tree import Path, replaced
 
 
 class _Everything:
@@ -41,6 +42,16 @@ class Case:
     def is_closure(self) -> bool:
         """A function without arguments, whose parameters ``wrt`` holds."""
         return not self.args and not self.kwargs
+
+    def output(self, args: Iterable[Any], kwargs: Mapping[str, Any]) -> Any:
+        """What the function gives for these arguments, the loss applied."""
+        out = self.fn(*args, **kwargs)
+        return out if self.loss is None else self.loss(out)
+
+    def arguments(self, values: dict[Path, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments with other values at these paths."""
+        args = tuple(replaced(tree, values, (number,)) for number, tree in enumerate(self.args))
+        return args, {key: replaced(tree, values, (key,)) for key, tree in self.kwargs.items()}
 
     @property
     def contents(self) -> tuple[Any, ...]:

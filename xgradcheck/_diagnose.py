@@ -1,7 +1,7 @@
 """What kind of point a coordinate is at, from phi at several steps on both sides of it.
 
 A jump moves phi by as much over a short step as over a long one, an infinite slope like a root of
-the step. Past a kink or a jump near by, phi bends more than anything next to the point explains.
+the step.
 """
 
 from enum import IntEnum
@@ -9,7 +9,7 @@ from enum import IntEnum
 import numpy as np
 import numpy.typing as npt
 
-from xgradcheck._differences import NOISE_SIGMAS, Noise
+from xgradcheck._differences import Noise
 from xgradcheck._layout import Mask, Vector
 
 
@@ -17,14 +17,12 @@ class Kind(IntEnum):
     """The kinds of points; a kink at the point itself is found by the slopes of both sides."""
 
     SMOOTH = 0
-    NEAR = 1
-    """A kink or a jump lies near by."""
-    EDGE = 2
+    EDGE = 1
     """phi is finite on one side only."""
-    KINK = 3
-    STEEP = 4
+    KINK = 2
+    STEEP = 3
     """The slope is infinite, as that of the square root at 0."""
-    JUMP = 5
+    JUMP = 4
 
 
 Kinds = npt.NDArray[np.uint8]
@@ -33,8 +31,6 @@ Kinds = npt.NDArray[np.uint8]
 JUMP_BELOW, STEEP_BELOW, ONE_SIDED_BELOW = 0.2, 0.8, 0.9
 VISIBLE = 20.0
 """Standard deviations of noise that a move of phi must exceed to tell its order."""
-BENT = 16.0
-"""How many times more phi must bend over a wide step than over all narrower ones."""
 
 
 def kinds(rungs: Vector, slope: Vector, value: float, noise: Noise) -> Kinds:
@@ -44,7 +40,6 @@ def kinds(rungs: Vector, slope: Vector, value: float, noise: Noise) -> Kinds:
     steps, plus, minus = _narrowest_first(rungs)
     found = np.full(steps.shape[1], Kind.SMOOTH, np.uint8)
     with np.errstate(all="ignore"):
-        found[_bends_further_out(steps, plus, minus, value, noise.sigma)] = Kind.NEAR
         ends = [~np.isfinite(side[:2]).any(axis=0) for side in (plus, minus)]
         one_sided = ends[0] ^ ends[1]
         found[one_sided] = Kind.EDGE
@@ -90,15 +85,6 @@ def _leaps(moved: Vector, sigma: float) -> Mask:
     wider one. Two alone may meet the same value by chance.
     """
     return np.asarray((moved[0] > 100 * sigma) & (moved[0] > 0.7 * moved[-1]))
-
-
-def _bends_further_out(
-    steps: Vector, plus: Vector, minus: Vector, value: float, sigma: float
-) -> Mask:
-    bend = np.abs((plus - value) + (minus - value))
-    unsure = NOISE_SIGMAS * 2.5 * sigma
-    least = np.fmax.accumulate((bend + unsure) / steps**2, axis=0)
-    return np.asarray(((bend[1:] - unsure) / steps[1:] ** 2 > BENT * least[:-1]).any(axis=0))
 
 
 def remainder_order(rungs: Vector, gradient: float, sigma: float) -> float:

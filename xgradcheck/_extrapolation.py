@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from xgradcheck._differences import BAR_SIGMAS, NOISE_SIGMAS, Noise
+from xgradcheck._differences import BAR_SIGMAS, EVEN, NOISE_SIGMAS, Noise, even_part
 from xgradcheck._layout import Mask, Vector
 
 # Differences of a smooth function shrink from level to level as the steps' powers do; within this
@@ -167,8 +167,8 @@ def _cusp(steps: Vector, plus: Vector, minus: Vector, value: float, sigmas: Vect
     differences may agree on a slope that the function does not have.
     """
     known = np.isfinite(steps + plus + minus)
-    even = np.where(known, np.abs((plus - value) + (minus - value)) / steps, np.nan)
-    jitter = NOISE_SIGMAS * 2.5 * sigmas / steps
+    even = np.where(known, even_part(plus, minus, value) / steps, np.nan)
+    jitter = NOISE_SIGMAS * EVEN * sigmas / steps
     found = np.zeros(steps.shape[1], bool)
     before = np.full(steps.shape[1], np.nan)
     for row, quiet in zip(even, jitter, strict=True):

@@ -103,10 +103,7 @@ def _why(values: Vector) -> str:
         if (values == values.swapaxes(-1, -2)).all():
             return SYMMETRIC
     rows = values.reshape(-1, values.shape[-1]) if values.ndim else values.reshape(1, 1)
-    if (
-        values.ndim >= 2
-        and min(len(np.unique(part, axis=0)) / len(part) for part in (rows, rows.T)) < 1
-    ):
+    if values.ndim >= 2 and any(len(np.unique(x, axis=0)) < len(x) for x in (rows, rows.T)):
         return "some of its rows or columns are equal"
     if values.size > 3 and len(np.unique(sizes)) <= max(2, values.size / 3):
         return "many of its values are equal"
@@ -139,10 +136,8 @@ def _moved(
             for number in chosen:
                 part = problem.layout.leaves[number].part
                 step[part] = far * scale[part] * signed[part]
-            with problem.at(problem.point + phi.tangential(step)):
-                there = phi.elsewhere()
+            with problem.at(problem.point + phi.tangential(step)), phi.anew() as there:
                 found = _wrong_here(there, allowance, seed)
-            phi.evaluations += there.evaluations
             if found is not None:
                 return found
     return None
@@ -164,11 +159,13 @@ def _wrong_here(
         return None
     noise = noise_of(phi, value, seed)
     rng = np.random.default_rng([seed, 0xD1])
+    scale, _ = phi.scales()
     found = {}
     for number, leaf in enumerate(phi.problem.layout):
         mistakes = []
         for _ in range(TRIES if leaf.size else 0):
-            mistake = _mistake(phi, leaf, gradient[leaf.part], value, noise, allowance, rng)
+            direction = scale[leaf.part] * rng.normal(size=leaf.size)
+            mistake = _mistake(phi, leaf, gradient[leaf.part], direction, value, noise, allowance)
             if mistake is None:
                 break
             mistakes.append(mistake)
@@ -181,17 +178,15 @@ def _mistake(
     phi: Phi,
     leaf: Leaf,
     gradient: Vector,
+    direction: Vector,
     value: float,
     noise: Noise,
     allowance: Tolerance,
-    rng: np.random.Generator,
 ) -> Mistake | None:
-    """What is wrong along one random direction of a leaf."""
-    point = phi.problem.point
-    direction = phi.scales()[0][leaf.part] * rng.normal(size=leaf.size)
+    """What is wrong along one direction of a leaf."""
     found = derivative(
         lambda direction, steps: phi.along(direction, steps, leaf.start),
-        point[leaf.part],
+        phi.problem.point[leaf.part],
         direction,
         value,
         noise,

@@ -109,7 +109,9 @@ class _Line:
                 self._scan(_WIDEST)
         else:
             for exponent in _NARROWER:
-                if np.isfinite(values).all() and not _falling(self._residuals(probe, values)):
+                if np.isfinite(values).all() and not _falling(
+                    _residuals(probe, values / self._unit)
+                ):
                     break
                 narrower, found = self._scan(exponent)
                 if _stands_still(found):
@@ -134,13 +136,13 @@ class _Line:
         self.seen.append(values)
         return probe, values
 
-    def _residuals(self, probe: Vector, values: Vector) -> dict[int, float]:
-        return _residuals(probe, values / (abs(self.value) or 1.0))
+    @property
+    def _unit(self) -> float:
+        return abs(self.value) or 1.0
 
     def _left_over(self, probe: Vector, values: Vector) -> float:
-        left = self._residuals(probe, values)
-        unit = abs(self.value) or 1.0
-        return unit * (left[4] if _falling(left) else max(left[3], left[4]))
+        left = _residuals(probe, values / self._unit)
+        return self._unit * (left[4] if _falling(left) else max(left[3], left[4]))
 
 
 def _stands_still(values: Vector) -> bool:

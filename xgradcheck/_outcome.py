@@ -26,6 +26,11 @@ from xgradcheck._truth import Truth
 
 SHOWN = 20
 """How many indices of wrong elements a finding lists."""
+HALVES = ((np.triu, 1), (np.tril, -1))
+NAMED = 3
+"""How many leaves a note names."""
+ROUNDING = 1e-10
+"""What the order of a sum can change, relative; more is no rounding."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,9 +93,9 @@ def outcome(
             verdicts.append(Verdict.INCONCLUSIVE)
     notes += _note_on_near_by(problem, measured.near_by)
     if measured.refusal is not None:
-        raised = repr(measured.refusal)
+        raised, times = repr(measured.refusal), measured.refusals
         notes.append(
-            f"the function raised {raised} at {measured.refusals} of the points beside this one, "
+            f"the function raised {raised} at {times} of the points beside this one, "
             f"which was taken for the edge of its domain"
         )
     if (low := _low_precision(measured)) is not None:
@@ -403,10 +408,6 @@ def _on_repeats(problem: Problem, measured: Measured) -> tuple[list[str], list[F
     return notes, findings
 
 
-ROUNDING = 1e-10
-"""What the order of a sum can change, relative; more is no rounding."""
-
-
 def _note_on_near_by(problem: Problem, near_by: NearBy) -> list[str]:
     if not near_by.why:
         return []
@@ -425,10 +426,6 @@ def _note_on_near_by(problem: Problem, near_by: NearBy) -> list[str]:
 def _few(names: list[str]) -> str:
     shown = ", ".join(names[:NAMED])
     return shown if len(names) <= NAMED else f"{shown} and {len(names) - NAMED} more"
-
-
-NAMED = 3
-"""How many leaves a note names."""
 
 
 def _is_right_symmetrised(leaf: Leaf, point: Vector, measured: Measured) -> bool:
@@ -455,9 +452,6 @@ def _is_right_symmetrised(leaf: Leaf, point: Vector, measured: Measured) -> bool
     conventions = [given - given.swapaxes(-1, -2)]
     conventions += [half(part, k) for part in (given, truth) for half, k in HALVES]
     return any((np.abs(part) <= slack).all() for part in conventions)
-
-
-HALVES = ((np.triu, 1), (np.tril, -1))
 
 
 def _precision(bits: int) -> str:

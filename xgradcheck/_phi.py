@@ -1,6 +1,7 @@
 """The scalar function under one cotangent: how it is evaluated, how often, what it refused."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,8 +16,6 @@ PATIENCE = 64
 """How many refusals in a row, without a single value, are the function's fault and not the edge of
 its domain.
 """
-
-
 REFUSALS = (ValueError, ArithmeticError, RuntimeError, AssertionError)
 """How functions refuse an argument: domain errors of Python and NumPy, checks of torch's losses and
 distributions, a matrix that is not positive definite, an assertion.
@@ -46,9 +45,16 @@ class Phi:
         """What a scalar output was multiplied by."""
         return float(self.cotangent[0]) if self.cotangent.size == 1 else None
 
-    def elsewhere(self) -> "Phi":
-        """The same phi, counted anew: for when the problem has been moved to another point."""
-        return Phi(self.problem, self.cotangent, self.tangents)
+    @contextmanager
+    def anew(self, cotangent: Vector | None = None) -> Iterator["Phi"]:
+        """phi at a point that the problem has been moved to, or under another cotangent: what it
+        refuses there is no news of this one, and its evaluations count.
+        """
+        other = Phi(self.problem, self.cotangent if cotangent is None else cotangent, self.tangents)
+        try:
+            yield other
+        finally:
+            self.evaluations += other.evaluations
 
     def tangential(self, direction: Vector) -> Vector:
         """The part of a direction along which the point may move."""

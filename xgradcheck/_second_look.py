@@ -6,16 +6,12 @@ import numpy as np
 
 from xgradcheck._complex import PRECISION, complex_slopes
 from xgradcheck._diagnose import Kind, remainder_order
-from xgradcheck._differences import (
-    NOISE_SIGMAS,
-    norm,
-    rms,
-)
+from xgradcheck._differences import EVEN, NOISE_SIGMAS, even_part, norm, rms
 from xgradcheck._extrapolation import Estimate
 from xgradcheck._judge import Tolerance, exceeds
 from xgradcheck._ladder import climb
 from xgradcheck._layout import Leaf, Mask, Positions, Vector
-from xgradcheck._ties import Kinks, suits_each_output, wrong_in_one_output, wrong_ties
+from xgradcheck._ties import Kinks, suits_each_output, wrong_ties
 from xgradcheck._truth import AUTO, Sweep, Truth
 
 UNEVEN = 0.5
@@ -59,12 +55,9 @@ def settle_suspicious(work: Sweep, truth: Truth) -> None:
 
 def _settle_kinks(work: Sweep, truth: Truth) -> None:
     """Acquit gradients outside the slopes of a kink that are right for every output alone."""
-    error = np.abs(work.gradient - truth.value)
     accused = (truth.kinds == Kind.KINK) & truth.settled & np.isfinite(work.gradient)
     for leaf in work.layout:
-        part = leaf.part
-        allowed = work.allowed(work.gradient[part], truth.value[part], rms(truth.value[part]), part)
-        accused[part] &= exceeds(error[part], truth.bar[part], allowed)
+        accused[leaf.part] &= _outside(work, truth, leaf, leaf.part)
     places = np.flatnonzero(accused)
     found = suits_each_output(work.phi, places, work.scale) if places.size else None
     if found is None:
@@ -95,8 +88,6 @@ def _settle_ties(work: Sweep, truth: Truth) -> None:
         work.noise,
     )
     for tie in wrong_ties(found):
-        if not wrong_in_one_output(found, tie):
-            continue
         excess = tie.excess / work.scale[tie.members]
         truth.value[tie.members] = work.gradient[tie.members] - excess
         truth.bar[tie.members], truth.settled[tie.members] = 0.0, True
@@ -108,7 +99,7 @@ def _eps_suffices(truth: Truth, gradient: Vector, leaf: Leaf, allowance: Toleran
     return norm(bar) <= allowance.distance * (norm(slope) + norm(gradient[leaf.part]))
 
 
-def _outside(work: Sweep, truth: Truth, leaf: Leaf, index: Positions) -> Any:
+def _outside(work: Sweep, truth: Truth, leaf: Leaf, index: Positions | slice) -> Any:
     """Whose error clearly exceeds what is allowed, by the bar of its one pair."""
     gradient, value = work.gradient[index], truth.value[index]
     allowed = work.allowed(gradient, value, rms(truth.value[leaf.part]), index)
@@ -243,8 +234,8 @@ def _uneven(work: Sweep, truth: Truth, part: slice) -> Any:
         return np.zeros_like(truth.value[part], bool)
     steps, plus, minus = work.pairs[:, part]
     with np.errstate(all="ignore"):
-        gap = np.abs((plus - work.value) + (minus - work.value)) / steps
-        noise = NOISE_SIGMAS * 2.5 * work.noise.sigma / steps
+        gap = even_part(plus, minus, work.value) / steps
+        noise = NOISE_SIGMAS * EVEN * work.noise.sigma / steps
         return (gap > noise) & (gap > UNEVEN * np.fmax(size, np.abs(truth.value[part])))
 
 
@@ -257,7 +248,7 @@ def _room(work: Sweep, truth: Truth, part: slice) -> float:
     return room / float(np.sqrt(len(bar))) if norm(bar) > room else np.inf
 
 
-def take_complex_steps(work: Sweep, truth: Truth, index: Positions) -> Mask:
+def take_complex_steps(work: Sweep, truth: Truth, index: Positions) -> None:
     """Where they are to be believed, slopes by complex steps in the place of differences."""
     slopes, believed = complex_slopes(
         work.phi,
@@ -276,4 +267,3 @@ def take_complex_steps(work: Sweep, truth: Truth, index: Positions) -> Mask:
         size = rms(truth.value[leaf.part])
         truth.bar[chosen[own]] = PRECISION * (np.abs(found) + size)
     truth.analytic[chosen] = truth.settled[chosen] = True
-    return believed

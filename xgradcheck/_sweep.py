@@ -15,6 +15,7 @@ from xgradcheck._differences import (
     NOISE_SIGMAS,
     UNIT,
     Noise,
+    even_part,
     representable,
     rms,
 )
@@ -140,7 +141,7 @@ def _one_pair_each(
         curvature = np.fmax(curvature, _usual_curvature(work, slope, sampled, bend))
         truncation = 3 * curvature / work.scale * (steps / work.scale) ** 2
         noise = _slope_noise(work, plus, minus, steps)
-        gap = np.abs((plus - work.value) + (minus - work.value)) / steps
+        gap = even_part(plus, minus, work.value) / steps
     truth = _truth(work, slope, truncation + BAR_SIGMAS * noise + 2.0**-52 * np.abs(slope))
     truth.stationary = gap > FLAT * np.fmax(np.abs(slope), np.abs(work.gradient))
     return truth

@@ -58,7 +58,7 @@ def worst_leaves(report: "Report") -> "list[LeafReport]":
 
 def _has_element(leaf: "LeafReport") -> bool:
     """Whether a single element was found to be what the leaf is."""
-    return bool(leaf.wrong if leaf.verdict is Verdict.FAIL else True)
+    return leaf.verdict is not Verdict.FAIL or leaf.wrong > 0
 
 
 def worst_sentence(leaf: "LeafReport") -> str:

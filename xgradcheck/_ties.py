@@ -5,6 +5,7 @@ up: a backward that gives all of it to both is wrong, and no single coordinate s
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import combinations
 
@@ -19,6 +20,8 @@ SLACK = 1e-2
 """Slopes over short steps err by the curvature; sums of slopes that differ by less agree."""
 ALL_PAIRS, PAIRS = 16, 256
 """Up to how many kinks every pair is looked at, and how many pairs of neighbours beyond that."""
+OUTPUTS, TESTS = 64, 2048
+"""How many outputs are asked one by one, and how many times a coordinate for an output."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,57 +51,56 @@ class Kinks:
 
 
 def wrong_ties(kinks: Kinks) -> list[Tie]:
-    """Kinks that belong together and whose gradients do not add up.
+    """Kinks that belong together and whose gradients do not add up, for some output taken alone.
 
     Two evaluations where the kinks have nothing to do with each other.
     """
-    everyone = np.arange(len(kinks.where))
-    if _slopes(kinks, everyone, STEPS[0]) is None:
+    if _slopes(kinks, np.arange(len(kinks.where)), STEPS[0]) is None:
         return []
     ties, linked = [], []
     for pair in _pairs(kinks):
         chosen = np.array(pair)
-        if _slopes(kinks, chosen, STEPS[0]) is None:
+        if (excess := _excess(kinks, chosen)) is None:
             continue
         linked.append(pair)
-        if (excess := _excess(kinks, chosen)) is not None:
+        if excess:
             ties.append(Tie(kinks.where[chosen], excess / 2))
     # Three that tie may be wrong all together though any two of them could be right.
     for group in _groups(linked):
-        if len(group) > 2 and (excess := _excess(kinks, group)) is not None:
+        if len(group) > 2 and (excess := _excess(kinks, group)):
             ties.append(Tie(kinks.where[group], excess / len(group)))
-    return ties
+    return _wrong_in_one_output(kinks, ties) if ties else []
 
 
-def wrong_in_one_output(kinks: Kinks, tie: Tie) -> bool:
-    """Whether the gradients of a tie do not add up for some output taken alone."""
-    problem, count = kinks.phi.problem, kinks.phi.cotangent.size
-    if count == 1 or not problem.can_move:
-        return True
-    chosen = np.flatnonzero(np.isin(kinks.where, tie.members))
-    for output in range(min(count, OUTPUTS)):
-        unit = np.zeros(count)
-        unit[output] = 1.0
-        alone = Phi(problem, unit, kinks.phi.tangents)
+def _wrong_in_one_output(kinks: Kinks, ties: list[Tie]) -> list[Tie]:
+    """The ties whose gradients do not add up for some output taken alone; all of them where there
+    is one output only.
+    """
+    if not _has_outputs(kinks.phi):
+        return ties
+    wrong: dict[int, Tie] = {}
+    for alone, gradient in _outputs(kinks.phi):
         value = float(alone.here(1)[0])
-        steps = kinks.scale[chosen] * STEPS[-1]
-        plus, minus = alone.pairs(kinks.where[chosen], steps)
-        gradient = alone.adjoint(problem.gradient(unit).gradient)
-        own = replace(
-            kinks,
-            phi=alone,
-            where=kinks.where[chosen],
-            scale=kinks.scale[chosen],
-            gradient=gradient[kinks.where[chosen]],
-            sides=np.array([plus - value, value - minus]) / steps,
-            value=value,
-            noise=Noise(float(Noise(0.0).of(np.array(value)))),
-        )
-        wrong = _excess(own, np.arange(len(chosen))) is not None
-        kinks.phi.evaluations += alone.evaluations
-        if wrong:
-            return True
-    return False
+        for number, tie in enumerate(ties):
+            if number in wrong:
+                continue
+            scale = kinks.scale[np.isin(kinks.where, tie.members)]
+            ahead, behind = _sides(alone, tie.members, scale * STEPS[-1], value)
+            own = replace(
+                kinks,
+                phi=alone,
+                where=tie.members,
+                scale=scale,
+                gradient=gradient[tie.members],
+                sides=np.array([ahead, behind]),
+                value=value,
+                noise=_rounding(value),
+            )
+            if _excess(own, np.arange(len(scale))):
+                wrong[number] = tie
+        if len(wrong) == len(ties):
+            break
+    return [wrong[number] for number in sorted(wrong)]
 
 
 def _pairs(kinks: Kinks) -> list[tuple[int, int]]:
@@ -131,17 +133,18 @@ def _groups(pairs: list[tuple[int, int]]) -> list[Positions]:
 
 
 def _excess(kinks: Kinks, chosen: Positions) -> float | None:
-    """By how much the gradients along several kinks lie outside the slopes of both sides; None
-    where they do not, or where the steps do not agree on it.
+    """By how much the gradients along several kinks lie outside the slopes of both sides, 0 where
+    they do not or where the steps do not agree on it; None where the kinks have nothing to do with
+    each other.
     """
-    total, excess = float(np.sum(kinks.gradient[chosen] * kinks.scale[chosen])), None
+    total, excess = float(np.sum(kinks.gradient[chosen] * kinks.scale[chosen])), 0.0
     for step in STEPS:
         if (found := _slopes(kinks, chosen, step)) is None:
-            return None
+            return None if step == STEPS[0] else 0.0
         ahead, behind, unsure = found
         excess = total - float(np.clip(total, min(ahead, behind), max(ahead, behind)))
         if abs(excess) <= unsure:
-            return None
+            return 0.0
     return excess
 
 
@@ -160,10 +163,6 @@ def _slopes(kinks: Kinks, chosen: Positions, step: float) -> tuple[float, float,
     return float(slopes[0]), float(slopes[1]), unsure
 
 
-OUTPUTS, TESTS = 64, 2048
-"""How many outputs are asked one by one, and how many times a coordinate for an output."""
-
-
 def suits_each_output(
     phi: Phi, places: Positions, scale: Vector
 ) -> tuple[Positions, Mask, bool] | None:
@@ -173,29 +172,47 @@ def suits_each_output(
     A backward pass that gives each output a valid subgradient may give their weighted sum none that
     lies between its slopes: relu at 0 that fans out to several outputs with weights of both signs.
     """
-    problem, count = phi.problem, phi.cotangent.size
-    if count == 1 or not problem.can_move:
+    if not _has_outputs(phi):
         return None
+    count = phi.cotangent.size
     places = places[: max(1, TESTS // min(count, OUTPUTS))]
     fine = np.ones(len(places), bool)
-    for output in range(min(count, OUTPUTS)):
-        unit = np.zeros(count)
-        unit[output] = 1.0
-        alone = Phi(problem, unit, phi.tangents)
-        gradient = alone.adjoint(problem.gradient(unit).gradient)[places]
-        fine &= _between_its_slopes(alone, places, scale[places], gradient)
-        phi.evaluations += alone.evaluations
+    for alone, gradient in _outputs(phi):
+        fine &= _between_its_slopes(alone, places, scale[places], gradient[places])
     return places, fine, count <= OUTPUTS
+
+
+def _has_outputs(phi: Phi) -> bool:
+    """Whether there are several outputs, and the backward pass can be asked for one alone."""
+    return phi.cotangent.size > 1 and phi.problem.can_move
+
+
+def _outputs(phi: Phi) -> Iterator[tuple[Phi, Vector]]:
+    """Each output alone, and its gradient."""
+    for output in range(min(phi.cotangent.size, OUTPUTS)):
+        unit = np.zeros(phi.cotangent.size)
+        unit[output] = 1.0
+        with phi.anew(unit) as alone:
+            yield alone, alone.adjoint(phi.problem.gradient(unit).gradient)
+
+
+def _sides(phi: Phi, where: Positions, steps: Vector, value: float) -> tuple[Vector, Vector]:
+    """The slopes ahead of and behind each coordinate."""
+    plus, minus = phi.pairs(where, steps)
+    return (plus - value) / steps, (value - minus) / steps
+
+
+def _rounding(value: float) -> Noise:
+    return Noise(float(Noise(0.0).of(np.array(value))))
 
 
 def _between_its_slopes(phi: Phi, places: Positions, scale: Vector, gradient: Vector) -> Mask:
     value = float(phi.here(1)[0])
     fine = np.zeros(len(places), bool)
     for step in STEPS:
-        plus, minus = phi.pairs(places, scale * step)
-        ahead, behind = (plus - value) / (scale * step), (value - minus) / (scale * step)
+        ahead, behind = _sides(phi, places, scale * step, value)
         unsure = SLACK * np.fmax(np.abs(ahead), np.abs(behind))
-        unsure += NOISE_SIGMAS * 2 * Noise(0.0).of(np.full(1, value)) / (scale * step)
+        unsure += NOISE_SIGMAS * 2 * _rounding(value).sigma / (scale * step)
         low, high = np.fmin(ahead, behind) - unsure, np.fmax(ahead, behind) + unsure
         fine |= (low <= gradient) & (gradient <= high)
     return fine

@@ -7,9 +7,7 @@ from typing import Any
 import numpy as np
 
 from xgradcheck._diagnose import Kind, Kinds
-from xgradcheck._differences import (
-    Noise,
-)
+from xgradcheck._differences import Noise
 from xgradcheck._judge import Tolerance
 from xgradcheck._layout import Layout, Mask, Vector
 from xgradcheck._phi import Phi

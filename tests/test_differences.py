@@ -279,6 +279,20 @@ def test_units_that_are_dead_do_not_cost_more_than_units_that_live() -> None:
     assert report.evaluations <= 2 * n + 200
 
 
+@pytest.mark.parametrize(("threshold", "verdict"), [(0.31, "PASS"), (0.29, "FAIL")])
+def test_a_unit_that_wide_steps_revive_is_dead_all_the_same(threshold: float, verdict: str) -> None:
+    """Steps that stay below the threshold leave more noise than small neighbours are allowed."""
+
+    def cost(w: np.ndarray) -> float:
+        return 1 + 3e-6 * float(np.sin(w[0])) + 3e-6 * max(float(w[1]) - threshold, 0.0)
+
+    def gradient(w: np.ndarray) -> np.ndarray:
+        return np.array([3e-6 * np.cos(w[0]), 0.0])
+
+    report = check(cost, np.array([1.0, 0.3]), grads=gradient, raise_exception=False)
+    assert report.verdict == verdict
+
+
 @pytest.mark.parametrize("factor", [1 + 1e-4, 1 + 1e-5, 1 + 3e-6])
 def test_a_small_relative_error_is_caught(factor: float) -> None:
     w = np.random.default_rng(1).normal(size=30)

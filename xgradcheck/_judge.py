@@ -150,6 +150,13 @@ def exceeds(error: Vector, bar: Vector, allowed: Vector) -> Mask:
         return np.asarray(~(error - CERTAIN * bar <= allowed))
 
 
+def stand_still(still: Mask, bar: Vector, allowance: Tolerance, leaf_rms: float) -> Mask:
+    """Elements that are right because their gradient is zero and phi does not move by a bit, as
+    those of a dead unit: what could hide in that is small beside the leaf.
+    """
+    return np.asarray(still & (bar <= allowance.rtol * leaf_rms))
+
+
 @dataclass(frozen=True, slots=True)
 class Judged:
     """The outcome for one leaf: per element and as a whole."""
@@ -177,11 +184,11 @@ def judge(
     """The verdict on one leaf.
 
     Element: wrong where ``|g - t|`` less the bar exceeds the allowance, right where ``|g - t|`` and
-    the bar do not, else undecided. Leaf: the same for its distance. ``zero_below`` is what counts
-    as zero in each element, ``still`` marks those that have gradient zero and do not move phi by a
-    bit. ``slack`` is allowed on top: by how much the gradient does not repeat itself. ``scored``
-    gives the truth and bar that the distance is taken from, where they are not those of the
-    elements (textbook mode).
+    the bar do not or where it stands still, else undecided. Leaf: the same for its distance.
+    ``zero_below`` is what counts as zero in each element, ``still`` marks those that have gradient
+    zero and do not move phi by a bit. ``slack`` is allowed on top: by how much the gradient does
+    not repeat itself. ``scored`` gives the truth and bar that the distance is taken from, where
+    they are not those of the elements (textbook mode).
     """
     leaf_rms = rms(truth)
     allowed = allowance.allowed(gradient, truth, leaf_rms) + slack
@@ -190,6 +197,7 @@ def judge(
     with np.errstate(invalid="ignore"):
         failed = ~finite | (settled & exceeds(error, bar, allowed))
         undecided = ~failed & ~(error + bar <= allowed)
+        undecided &= ~stand_still(still, bar, allowance, leaf_rms)
         null = np.abs(gradient) + np.abs(truth) + bar <= zero_below
         # Below the rounding of what is not zero, two numbers that differ are both zero.
         lost = np.abs(gradient) + np.abs(truth) <= NEGLIGIBLE * zero_below

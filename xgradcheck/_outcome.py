@@ -20,7 +20,7 @@ from xgradcheck._judge import (
     grade,
     judge,
 )
-from xgradcheck._layout import BITS, DOUBLE, Leaf, Vector
+from xgradcheck._layout import BITS, DOUBLE, Leaf, Mask, Vector
 from xgradcheck._report import Element, Finding, LeafReport, Leaves, Report
 from xgradcheck._truth import Truth
 
@@ -242,7 +242,7 @@ def _leaf(
             f"elements, which takes the function to be analytic"
         )
     notes += _notes_on_points(leaf, truth.kinds[part][~judged.failed & ~judged.undecided])
-    worst = _worst(leaf, found, value, bar, allowed, judged)
+    worst = _worst(leaf, found, value, bar, allowed, judged, truth.still[part])
     floor = float("nan") if judged.is_zero else judged.floor
     counts = int(judged.failed.sum()), int(judged.undecided.sum())
     return _entry(leaf, verdict, judged.distance, floor, worst, *counts), findings, notes
@@ -269,10 +269,16 @@ def _notes_on_points(leaf: Leaf, kinds: Kinds) -> list[str]:
 
 
 def _worst(
-    leaf: Leaf, gradient: Vector, value: Vector, bar: Vector, allowed: Vector, judged: Judged
+    leaf: Leaf,
+    gradient: Vector,
+    value: Vector,
+    bar: Vector,
+    allowed: Vector,
+    judged: Judged,
+    still: Mask,
 ) -> Element | None:
     """Of the wrong elements the one that is off by most; else the one nearest to what is not
-    allowed.
+    allowed, those that stand still last.
     """
     if leaf.size == 0:
         return None
@@ -280,7 +286,7 @@ def _worst(
     if judged.failed.any():
         merit = np.where(judged.failed, np.nan_to_num(error, nan=np.inf), -1.0)
     else:
-        among = judged.undecided if judged.undecided.any() else np.ones(leaf.size, bool)
+        among = judged.undecided if judged.undecided.any() else ~still | still.all()
         with np.errstate(all="ignore"):
             merit = np.where(among, np.nan_to_num((error + bar) / allowed, nan=0.0), -1.0)
     place = int(np.argmax(merit))

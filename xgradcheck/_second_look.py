@@ -8,7 +8,7 @@ from xgradcheck._complex import PRECISION, complex_slopes
 from xgradcheck._diagnose import Kind, remainder_order
 from xgradcheck._differences import EVEN, NOISE_SIGMAS, even_part, norm, rms
 from xgradcheck._extrapolation import Estimate
-from xgradcheck._judge import Tolerance, exceeds
+from xgradcheck._judge import Tolerance, exceeds, stand_still
 from xgradcheck._ladder import climb
 from xgradcheck._layout import Leaf, Mask, Positions, Vector
 from xgradcheck._ties import Kinks, suits_each_output, wrong_ties
@@ -219,6 +219,7 @@ def suspicious(work: Sweep, truth: Truth, part: slice) -> Any:
     allowed = work.allowed(gradient, value, rms(value), part)
     with np.errstate(invalid="ignore"):
         inside = np.abs(gradient - value) + bar <= allowed
+        inside |= stand_still(truth.still[part], bar, work.allowance, rms(value))
         if _may_be_zero(work, truth, part):
             inside |= np.abs(gradient) + np.abs(value) + bar <= truth.zero_below[part]
         inside &= bar <= _room(work, truth, part)

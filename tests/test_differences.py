@@ -92,6 +92,7 @@ def test_the_bar_covers_the_error_against_mpmath(family: str) -> None:
             value,
             Noise(noise),
             lambda e: (e.bar < 0, e.bar > 1e-9),
+            np.array([np.nan]),
         )
         best = climbed.best
         error = abs(best.low[0] - slope)
@@ -114,6 +115,7 @@ def at(function: Callable[[np.ndarray], np.ndarray], x: float) -> tuple[float, f
         float(function(np.array(x))),
         Noise(1e-16),
         lambda best: (best.bar < 0, ~best.settled | (best.bar > 1e-9)),
+        np.array([np.nan]),
     )
     best, jumps = climbed.best, climbed.kinds[0] == Kind.JUMP
     return float(best.low[0]), float(best.high[0]), bool(best.settled[0]), bool(jumps)

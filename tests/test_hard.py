@@ -17,6 +17,11 @@ def near(offset: float, *shape: int) -> Callable[[], Tensor]:
     return lambda: offset + torch.randn(*shape, dtype=F64)
 
 
+def hilbert(size: int) -> Tensor:
+    index = torch.arange(size, dtype=F64)
+    return 1 / (index[:, None] + index + 1)
+
+
 def orthogonal() -> Tensor:
     return torch.linalg.qr(torch.randn(4, 4, dtype=F64))[0]
 
@@ -42,6 +47,21 @@ HARD: dict[str, tuple[Callable[..., Tensor], Callable[[], Tensor]]] = {
         lambda: torch.tensor([-0.0, -1.0], dtype=F64),
     ),
     "saturated": (torch.special.ndtr, near(10, 3, 4)),
+    "saturated to the last bits": (torch.tanh, lambda: 8 + 12 * torch.rand(3, dtype=F64)),
+    "saturated all the way": (lambda x: -torch.log(x.sigmoid()).mean(), near(34, 3)),
+    "rounded inside": (torch.nn.functional.gelu, near(-7.5, 1)),
+    "zero inside": (torch.nn.functional.gelu, lambda: torch.tensor([-20.0, -30.0], dtype=F64)),
+    "cancelled by the norm": (
+        lambda b: torch.nn.functional.batch_norm(INPUTS.T + b, None, None, training=True),
+        near(0, 3),
+    ),
+    "next to a singularity": (
+        lambda x: torch.log((x - 1).abs()),
+        lambda: torch.tensor([1 + 1e-12, 2.3], dtype=F64),
+    ),
+    "nearly singular": (lambda a: torch.linalg.slogdet(a)[1], lambda: hilbert(9)),
+    "an infinite slope": (torch.special.entr, lambda: torch.tensor([0.0, 0.5, 1.0], dtype=F64)),
+    "an oscillation of 1e12": (lambda x: torch.sin(1e12 * x), near(0, 5)),
     "bfloat16 inside": (lambda x: x.bfloat16().double() @ INPUTS.T, near(0, 3, 2)),
     "float16 inside": (lambda x: (x.half() @ INPUTS.half().T).double().tanh(), near(0, 3, 2)),
 }
@@ -92,3 +112,42 @@ def test_a_wrong_gradient_at_a_minimum_is_seen_near_by() -> None:
     report = check(Residuals.apply, BEST.clone(), raise_exception=False)
     assert report.verdict == "FAIL"
     assert [finding.kind for finding in report.findings] == ["only right at this point"]
+
+
+class Spoiled(torch.autograd.Function):
+    """``tanh``, whose gradient is off by a factor."""
+
+    @staticmethod
+    def forward(ctx, x, factor):
+        ctx.factor = factor
+        ctx.save_for_backward(x)
+        return torch.tanh(x)
+
+    @staticmethod
+    def backward(ctx, g):
+        (x,) = ctx.saved_tensors
+        return ctx.factor * g / torch.cosh(x) ** 2, None
+
+
+@pytest.mark.parametrize("start", [0.5, 3.0, 7.0])
+def test_a_wrong_gradient_is_seen_before_all_is_saturated(start: float) -> None:
+    x = start + torch.linspace(0, 0.3, 3, dtype=F64)
+    assert check(Spoiled.apply, x, 1.0)
+    report = check(Spoiled.apply, x, 1.01, raise_exception=False)
+    assert report.verdict == "FAIL"
+
+
+def test_numbers_of_very_different_size_get_the_steps_that_suit_them() -> None:
+    x = torch.tensor([1e-12, 1e-6, 0.1, 10.0, 1e6], dtype=F64)
+    assert check(torch.log1p, x)
+    wrong = check(
+        lambda x: torch.log1p(x), x, grads=lambda u, x: 1.001 * u / (1 + x), raise_exception=False
+    )
+    assert wrong.verdict == "FAIL"
+
+
+def test_an_infinite_gradient_is_wrong_where_the_slope_is_finite() -> None:
+    x = torch.tensor([0.3, 0.5], dtype=F64)
+    wrong = torch.tensor([float("inf"), 1.0], dtype=F64)
+    report = check(lambda x: torch.sin(x).sum(), x, grads=wrong, raise_exception=False)
+    assert report.verdict == "FAIL"

@@ -102,3 +102,9 @@ def test_random_numbers_of_float32_in_jax_are_not_computed_from_the_arguments():
 
     report = check(fn, X.numpy(), backend="jax")
     assert report.verdict == "PASS" and report.precision == "float64"
+
+
+def test_values_that_differ_by_their_last_bits_are_no_low_precision():
+    x = torch.tensor([0.3, -1.0, 2.0], dtype=torch.float64)
+    report = check(lambda x: x.softmax(-1).sum(), x, raise_exception=False)
+    assert report.verdict != "FAIL" and report.precision == "float64"

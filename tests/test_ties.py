@@ -170,3 +170,101 @@ def test_a_kink_that_is_wrong_in_its_output_stays_wrong():
     x = torch.tensor([0.0, 1.3, -1.1, 0.0], dtype=torch.float64)
     assert check(torch.relu, x).verdict == "PASS"
     assert check(SteepRelu.apply, x, raise_exception=False).verdict == "FAIL"
+
+
+class Larger(torch.autograd.Function):
+    """The larger of both halves; where they tie, ``share`` of the cotangent for each."""
+
+    @staticmethod
+    def forward(ctx, x, share):
+        ctx.share, half = share, len(x) // 2
+        ctx.save_for_backward(x)
+        return torch.maximum(x[:half], x[half:])
+
+    @staticmethod
+    def backward(ctx, g):
+        (x,) = ctx.saved_tensors
+        a, b = x.chunk(2)
+        tied = torch.where(a == b, ctx.share, 1.0)
+        return torch.cat([g * (a >= b) * tied, g * (b >= a) * tied]), None
+
+
+@pytest.mark.parametrize("count", [3, 9, 100])
+def test_many_ties_far_apart_are_found(count):
+    half = torch.from_numpy(np.random.default_rng(count).normal(size=count))
+    assert check(Larger.apply, torch.cat([half, half]), 0.5)
+    report = check(Larger.apply, torch.cat([half, half]), 1.0, raise_exception=False)
+    assert report.verdict == "FAIL"
+
+
+def at(*values):
+    return torch.tensor(values, dtype=torch.float64)
+
+
+ORDERS = {
+    "median": (torch.median, at(0, 1, 1, 1, 2)),
+    "sort": (lambda x: x.sort().values, at(0, 0, 0, 0, 0)),
+    "topk": (lambda x: x.topk(2).values, at(0, 0, 0, 0, 0)),
+    "kthvalue": (lambda x: x.kthvalue(2).values, at(1, 1, 1, 2)),
+    "quantile": (lambda x: x.quantile(0.5), at(2, 2, 2, 2, 2)),
+    "clip": (lambda x, low, high: x.maximum(low).minimum(high), at(1, 0.5), at(1, 1), at(1, 1)),
+}
+
+
+@pytest.mark.parametrize("name", ORDERS)
+def test_an_order_of_equal_numbers_is_left_open(name):
+    """Moving one of three that are equal moves no median, and autograd picks one of them."""
+    fn, *args = ORDERS[name]
+    report = check(fn, *args, raise_exception=False)
+    assert report.verdict == "INCONCLUSIVE"
+    assert "kinks meet" in [finding.kind for finding in report.findings]
+
+
+def test_a_wrong_gradient_at_an_order_of_equal_numbers_is_wrong():
+    def twice(u, x):
+        return 2 * u * torch.tensor([0, 0, 1, 0, 0], dtype=torch.float64)
+
+    x = at(0, 1, 1, 1, 2)
+    report = check(lambda x: x.median(), x, grads=lambda x: twice(1.0, x), raise_exception=False)
+    assert report.verdict == "FAIL"
+
+
+def small_network(zero):
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(
+        torch.nn.Linear(3, 5),
+        torch.nn.ReLU(),
+        torch.nn.Linear(5, 5),
+        torch.nn.ReLU(),
+        torch.nn.Linear(5, 2),
+    ).double()
+    for parameter in (model[0].weight, model[0].bias, model[2].bias):
+        torch.nn.init.zeros_(parameter) if zero else None
+    return model
+
+
+def test_a_network_that_starts_at_zero_is_not_called_wrong():
+    inputs = torch.from_numpy(np.random.default_rng(0).normal(size=(4, 3)))
+    report = check(small_network(True), inputs, raise_exception=False)
+    assert report.verdict != "FAIL"
+    assert check(small_network(False), inputs)
+
+
+class TwiceAtZero(torch.autograd.Function):
+    """``relu`` with a slope of 2 at 0, where 0 to 1 is right."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x.clamp(min=0)
+
+    @staticmethod
+    def backward(ctx, g):
+        (x,) = ctx.saved_tensors
+        return g * torch.where(x == 0, 2.0, (x > 0).double())
+
+
+def test_a_lone_kink_is_not_excused_by_its_neighbours():
+    report = check(TwiceAtZero.apply, at(0.3, 0.0, -0.7), raise_exception=False)
+    assert report.verdict == "FAIL"
+    assert [finding.kind for finding in report.findings] == ["kink"]

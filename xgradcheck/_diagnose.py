@@ -23,6 +23,8 @@ class Kind(IntEnum):
     STEEP = 3
     """The slope is infinite, as that of the square root at 0."""
     JUMP = 4
+    MEETING = 5
+    """Several kinks meet, so that no slope along one coordinate tells what is right."""
 
 
 Kinds = npt.NDArray[np.uint8]

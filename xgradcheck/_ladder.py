@@ -9,9 +9,19 @@ from typing import Any
 import numpy as np
 
 from xgradcheck._diagnose import Kind, Kinds, kinds, may_jump
-from xgradcheck._differences import FACTORS, NOISE_SIGMAS, Noise, representable
+from xgradcheck._differences import FACTORS, NOISE_SIGMAS, Noise, even_part, representable
 from xgradcheck._extrapolation import Estimate, chosen_from, estimate, widest_first
 from xgradcheck._layout import Mask, Positions, Vector
+
+QUANTA, RESOLVED_SIGMAS = 4.0, 10.0
+"""What tells two slopes apart: so many units in the last place of phi, and so much noise."""
+STRAIGHT = 16.0
+"""How many times less than that phi may bend over such a step."""
+
+WIDE, STEPS, SIDED = 2.0**-14, 3, 0.1
+"""Which steps are wide, of a coordinate's scale; how many of them speak for a gradient, and how
+near to it their slope has to be, as a share of its distance to that of narrow ones.
+"""
 
 Pairs = Callable[[Positions, Vector], tuple[Vector, Vector]]
 Outcome = Callable[[Estimate], tuple[Mask, Mask]]
@@ -32,6 +42,7 @@ class Exponents:
     between: tuple[int, ...] = ()
     narrower: tuple[int, ...] = ()
     narrowest: tuple[int, ...] = ()
+    farthest: tuple[int, ...] = ()
 
 
 EXPONENTS = {
@@ -45,6 +56,7 @@ EXPONENTS = {
         between=(-8, -10, -12),
         narrower=(-15, -18, -21, -24),
         narrowest=(-27, -33, -39, -45),
+        farthest=(2, 1, 0, -1, -2, -3),
     ),
     24: Exponents(
         sample=(-2, -4, -6),
@@ -84,6 +96,7 @@ def climb(
     value: float,
     noise: Noise,
     outcome: Outcome,
+    gradient: Vector,
     rungs: Vector | None = None,
 ) -> Climb:
     """Slopes at the coordinates ``index``.
@@ -92,7 +105,8 @@ def climb(
     a row; more where ``outcome``, which tells (wrong, undecided), is not content. Noise asks for
     wider steps, a kink or a fast oscillation near by for narrower ones. Nothing is wrong on the
     word of wide steps alone: they may agree on a slope by skipping over whole periods. And nothing
-    is wrong unless every other step alone, and the steps between them alone, call it so.
+    is wrong unless every other step alone, and the steps between them alone, call it so, and unless
+    the narrowest step that tells ``gradient`` from the slope found speaks for the slope.
     """
     rungs = np.empty((3, 0, len(index))) if rungs is None else rungs[:, None, :]
 
@@ -108,7 +122,7 @@ def climb(
 
     best: Estimate | None = None
     exponents = EXPONENTS[noise.bits]
-    for unit, wanted_steps, wanted in _plans(*scales, exponents):
+    for number, (unit, wanted_steps, wanted) in enumerate(_plans(*scales, exponents)):
         chosen = np.arange(len(index))
         if best is not None:
             leaps = may_jump(rungs, best.middle, value, noise)
@@ -118,7 +132,7 @@ def climb(
         rungs = lengthened(rungs, chosen, unit, wanted_steps)
         before = best
         best = estimate(rungs, value, noise)
-        if before is not None and unit is scales[1]:
+        if before is not None and number >= OF_ITS_OWN:
             # Steps of the neighbours' size may leap over all there is to see: they only acquit.
             best.settled &= ~outcome(best)[0] | outcome(before)[0]
     assert best is not None
@@ -136,6 +150,9 @@ def climb(
         near = np.where(rungs[0] < scales[0] * 2.0**-20, rungs, np.nan)
         finer = estimate(near, value, Noise(noise.fine, noise.bits))
         best.settled &= ~wrong | outcome(finer)[0]
+    if (wrong := outcome(best)[0]).any():
+        best.settled &= ~wrong | _speaks_for(best, gradient, rungs, value, noise)
+        best.settled &= ~wrong | ~_is_staircase(best, gradient, rungs, scales[0])
     found = kinds(rungs, best.middle, value, noise)
     found[(best.low < best.high) & (found < Kind.STEEP)] = Kind.KINK
     return Climb(best, found, rungs)
@@ -148,6 +165,54 @@ def _confirmed(rungs: Vector, value: float, noise: Noise, outcome: Outcome) -> M
     return np.asarray(first & second)
 
 
+def _speaks_for(
+    best: Estimate, gradient: Vector, rungs: Vector, value: float, noise: Noise
+) -> Mask:
+    """Where the narrowest step over which gradient and slope differ by more than phi can resolve
+    moves phi as the slope says: next to a singularity, or where phi saturates to its last bits,
+    only steps do that over which it is no straight line. At a kink each side speaks for itself.
+    """
+    steps, plus, minus = widest_first(rungs)
+    # What looks like noise may be phi itself.
+    sigma = Noise(min(noise.sigma, noise.fine), noise.bits)
+
+    def speaks(moved: Vector, width: Vector, bent: Vector | float) -> Mask:
+        left = np.fmin(np.abs(moved - width * best.low), np.abs(moved - width * best.high))
+        missed = np.abs(moved - width * gradient)
+        peak = np.abs(value) + np.abs(moved)
+        resolved = np.fmax(
+            RESOLVED_SIGMAS * sigma.of(peak), QUANTA * 2.0 ** (1 - noise.bits) * peak
+        )
+        fits = (left <= missed / 2) & (bent <= np.fmax(missed / STRAIGHT, resolved))
+        tells = missed > resolved
+        row = len(steps) - 1 - np.argmax(tells[::-1], axis=0)[None]
+        # Over narrower steps both have to be right, as far as phi can resolve.
+        narrower = np.arange(len(steps))[:, None] > row
+        denied = (narrower & (left > 2 * resolved)).any(axis=0)
+        return np.asarray(tells.any(axis=0) & ~denied & np.take_along_axis(fits, row, axis=0)[0])
+
+    ahead, behind = plus - value, value - minus
+    both = np.isfinite(plus + minus)
+    middle = np.where(both, plus - minus, 2 * np.fmax(ahead, behind))
+    bent = np.where(both, even_part(plus, minus, value), 0.0)
+    kink = speaks(ahead, steps, 0.0) & speaks(behind, steps, 0.0)
+    smooth = speaks(middle, 2 * steps, bent)
+    return np.where(best.low < best.high, kink, smooth) | ~np.isfinite(gradient)
+
+
+def _is_staircase(best: Estimate, gradient: Vector, rungs: Vector, scale: Vector) -> Mask:
+    """Where several wide steps have nearly the slope that the gradient says: narrow ones may see
+    the slope of one stair only.
+    """
+    steps, plus, minus = rungs
+    near = np.abs((plus - minus) / (2 * steps) - gradient)
+    close = SIDED * np.fmin(np.abs(best.middle - gradient), np.abs(gradient))
+    return np.asarray(np.sum((near < close) & (steps > WIDE * scale), axis=0) >= STEPS)
+
+
+OF_ITS_OWN = 6
+"""How many of the plans take steps of a coordinate's own size."""
+
 Plan = tuple[Vector, tuple[int, ...], Callable[[Estimate, Mask, Mask, Mask], Mask]]
 
 
@@ -155,6 +220,8 @@ def _plans(scale: Vector, common: Vector, steps: Exponents) -> list[Plan]:
     """What to try in turn: the scale of the steps, their exponents, and who wants them, by what is
     known of it so far: wrong, undecided, perhaps at a jump.
     """
+
+    apart = scale < common
 
     def coarse(best: Estimate) -> Mask:
         return np.asarray(~best.settled | (best.truncation > NOISE_SIGMAS * best.noise))
@@ -170,9 +237,19 @@ def _plans(scale: Vector, common: Vector, steps: Exponents) -> list[Plan]:
             lambda best, wrong, undecided, leaps: wrong | leaps | undecided & coarse(best),
         ),
         (scale, steps.narrowest, lambda best, wrong, undecided, leaps: undecided & coarse(best)),
+        # From a coordinate's own size to that of its neighbours.
+        *(
+            (
+                unit,
+                steps.wide + steps.middle,
+                lambda best, wrong, undecided, leaps: undecided & apart,
+            )
+            for unit in (scale * (common / scale) ** share for share in (1 / 3, 2 / 3, 1))
+        ),
+        # Far out, noise is least: a parabola is one there too.
         (
             common,
-            steps.wide + steps.middle,
-            lambda best, wrong, undecided, leaps: undecided & (scale < common),
+            steps.farthest,
+            lambda best, wrong, undecided, leaps: undecided & best.settled,
         ),
     ]

@@ -174,10 +174,12 @@ def _bits_of(values: Vector) -> int:
     values = np.unique(values[np.isfinite(values) & (values != 0)])
     if len(values) < 3:
         return DOUBLE
-    significands, _ = np.frexp(values)
+    significands, exponents = np.frexp(values)
     for bits in BITS.values():
         grid = np.ldexp(significands, bits)
-        if (np.abs(grid - np.round(grid)) <= np.ldexp(4.0, bits - DOUBLE)).all():
+        fits = (np.abs(grid - np.round(grid)) <= np.ldexp(4.0, bits - DOUBLE)).all()
+        # Values that differ by their last bits alone are one value.
+        if fits and len(np.unique(np.ldexp(np.round(grid), exponents))) >= 3:
             return bits
     return DOUBLE
 

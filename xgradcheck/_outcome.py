@@ -251,6 +251,10 @@ def _leaf(
 NO_DERIVATIVE = {
     Kind.JUMP: ("jump", "the function jumps here, it has no derivative"),
     Kind.STEEP: ("infinite slope", "the slope is infinite here, no difference can converge"),
+    Kind.MEETING: (
+        "kinks meet",
+        "several kinks meet here, and no slope along one coordinate tells which gradient is right:",
+    ),
 }
 
 
@@ -362,8 +366,8 @@ def _unsure(
             return Finding(leaf.name, word, f"{leaf.name}: {text} {_places(leaf, there)}", where)
     if (undecided & ~truth.settled[leaf.part]).any():
         text = (
-            f"{leaf.name}: the differences do not converge {at}; move the point, it may lie at "
-            f"the edge of a domain"
+            f"{leaf.name}: the differences do not converge {at}: there may be a kink, a jump, the "
+            f"edge of a domain or more noise than slope; move the point"
         )
         return Finding(leaf.name, "no convergence", text, where)
     noisy = f"phi = {measured.value:.3g} carries rounding noise of {truth.noise.sigma:.1g}"

@@ -11,7 +11,7 @@ from xgradcheck._extrapolation import Estimate
 from xgradcheck._judge import Tolerance, exceeds, stand_still
 from xgradcheck._ladder import climb
 from xgradcheck._layout import Leaf, Mask, Positions, Vector
-from xgradcheck._ties import Kinks, suits_each_output, wrong_ties
+from xgradcheck._ties import Kinks, is_right_apart, meeting, suits_each_output, wrong_ties
 from xgradcheck._truth import AUTO, Sweep, Truth
 
 UNEVEN = 0.5
@@ -50,14 +50,51 @@ def settle_suspicious(work: Sweep, truth: Truth) -> None:
                 break
             size *= 2
     _settle_kinks(work, truth)
+    slopes, accused = truth.value.copy(), _accused(work, truth)
     _settle_ties(work, truth)
+    _settle_meetings(work, truth, slopes, accused)
+
+
+def _accused(work: Sweep, truth: Truth) -> Mask:
+    """Where a gradient would be called wrong."""
+    accused = truth.settled & np.isfinite(work.gradient)
+    for leaf in work.layout:
+        accused[leaf.part] &= _outside(work, truth, leaf, leaf.part)
+    return accused
+
+
+def _settle_meetings(work: Sweep, truth: Truth, slopes: Vector, alone: Mask) -> None:
+    """Leave open what is right but for several kinks that meet. ``slopes`` are those along single
+    coordinates, ``alone`` marks what they call wrong without regard to ties.
+    """
+    accused = _accused(work, truth)
+    if not accused.any():
+        return
+    left_open = [
+        meeting(
+            work.phi,
+            work.gradient,
+            slopes,
+            np.flatnonzero(accused),
+            work.scale,
+            work.value,
+        )
+    ]
+    rng = np.random.default_rng(0xA9A27)
+    for leaf in work.layout:
+        own = np.zeros_like(accused)
+        own[leaf.part] = alone[leaf.part] & (truth.kinds[leaf.part] == Kind.KINK)
+        places = np.flatnonzero(own)
+        if places.size and is_right_apart(work.phi, places, work.common, rng):
+            left_open.append(places)
+    places = np.concatenate(left_open)
+    truth.bar[places], truth.settled[places] = np.inf, False
+    truth.kinds[places] = Kind.MEETING
 
 
 def _settle_kinks(work: Sweep, truth: Truth) -> None:
     """Acquit gradients outside the slopes of a kink that are right for every output alone."""
-    accused = (truth.kinds == Kind.KINK) & truth.settled & np.isfinite(work.gradient)
-    for leaf in work.layout:
-        accused[leaf.part] &= _outside(work, truth, leaf, leaf.part)
+    accused = (truth.kinds == Kind.KINK) & _accused(work, truth)
     places = np.flatnonzero(accused)
     found = suits_each_output(work.phi, places, work.scale) if places.size else None
     if found is None:
@@ -129,6 +166,7 @@ def _look_again(work: Sweep, truth: Truth, leaf: Leaf, index: Positions) -> tupl
         work.value,
         work.noise,
         outcome,
+        gradient,
         None if work.pairs is None else work.pairs[:, index],
     )
     best = climbed.best

@@ -20,6 +20,10 @@ SLACK = 1e-2
 """Slopes over short steps err by the curvature; sums of slopes that differ by less agree."""
 ALL_PAIRS, PAIRS = 16, 256
 """Up to how many kinks every pair is looked at, and how many pairs of neighbours beyond that."""
+APART = 0.4
+"""How far the others are moved to take kinks apart, as a share of their scale."""
+GROUPS = 16
+"""How many values that tie are looked at."""
 OUTPUTS, TESTS = 64, 2048
 """How many outputs are asked one by one, and how many times a coordinate for an output."""
 
@@ -104,15 +108,15 @@ def _wrong_in_one_output(kinks: Kinks, ties: list[Tie]) -> list[Tie]:
 
 
 def _pairs(kinks: Kinks) -> list[tuple[int, int]]:
-    """Which pairs of kinks may belong together: all if there are few, else neighbours along any
-    axis of their leaf, and those at the same place of different leaves.
+    """Which pairs of kinks may belong together: all if there are few, else those of equal values,
+    neighbours along any axis of their leaf, and those at the same place of different leaves.
     """
     count = len(kinks.where)
     if count <= ALL_PAIRS:
         return list(combinations(range(count), 2))
     number = {int(position): n for n, position in enumerate(kinks.where)}
     leaves = [kinks.layout.leaves[n] for n in kinks.layout.owners(kinks.where)]
-    found = set()
+    found = {pair for pair in _equal(kinks)[:PAIRS]}
     for n, (position, leaf) in enumerate(zip(kinks.where.tolist(), leaves, strict=True)):
         strides = [math.prod(leaf.shape[axis + 1 :]) for axis in range(len(leaf.shape))]
         places = [position + stride for stride in strides if position + stride < leaf.part.stop]
@@ -120,7 +124,15 @@ def _pairs(kinks: Kinks) -> list[tuple[int, int]]:
             other.start + position - leaf.start for other in kinks.layout if other.start > position
         ]
         found |= {(n, number[place]) for place in places if place in number}
-    return sorted(found)[:PAIRS]
+    return sorted(found)[: 2 * PAIRS]
+
+
+def _equal(kinks: Kinks) -> list[tuple[int, int]]:
+    """Pairs of kinks where the point has the same value: they may be what a maximum compares."""
+    values = kinks.phi.problem.point[kinks.where]
+    order = np.argsort(values, kind="stable")
+    twins = np.flatnonzero(np.diff(values[order]) == 0)
+    return [(int(order[n]), int(order[n + 1])) for n in twins]
 
 
 def _groups(pairs: list[tuple[int, int]]) -> list[Positions]:
@@ -180,6 +192,55 @@ def suits_each_output(
     for alone, gradient in _outputs(phi):
         fine &= _between_its_slopes(alone, places, scale[places], gradient[places])
     return places, fine, count <= OUTPUTS
+
+
+def is_right_apart(phi: Phi, places: Positions, scale: Vector, rng: np.random.Generator) -> bool:
+    """Whether the gradient at these kinks is right as soon as all other coordinates are generic:
+    then it was because several kinks met that it lay outside the slopes of both sides, as in a
+    network whose first layer is zero.
+    """
+    problem = phi.problem
+    if not problem.can_move:
+        return False
+    places = places[:TESTS]
+    step = APART * scale * rng.choice([-1.0, 1.0], scale.size) * rng.uniform(0.5, 1, scale.size)
+    step[places] = 0.0
+    try:
+        with problem.at(problem.point + phi.tangential(step)), phi.anew() as there:
+            gradient = there.adjoint(problem.gradient(phi.cotangent).gradient)[places]
+            if not step.any() or not np.isfinite(there.here(1)).all():
+                return False
+            return bool(_between_its_slopes(there, places, scale[places], gradient).all())
+    except Exception:  # the point was only guessed to lie in the domain
+        return False
+
+
+def meeting(
+    phi: Phi, gradient: Vector, slopes: Vector, accused: Positions, scale: Vector, value: float
+) -> Positions:
+    """Those of the accused coordinates that tie with others, where moving all of a tie at once
+    bears out the gradient though moving one does not, by these ``slopes``: the median of equal
+    numbers.
+    """
+    point, found = phi.problem.point, [np.zeros(0, np.intp)]
+    for level in np.unique(point[accused])[:GROUPS]:
+        tied = np.flatnonzero(point == level)
+        if len(tied) < 2:
+            continue
+        direction = np.where(point == level, scale, 0.0)
+        total, alone = float(gradient @ direction), float(slopes @ direction)
+        linked, borne_out = False, True
+        for step in STEPS:
+            plus, minus = phi.along(direction, np.array([step, -step]))
+            ahead, behind = (plus - value) / step, (value - minus) / step
+            unsure = SLACK * float(np.abs(gradient * direction).sum())
+            unsure += NOISE_SIGMAS * 2 * _rounding(value).sigma / step
+            low, high = min(ahead, behind) - unsure, max(ahead, behind) + unsure
+            borne_out &= low <= total <= high
+            linked |= not low <= alone <= high
+        if linked and borne_out:
+            found.append(np.intersect1d(tied, accused))
+    return np.concatenate(found)
 
 
 def _has_outputs(phi: Phi) -> bool:

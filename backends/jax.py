@@ -1,9 +1,9 @@
-"""JAX: pytrees in, pytrees out; points are batched with vmap under jit, in float64 whatever the
-global flag says.
+"""JAX: pytrees in, pytrees out; points are batched with vmap under jit. float64 is switched on
+where it is asked for, whatever the global flag says.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import jax
@@ -22,19 +22,18 @@ from xgradcheck._layout import (
     Layout,
     Positions,
     Vector,
+    bits_of,
     lay_out,
     refuse_unless_finite,
-    refuse_unless_float64,
+    refuse_unless_known,
 )
 from xgradcheck._selection import Candidate, select
 from xgradcheck._tree import Node, argument_names
 
+from .jax_draws import drawn_low, x64
 from .world import State, World, displaced, number_states, plain_states, random_states, reachable
 
-CONVERT = (
-    "give it as float64 (a NumPy float64 array will do, with backend='jax'; JAX makes float32 "
-    "unless asked)"
-)
+CONVERT = "convert it with .astype(jnp.float32)"
 # A small check compiles for longer than it runs: compiling quickly is worth more than running fast.
 QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 QUICK_BELOW = 1000
@@ -67,13 +66,6 @@ def bind(case: Case) -> "JaxProblem":
             "JAX functions are pure: pass the parameters as arguments, check(fn, params)."
         )
     return JaxProblem(case)
-
-
-def x64() -> AbstractContextManager[Any]:
-    """float64 for as long as the context lasts; the global flag is not touched."""
-    if hasattr(jax, "enable_x64"):
-        return jax.enable_x64(True)  # type: ignore[no-any-return]
-    return jax.experimental.enable_x64()  # type: ignore[no-any-return,attr-defined]
 
 
 def _is_floating(value: Any) -> bool:
@@ -112,18 +104,17 @@ class JaxProblem:
         self._numbers = self._chosen()
         leaves = [self._nodes[number] for number in self._numbers]
         for node in leaves:
-            refuse_unless_float64(node.suffix, str(node.value.dtype), CONVERT)
-            refuse_unless_finite(node.suffix, np.asarray(node.value))
+            refuse_unless_known(node.suffix, str(node.value.dtype), CONVERT)
+            refuse_unless_finite(node.suffix, _double(node.value))
         self.layout = lay_out(
-            Entry((n.suffix,), n.path, np.shape(n.value), "float64") for n in leaves
+            Entry((n.suffix,), n.path, np.shape(n.value), str(n.value.dtype)) for n in leaves
         )
-        self.point: Vector = np.concatenate([np.asarray(node.value).ravel() for node in leaves])
+        self.point: Vector = np.concatenate([_double(node.value).ravel() for node in leaves])
+        # Where all is below float64 the function runs in the world of its user.
+        self._is_wide = any(leaf.dtype == "float64" for leaf in self.layout)
         self.skipped = self._left_out()
         self._places = _handed.places(
             [node.path for node in leaves], [node.path for node in self._nodes]
-        )
-        self.unit_cotangent = case.grads is not None and not _handed.takes_cotangent(
-            case.grads, len(case.args), case.kwargs
         )
         # Read at once, which copies.
         self._given = None if case.grads is None or callable(case.grads) else self._read(case.grads)
@@ -133,11 +124,48 @@ class JaxProblem:
         self._unread: frozenset[int] = frozenset()
         self.bits = DOUBLE
         self.outputs = Layout(())
-        self._compiled_backward = jax.jit(self._pulled_back)
+        self._dtypes = [leaf.dtype for leaf in self.layout]
         with self.held():
-            self._learn_outputs()
-            self._chunk = self._points_at_once()
-            self._program = self._first_program_that_works()
+            self._learn()
+        self.unit_cotangent = case.grads is not None and not _handed.takes_cotangent(
+            case.grads, len(case.args), case.kwargs, self.outputs
+        )
+
+    def _learn(self) -> None:
+        self._compiled_backward = jax.jit(self._pulled_back)
+        self._compiled_outputs = jax.jit(self._everything_at)
+        self._learn_outputs()
+        self._chunk = self._points_at_once()
+        self._program = self._first_program_that_works()
+
+    @contextmanager
+    def raised(self) -> Iterator[None]:
+        names = (
+            "_nodes",
+            "_dtypes",
+            "_is_wide",
+            "_unread",
+            "_compiled_backward",
+            "_compiled_outputs",
+            "_chunk",
+            "_program",
+            "outputs",
+            "bits",
+        )
+        kept = [getattr(self, name) for name in names]
+        low = jnp.zeros(()).dtype == jnp.float32  # in the world of the user
+        try:
+            with x64(), drawn_low() if low else nullcontext():
+                self._is_wide, self._dtypes = True, ["float64"] * len(self.layout)
+                self._nodes = [
+                    Node(n.path, n.suffix, _double(n.value)) if _is_floating(n.value) else n
+                    for n in self._nodes
+                ]
+                self._learn()
+                yield
+        finally:
+            for name, value in zip(names, kept, strict=True):
+                setattr(self, name, value)
 
     def _chosen(self) -> list[int]:
         case = self._case
@@ -195,7 +223,7 @@ class JaxProblem:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        with x64(), self._world.held():
+        with x64() if self._is_wide else nullcontext(), self._world.held():
             yield
 
     @property
@@ -229,36 +257,64 @@ class JaxProblem:
         ]
         return [node.value for node in self._seen if _is_output(node.value)]
 
+    def _everything_at(self, leaves: Sequence[Any]) -> tuple[list[Any], list[Any]]:
+        """The floating outputs, and the other arrays among them."""
+        floating = self._outputs_at(leaves)
+        values = [node.value for node in self._seen if not _is_output(node.value)]
+        return floating, [v for v in values if isinstance(v, jax.Array | np.ndarray | np.generic)]
+
+    def values(self) -> tuple[Vector, list[Any]]:
+        self._world.reset()
+        try:
+            floating, others = self._compiled_outputs(self._found())
+        except Exception:
+            self._world.reset()
+            floating, others = self._everything_at(self._found())
+        whole = np.concatenate([_double(part).ravel() for part in floating])
+        return whole, [np.asarray(other) for other in others]
+
     def _found(self) -> list[Any]:
-        return [jnp.asarray(part) for part in _handed.cut(self.point, self.layout)]
+        parts = zip(_handed.cut(self.point, self.layout), self._dtypes, strict=True)
+        return [jnp.asarray(part, dtype) for part, dtype in parts]
 
     def _learn_outputs(self) -> None:
         try:
             program = jax.make_jaxpr(self._outputs_at)(self._found()).jaxpr
             self._unread = _unread(program)
-            self.bits = _lowest_bits(program)
+            bits = _lowest_bits(program)
         except Exception:
             # Not traceable, or wrong: running it tells, with the user's own exception.
             self._world.watch()
             self._outputs_at(self._found())
+            bits = DOUBLE
         kept = [node for node in self._seen if _is_output(node.value)]
         if not kept:
             kinds = ", ".join(type(node.value).__name__ for node in self._seen) or "nothing"
             raise InvalidCase(
                 f"the function returned {kinds}, no floating array: let it return its value."
             )
-        for node in kept:
-            refuse_unless_float64(node.suffix, str(jnp.result_type(node.value)), CONVERT)
-        left = [node for node in self._seen if node not in kept]
-        self.skipped += [f"{node.suffix}: {_kind(node.value)}, not differentiable" for node in left]
+        dtypes = [str(jnp.result_type(node.value)) for node in kept]
+        for node, dtype in zip(kept, dtypes, strict=True):
+            refuse_unless_known(node.suffix, dtype, CONVERT)
+        left = [node for node in self._seen if not _is_output(node.value)]
+        said = [f"{node.suffix}: {_kind(node.value)}, not differentiable" for node in left]
+        self.skipped += [text for text in said if text not in self.skipped]
         self.outputs = lay_out(
-            Entry((n.suffix,), n.path, np.shape(n.value), "float64") for n in kept
+            Entry((n.suffix,), n.path, np.shape(n.value), dtype)
+            for n, dtype in zip(kept, dtypes, strict=True)
         )
+        self.bits = min(bits, self.outputs.bits, *map(bits_of, self._dtypes))
         self._world.watch()
 
+    def _outputs_of(self, point: Any) -> list[Any]:
+        parts = [point[leaf.part].reshape(leaf.shape) for leaf in self.layout]
+        if jnp.iscomplexobj(point):  # a complex step
+            return self._outputs_at(parts)
+        pairs = zip(parts, self._dtypes, strict=True)
+        return self._outputs_at([part.astype(dtype) for part, dtype in pairs])
+
     def _phi(self, point: Any, cotangent: Any) -> Any:
-        leaves = [point[leaf.part].reshape(leaf.shape) for leaf in self.layout]
-        outs = self._outputs_at(leaves)
+        outs = self._outputs_of(point)
         parts = [cotangent[leaf.part].reshape(leaf.shape) for leaf in self.outputs]
         return sum(jnp.sum(part * out) for part, out in zip(parts, outs, strict=True))
 
@@ -273,22 +329,39 @@ class JaxProblem:
 
         One program serves all points of a check: the values of two programs may differ by rounding.
         """
-        options = QUICK if self.layout.size <= QUICK_BELOW else None
-        one = jax.jit(self._phi, compiler_options=options)
+        options = QUICK if self._is_wide and self.layout.size <= QUICK_BELOW else None
+        # Below float64 the sum over the outputs is left to NumPy: it would round like them.
+        inside = self._is_wide
+        compute = self._phi if inside else lambda point, cotangent: self._outputs_of(point)
+        one = jax.jit(compute, compiler_options=options)
+
+        def summed(found: Any, cotangent: Any) -> Any:
+            if inside:
+                return np.asarray(found)
+            rows = [
+                _double(out).reshape(-1, leaf.size)
+                for out, leaf in zip(found, self.outputs, strict=True)
+            ]
+            return np.concatenate(rows, axis=1) @ cotangent
+
+        def together(points: Any, cotangent: Any) -> Any:
+            return summed(batched(points, cotangent), cotangent)
 
         def singly(points: Any, cotangent: Any) -> Any:
-            return np.array([float(one(point, cotangent)) for point in points])
+            found = [np.ravel(summed(one(point, cotangent), cotangent)) for point in points]
+            return np.concatenate(found)
 
         def eagerly(points: Any, cotangent: Any) -> Any:
             values = np.empty(len(points))
             for number, point in enumerate(points):
                 self._world.reset()
-                values[number] = float(self._phi(jnp.asarray(point), jnp.asarray(cotangent)))
+                found = compute(jnp.asarray(point), jnp.asarray(cotangent))
+                values[number] = float(np.ravel(summed(found, cotangent))[0])
             return values
 
-        batched = jax.jit(jax.vmap(self._phi, in_axes=(0, None)), compiler_options=options)
+        batched = jax.jit(jax.vmap(compute, in_axes=(0, None)), compiler_options=options)
         points = np.broadcast_to(self.point, (self._chunk, self.point.size))
-        for program in (batched, singly):
+        for program in (together, singly):
             try:
                 np.asarray(program(points, np.ones(self.outputs.size)))
             except Exception:
@@ -340,17 +413,20 @@ class JaxProblem:
         return self._from_user(cotangent) if self._case.grads is not None else self._vjp(cotangent)
 
     def _vjp(self, cotangent: Vector) -> Backward:
-        cotangents = [jnp.asarray(part) for part in _handed.cut(cotangent, self.outputs)]
-
+        cotangents = self._cotangents(cotangent)
         try:
             outs, grads = self._compiled_backward(self._found(), cotangents)
         except Exception:
             # Not traceable, or wrong: running it tells, with the user's own exception.
             self._world.reset()
             outs, grads = self._pulled_back(self._found(), cotangents)
-        value = sum(float(jnp.sum(part * out)) for part, out in zip(cotangents, outs, strict=True))
-        gradient = np.concatenate([np.asarray(grad, dtype=np.float64).ravel() for grad in grads])
+        value = float(np.concatenate([_double(out).ravel() for out in outs]) @ cotangent)
+        gradient = np.concatenate([_double(grad).ravel() for grad in grads])
         return Backward(value, gradient, self._unread)
+
+    def _cotangents(self, cotangent: Vector) -> list[Any]:
+        parts = zip(_handed.cut(cotangent, self.outputs), self.outputs, strict=True)
+        return [jnp.asarray(part, leaf.dtype) for part, leaf in parts]
 
     def _pulled_back(self, leaves: Any, cotangents: Any) -> Any:
         outs, pull = jax.vjp(self._outputs_at, leaves)
@@ -362,19 +438,26 @@ class JaxProblem:
             moved = _handed.cut(self.point, self.layout)
             for number, part in zip(self._numbers, moved, strict=True):
                 is_jax = isinstance(values[number], jax.Array)
-                values[number] = jnp.asarray(part) if is_jax else part.copy()
+                dtype = self._dtypes[self._numbers.index(number)]
+                values[number] = (
+                    jnp.asarray(part, dtype) if is_jax else part.astype(values[number].dtype)
+                )
         args, kwargs = tree_util.tree_unflatten(self._structure, values)
         if not self.unit_cotangent:
             out = self._case.fn(*args, **kwargs)
-            parts = iter(_handed.cut(cotangent, self.outputs))
-            shaped = tree_util.tree_map(
-                lambda leaf: jnp.asarray(next(parts)) if _is_output(leaf) else leaf, out
-            )
+            parts = iter(self._cotangents(cotangent))
+            shaped = tree_util.tree_map(lambda leaf: next(parts) if _is_output(leaf) else leaf, out)
             args = (shaped, *args)
         return self._read(self._case.grads(*args, **kwargs))
 
     def _read(self, returned: Any) -> Backward:
-        return _handed.read(returned, self.layout, self._places, np.asarray)
+        return _handed.read(returned, self.layout, self._places, _double)
+
+
+def _double(value: Any) -> Any:
+    """The numbers of an array of any floating dtype, bfloat16 among them, in float64."""
+    array = np.asarray(value)
+    return array if np.iscomplexobj(array) else array.astype(np.float64)
 
 
 def _unread(program: Any) -> frozenset[int]:

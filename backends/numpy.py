@@ -14,7 +14,7 @@ from xgradcheck import _handed
 from xgradcheck._adapters import Backward, Case
 from xgradcheck._errors import InvalidCase
 from xgradcheck._layout import (
-    DOUBLE,
+    BITS,
     ComplexVector,
     Entry,
     Layout,
@@ -22,7 +22,7 @@ from xgradcheck._layout import (
     Vector,
     lay_out,
     refuse_unless_finite,
-    refuse_unless_float64,
+    refuse_unless_known,
 )
 from xgradcheck._selection import Candidate, argument_nodes, closure_nodes, select
 from xgradcheck._tree import Node, Path, flatten, replaced
@@ -84,8 +84,11 @@ class Slot:
 
     @property
     def current(self) -> Any:
-        """The perturbed leaf, of the type it was found as."""
-        return self.work if isinstance(self.found, np.ndarray) else type(self.found)(self.work)
+        """The perturbed leaf, of the type it was found as, or a float64 where it was raised."""
+        if isinstance(self.found, np.ndarray):
+            return self.work
+        kind = type(self.found) if self.work.dtype == np.asarray(self.found).dtype else np.float64
+        return kind(self.work)
 
 
 @dataclass(slots=True)
@@ -192,6 +195,10 @@ def _not_floating(nodes: Iterable[Node]) -> list[str]:
     return [f"{node.suffix}: {_kind(node.value)}, not a floating array" for node in plain]
 
 
+def _dtype(value: Any) -> str:
+    return str(np.asarray(value).dtype)
+
+
 def _kind(value: Any) -> str:
     return str(value.dtype) if isinstance(value, np.ndarray | np.generic) else type(value).__name__
 
@@ -202,26 +209,61 @@ class NumpyProblem:
     def __init__(self, case: Case, binding: Binding) -> None:
         self._case, self._slots, self._places = case, binding.slots, binding.places
         for slot in self._slots:
-            refuse_unless_float64(slot.name, str(np.asarray(slot.found).dtype), CONVERT)
+            refuse_unless_known(slot.name, _dtype(slot.found), CONVERT)
             refuse_unless_finite(slot.name, np.asarray(slot.found))
-        entries = [
-            Entry((slot.name,), slot.path, np.shape(slot.found), "float64") for slot in self._slots
-        ]
-        self.layout = lay_out(entries)
+        self.layout = lay_out(
+            Entry((slot.name,), slot.path, np.shape(slot.found), _dtype(slot.found))
+            for slot in self._slots
+        )
         self.point: Vector = np.concatenate(
-            [np.zeros(0), *(np.ravel(slot.found) for slot in self._slots)]
+            [np.zeros(0), *(np.ravel(slot.found).astype(np.float64) for slot in self._slots)]
         )
         self.skipped = list(binding.skipped)
-        self.bits = DOUBLE  # NumPy does not tell what a function computes in
-        self.unit_cotangent = not _handed.takes_cotangent(case.grads, len(case.args), case.kwargs)
         # Read at once, which copies: many forwards overwrite the gradients they left behind.
         self._given = None if callable(case.grads) else self._read(case.grads)
         self._writers = [element_writer(slot.work) for slot in self._slots]
         self._has_numbers = any(not isinstance(slot.found, np.ndarray) for slot in self._slots)
+        self._wide: dict[Path, Any] = {}
         self._arguments = self._rebuilt()
-        self._world = World(list(self._states()), list(number_states(self._reachable())))
+        self._world = self._surroundings()
         with self.held():
             self.outputs, self._cotangent_tree = self._learn_outputs()
+        # NumPy does not tell what a function computes in between.
+        self.bits = min(self.layout.bits, self.outputs.bits)
+        self.unit_cotangent = not _handed.takes_cotangent(
+            case.grads, len(case.args), case.kwargs, self.outputs
+        )
+
+    def _surroundings(self) -> World:
+        return World(list(self._states()), list(number_states(self._reachable())))
+
+    @contextmanager
+    def raised(self) -> Iterator[None]:
+        if self._case.is_closure:
+            raise InvalidCase("the arrays of a closure are the user's own")
+        kept = self._world, self._writers, self.outputs, self._cotangent_tree, self.bits
+        works = [slot.work for slot in self._slots]
+        self._world.reset()
+        try:
+            for slot in self._slots:
+                slot.work = slot.work.astype(np.float64)
+            self._wide = {
+                node.path: np.asarray(node.value, np.float64)
+                for node in argument_nodes(self._case)
+                if _is_floating(node.value) and _dtype(node.value) in BITS
+            }
+            self._writers = [element_writer(slot.work) for slot in self._slots]
+            self._arguments, self._world = self._rebuilt(), self._surroundings()
+            with self._world.held():
+                self.outputs, self._cotangent_tree = self._learn_outputs()
+                self.bits = self.outputs.bits
+                yield
+        finally:
+            for slot, work in zip(self._slots, works, strict=True):
+                slot.work = work
+            self._wide = {}
+            self._world, self._writers, self.outputs, self._cotangent_tree, self.bits = kept
+            self._arguments = self._rebuilt()
 
     def _states(self) -> Iterator[State]:
         yield from random_states()
@@ -268,7 +310,7 @@ class NumpyProblem:
         self._write_all(point)
 
     def _rebuilt(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        return self._case.arguments({slot.path: slot.current for slot in self._slots})
+        return self._case.arguments(self._wide | {slot.path: slot.current for slot in self._slots})
 
     def _call(self) -> Any:
         # Arrays are shared with the function; plain numbers have to be passed anew.
@@ -291,10 +333,22 @@ class NumpyProblem:
                 f"the function returned {_kind(out)}, no floating number: let it return its value."
             )
         for node in kept:
-            refuse_unless_float64(node.suffix, str(np.asarray(node.value).dtype), CONVERT)
+            refuse_unless_known(node.suffix, _dtype(node.value), CONVERT)
         left = [node for node in nodes if not _is_floating(node.value) and node.value is not None]
-        self.skipped += [f"{node.suffix}: {_kind(node.value)}, not differentiable" for node in left]
-        return lay_out(Entry((n.suffix,), n.path, np.shape(n.value), "float64") for n in kept), out
+        said = [f"{node.suffix}: {_kind(node.value)}, not differentiable" for node in left]
+        self.skipped += [text for text in said if text not in self.skipped]
+        layout = lay_out(
+            Entry((n.suffix,), n.path, np.shape(n.value), _dtype(n.value)) for n in kept
+        )
+        return layout, out
+
+    def values(self) -> tuple[Vector, list[Any]]:
+        self._world.reset()
+        parts = {node.path: np.asarray(node.value) for node in flatten(self._call())}
+        floating = {leaf.path for leaf in self.outputs}
+        whole = [parts[leaf.path].astype(np.float64).ravel() for leaf in self.outputs]
+        others = [part for path, part in parts.items() if path not in floating]
+        return np.concatenate(whole), [part for part in others if part.dtype.kind in "biu"]
 
     def _reduced(self, out: Any, cotangents: list[Any]) -> float:
         if len(cotangents) == 1 and not self.outputs.leaves[0].path:
@@ -375,7 +429,8 @@ class NumpyProblem:
             self._write_all(self.point)
         args, kwargs = self._arguments
         if not self.unit_cotangent:
-            shaped = {leaf.path: part for leaf, part in zip(self.outputs, parts, strict=True)}
+            pairs = zip(self.outputs, parts, strict=True)
+            shaped = {leaf.path: part.astype(leaf.dtype) for leaf, part in pairs}
             args = (replaced(self._cotangent_tree, shaped), *args)
         with np.errstate(all="ignore"):
             returned = self._case.grads(*args, **kwargs)

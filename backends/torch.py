@@ -5,7 +5,7 @@ autograd.
 import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,11 +25,12 @@ from xgradcheck._layout import (
     Vector,
     lay_out,
     refuse_unless_finite,
-    refuse_unless_float64,
+    refuse_unless_known,
 )
 from xgradcheck._selection import Candidate, argument_nodes, closure_nodes, select
 from xgradcheck._tree import Node, Path, flatten, replaced
 
+from .torch_raising import Draws, raised
 from .world import (
     TORCH,
     State,
@@ -42,7 +43,7 @@ from .world import (
     reachable,
 )
 
-CONVERT = "convert it with .double() (a whole module with model.double())"
+CONVERT = "convert it with .float() or .double()"
 
 
 def owns(contents: Any) -> bool:
@@ -262,11 +263,11 @@ def _overlaps(tensor: torch.Tensor) -> bool:
 
 
 def _refuse(slot: Slot) -> None:
-    """Raise for a tensor that float64 differences cannot judge."""
-    refuse_unless_float64(slot.name, _dtype(slot.found), CONVERT)
+    """Raise for a tensor that differences cannot judge."""
+    refuse_unless_known(slot.name, _dtype(slot.found), CONVERT)
     if slot.found.layout is not torch.strided:
         raise InvalidCase(f"{slot.name} is a sparse tensor: pass it dense, with .to_dense().")
-    refuse_unless_finite(slot.name, slot.found.detach().cpu().numpy())
+    refuse_unless_finite(slot.name, _array(slot.found))
 
 
 class TorchProblem:
@@ -279,15 +280,10 @@ class TorchProblem:
             )
         self._case, self._slots, self._places = case, binding.slots, binding.places
         self.layout = lay_out(
-            Entry(s.names, s.path, tuple(s.found.shape), "float64") for s in self._slots
+            Entry(s.names, s.path, tuple(s.found.shape), _dtype(s.found)) for s in self._slots
         )
-        self.point: Vector = np.concatenate(
-            [s.found.detach().cpu().numpy().ravel() for s in self._slots]
-        )
+        self.point: Vector = np.concatenate([_array(s.found).ravel() for s in self._slots])
         self.skipped = list(binding.skipped)
-        self.unit_cotangent = case.grads is not None and not _handed.takes_cotangent(
-            case.grads, len(case.args), case.kwargs
-        )
         # Read at once, which copies: the function may overwrite the gradients it left behind.
         self._given = None if case.grads is None or callable(case.grads) else self._read(case.grads)
         self._writers = [_writer(slot.work) for slot in self._slots]
@@ -297,17 +293,72 @@ class TorchProblem:
                 node.path: slot.work for node in argument_nodes(case) if node.value is slot.found
             }
         self._args, self._kwargs = case.arguments(works)
-        found = reachable(case.fn, case.args, case.kwargs, case.wrt, case.loss, case.grads)
-        self._modules = _named_modules(found)
-        self._world = World(
-            _states(found, self._modules, self._slots, binding.others), list(number_states(found))
-        )
+        self._found = reachable(case.fn, case.args, case.kwargs, case.wrt, case.loss, case.grads)
+        self._modules = _named_modules(self._found)
+        self._others = binding.others
+        self._world = self._surroundings()
         self._grad_mode: Callable[[], Any] = torch.no_grad
+        self._scope: Callable[[], AbstractContextManager[Any]] = nullcontext
         self._paths: list[Path] = []
         self.outputs = Layout(())
         self.bits = DOUBLE
         with self.held():
             self._learn_outputs()
+            self.bits = min(self.bits, self.layout.bits)
+        self.unit_cotangent = case.grads is not None and not _handed.takes_cotangent(
+            case.grads, len(case.args), case.kwargs, self.outputs
+        )
+
+    def _surroundings(self) -> World:
+        states = _states(self._found, self._modules, self._tensors_around())
+        return World(states, list(number_states(self._found)))
+
+    def _tensors_around(self) -> list[torch.Tensor]:
+        """Every tensor that a call is known to reach, each once; buffers stand with their
+        modules.
+        """
+        tensors = [slot.work for slot in self._slots] + self._others
+        for module in self._modules.values():
+            tensors += [v for v in vars(module).values() if isinstance(v, torch.Tensor)]
+            tensors += module.parameters(recurse=False)
+        tensors += [node for node in self._found if isinstance(node, torch.Tensor)]
+        held = {id(buffer) for buffer in self._buffers()}
+        return list({id(t): t for t in tensors if id(t) not in held}.values())
+
+    def _buffers(self) -> Iterator[torch.Tensor]:
+        for module in self._modules.values():
+            yield from (buffer for buffer in module._buffers.values() if buffer is not None)
+
+    @contextmanager
+    def raised(self) -> Iterator[None]:
+        draws = any(name.startswith(TORCH) for name in self.moving)
+        kept = self._world, self._writers, self.outputs, self.bits, self._grad_mode, self._scope
+        native, default = self._slots[0].found.dtype, torch.get_default_dtype()
+        self._world.reset()
+        with raised([*self._tensors_around(), *self._buffers()]) as mode:
+
+            def drawing() -> AbstractContextManager[Any]:
+                return Draws(native, default) if draws else nullcontext()
+
+            @contextmanager
+            def raising() -> Iterator[None]:
+                with drawing(), mode:
+                    yield
+
+            try:
+                self._writers = [_writer(slot.work) for slot in self._slots]
+                self._world, self._scope = self._surroundings(), raising
+                with self._world.held():
+                    self._learn_outputs()
+                    # The tensors that it met are raised by now: without others, all goes its way.
+                    mode.busy = False
+                    with self._grad_mode():
+                        self._call()
+                    self._scope = raising if mode.busy else drawing
+                    yield
+            finally:
+                self._world, self._writers, self.outputs, self.bits = kept[:4]
+                self._grad_mode, self._scope = kept[4:]
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -351,7 +402,8 @@ class TorchProblem:
         self._write_all(point)
 
     def _call(self) -> Any:
-        return self._case.output(self._args, self._kwargs)
+        with self._scope():
+            return self._case.output(self._args, self._kwargs)
 
     def _learn_outputs(self) -> None:
         """One forward pass as the backward will see it: which outputs there are, and which carry a
@@ -367,14 +419,15 @@ class TorchProblem:
                 f"the function returned {kinds}, no floating tensor: let it return its value."
             )
         kept = [node for node in floating if node.value.requires_grad] or floating
-        self.bits = _lowest_bits([node.value for node in kept])
         for node in kept:
-            refuse_unless_float64(node.suffix, _dtype(node.value), CONVERT)
+            refuse_unless_known(node.suffix, _dtype(node.value), CONVERT)
         left = [node for node in nodes if node not in kept]
-        self.skipped += [f"{node.suffix}: {_kind(node.value)}, not differentiable" for node in left]
+        said = [f"{node.suffix}: {_kind(node.value)}, not differentiable" for node in left]
+        self.skipped += [text for text in said if text not in self.skipped]
         self.outputs = lay_out(
-            Entry((n.suffix,), n.path, tuple(n.value.shape), "float64") for n in kept
+            Entry((n.suffix,), n.path, tuple(n.value.shape), _dtype(n.value)) for n in kept
         )
+        self.bits = min(self.outputs.bits, _lowest_bits([node.value for node in kept]))
         self._paths = [node.path for node in kept]
         self._device = kept[0].value.device
         self._choose_grad_mode()
@@ -399,6 +452,14 @@ class TorchProblem:
     def _cotangents(self, cotangent: Vector) -> list[torch.Tensor]:
         parts = _handed.cut(cotangent.copy(), self.outputs)
         return [torch.from_numpy(part).to(self._device) for part in parts]
+
+    def values(self) -> tuple[Vector, list[Any]]:
+        self._world.reset()
+        with self._grad_mode():
+            out = self._call()
+        floating = np.concatenate([_array(part).ravel() for part in self._tensors(out)])
+        others = [node.value for node in flatten(out) if isinstance(node.value, torch.Tensor)]
+        return floating, [other.cpu().numpy() for other in others if not _is_floating(other)]
 
     def _evaluator(self, cotangent: Vector) -> Callable[[], float]:
         """phi as a function of the leaves as they stand, with as little Python on the way as can
@@ -506,7 +567,8 @@ class TorchProblem:
             works = [slot.work for slot in self._slots]
             found: Sequence[torch.Tensor | None] = [None] * len(works)
             if reached:
-                tensors, parts = zip(*reached, strict=True)
+                tensors = [out for out, _ in reached]
+                parts = tuple(part.to(out.dtype) for out, part in reached)
                 found = torch.autograd.grad(tensors, works, parts, allow_unused=True)
         gradient = np.zeros(self.layout.size)
         for leaf, grad in zip(self.layout, found, strict=True):
@@ -523,8 +585,10 @@ class TorchProblem:
             # comes with it.
             out = self._call()
             parts = self._cotangents(cotangent)
-            value = _paired(parts, self._tensors(out))
+            outs = self._tensors(out)
+            value = _paired(parts, outs)
             if not self.unit_cotangent:
+                parts = [part.to(out.dtype) for out, part in zip(outs, parts, strict=True)]
                 args = (replaced(out, dict(zip(self._paths, parts, strict=True))), *args)
         self._world.rewind()
         answer = self._read(self._case.grads(*args, **self._kwargs))
@@ -554,7 +618,7 @@ def _paired(cotangents: list[torch.Tensor], outs: list[torch.Tensor]) -> float:
     """The inner product of cotangent and output: phi."""
     # Multiply and sum: torch.dot loses a digit or two against this pairwise sum.
     pairs = zip(cotangents, outs, strict=True)
-    return sum(float((part * out.detach()).sum()) for part, out in pairs)
+    return sum(float((part * out.detach().double()).sum()) for part, out in pairs)
 
 
 def _array(value: Any) -> Any:
@@ -569,7 +633,7 @@ def _writer(tensor: torch.Tensor) -> Callable[[int, float], None]:
     allows.
     """
     data = tensor.detach()
-    if data.device.type != "cpu":
+    if data.device.type != "cpu" or data.dtype in (torch.float16, torch.bfloat16):
         return lambda place, value: data.__setitem__(np.unravel_index(place, data.shape), value)
     return element_writer(data.numpy())
 
@@ -596,30 +660,17 @@ def _drops_out(module: nn.Module) -> bool:
 
 
 def _states(
-    found: list[Any], modules: dict[str, nn.Module], slots: list[Slot], others: list[torch.Tensor]
+    found: list[Any], modules: dict[str, nn.Module], tensors: list[torch.Tensor]
 ) -> list[State]:
     """Everything a PyTorch function can change that its caller would notice, or its next
     evaluation.
     """
     states = [*random_states(), _modes_state()]
-    tensors = {id(slot.work): slot.work for slot in slots} | {
-        id(tensor): tensor for tensor in others
-    }
     for name, module in modules.items():
         states += _module_states(name, module)
-        tensors |= {id(v): v for v in vars(module).values() if isinstance(v, torch.Tensor)}
-        tensors |= {id(p): p for p in module.parameters(recurse=False)}
-    for node in found:
-        if isinstance(node, torch.Tensor):
-            tensors[id(node)] = node
-        elif isinstance(node, torch.Generator):
-            states.append(_torch_generator_state(node))
-    held = {id(buffer) for module in modules.values() for buffer in module._buffers.values()}
-    tensors = {key: tensor for key, tensor in tensors.items() if key not in held}
+    states += [_torch_generator_state(node) for node in found if isinstance(node, torch.Generator)]
     states += plain_states([node for node in found if not isinstance(node, nn.Module)])
-    return states + [
-        _tensor_state(tensor) for tensor in tensors.values() if tensor.layout is torch.strided
-    ]
+    return states + [_tensor_state(tensor) for tensor in tensors if tensor.layout is torch.strided]
 
 
 def _torch_generator_state(generator: torch.Generator) -> State:

@@ -519,7 +519,7 @@ def test_a_json_file_that_cannot_be_written_is_misuse_and_no_verdict(run):
         ([*RIGHT[:1], "f64[3]<4", *RIGHT[2:]], "integers"),
         ([*RIGHT[:1], "i64[3]<0", *RIGHT[2:]], "bound"),
         ([*RIGHT[:1], "i64[3]", *RIGHT[2:]], "floating"),
-        ([*RIGHT[:1], "f32[3]", *RIGHT[2:]], "float64"),
+        ([*RIGHT[:1], "c64[3]", *RIGHT[2:]], "float64"),
         ([*RIGHT[:1], "gone.npz", *RIGHT[2:]], "gone.npz"),
         ([*RIGHT[:1], "gone.npz:W", *RIGHT[2:]], "gone.npz"),
         ([*RIGHT[:1], "word", *RIGHT[2:]], "'word'"),

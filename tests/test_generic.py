@@ -167,3 +167,35 @@ def test_a_point_at_the_edge_of_its_domain_moves_inwards():
 
 def root(x):
     return 0.5 / np.sqrt(x - 1 + 1e-3)
+
+
+X = np.random.default_rng(0).normal(size=(50, 3))
+Y = (X[:, 0] > 0).astype(float)
+FIXED = 3 * np.ones(4)
+
+
+@pytest.mark.parametrize(
+    ("fn", "point", "wrong"),
+    [
+        (lambda w: np.exp(w).sum(), np.zeros(3), lambda w: np.ones(3)),
+        (lambda w: np.tanh(X @ w), np.zeros(3), lambda u, w: X.T @ u),
+        (lambda w: np.mean((X @ w - Y) ** 2) / 2, np.zeros(3), lambda w: -X.T @ Y / 50),
+        (
+            lambda w: np.mean(np.logaddexp(0, X @ w) - Y * (X @ w)),
+            np.zeros(3),
+            lambda w: X.T @ (0.5 - Y) / 50,
+        ),
+        (lambda w: (w**3).sum(), np.ones(4), lambda w: 3 * np.ones(4)),
+    ],
+    ids=["exp", "tanh", "least squares", "logistic", "cube"],
+)
+def test_a_gradient_that_is_the_same_everywhere_is_wrong_near_by(fn, point, wrong):
+    """Forgotten derivatives of what is one, or nothing, at the start of a training."""
+    report = check(fn, point, grads=wrong, raise_exception=False)
+    assert report.verdict == "FAIL"
+    assert [finding.kind for finding in report.findings] == ["only right at this point"]
+
+
+def test_a_function_that_hands_in_the_very_same_array_is_a_tree():
+    report = check(lambda w: (w**3).sum(), np.ones(4), grads=lambda w: FIXED)
+    assert any("give grads as a function" in note for note in report.notes)

@@ -11,6 +11,7 @@ from xgradcheck._judge import Verdict, judge, tolerance
 from xgradcheck._layout import Entry, lay_out
 from xgradcheck._phi import Phi, noise_of
 from xgradcheck._sweep import sweep
+from xgradcheck._truth import Sweep
 
 MANY = 1_000_000
 
@@ -69,9 +70,8 @@ def test_a_million_right_elements_raise_no_alarm_and_one_wrong_does(sigma):
         noise = noise_of(phi, problem.value, 0)
         assert isinstance(noise, Noise)
         allowance, slack = tolerance(None, 0.0), np.zeros(MANY)
-        truth = sweep(
-            phi, gradient, problem.value, noise, allowance, slack, "auto", None, 0, lambda *_: None
-        )
+        work = Sweep(phi, gradient, problem.value, noise, allowance, slack, "auto", lambda *_: None)
+        truth = sweep(work, None, 0)
         judged = judge(
             gradient,
             truth.value,

@@ -206,3 +206,12 @@ def test_dropout_drawn_by_the_gradient_is_that_of_the_cost() -> None:
         return np.random.random(3) > 0.5  # noqa: NPY002
 
     assert check(lambda w: float(((w * mask()) ** 2).sum()), B, grads=lambda w: 2 * w * mask())
+
+
+def test_a_backward_of_any_number_of_arguments_gets_the_cotangent_of_an_array():
+    def gradient(*args):
+        cotangent, w = args
+        return 2 * w * cotangent
+
+    assert check(lambda w: w**2, np.array([1.1, -0.3]), grads=gradient)
+    assert check(lambda w: float((w**2).sum()), np.array([1.1, -0.3]), grads=lambda *a: 2 * a[0])

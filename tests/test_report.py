@@ -6,6 +6,7 @@ import io
 import json
 import os
 import pickle
+import subprocess
 import sys
 import traceback
 from types import SimpleNamespace
@@ -611,3 +612,28 @@ def test_a_sweep_tells_how_far_it_is_before_it_ends(coordinates, clock, monkeypa
     monkeypatch.setattr(rich.progress.Progress, "stop", lambda bar: None)
     slow_check(clock, seconds=60, coordinates=coordinates)
     assert told and told[0] < 40
+
+
+def test_rendering_draws_no_random_numbers_in_a_fresh_process() -> None:
+    program = (
+        "import random, numpy as np; from xgradcheck import check; "
+        "report = check(lambda w: (w**2).sum(), np.array([1.1]), grads=lambda w: 2 * w); "
+        "state = random.getstate(); str(report); assert state == random.getstate()"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_a_leaf_that_was_judged_twice_has_two_rows() -> None:
+    x = np.array([0.3, -1.2], dtype=np.float32)
+    report = check(lambda x: float(np.sum(np.sin(x))), x, grads=lambda x: np.cos(x))
+    lines = str(report).splitlines()
+    first = next(number for number, line in enumerate(lines) if line.startswith("leaf"))
+    assert "judged" in lines[first]
+    assert lines[first + 1].split()[:3] == ["x", "[2]", "float64"]
+    assert lines[first + 2].split()[:4] == ["float32", "as", "run", "PASS"]
+    rows = report.to_dict()["leaves"]["x"]["rows"]
+    assert [(row["precision"], row["as_run"]) for row in rows] == [
+        ("float64", False),
+        ("float32", True),
+    ]
+    assert "(float32)" in lines[0] + lines[1]

@@ -67,6 +67,8 @@ class Backward(NamedTuple):
     gradient: Vector
     severed: frozenset[int]
     """Numbers of the leaves that the backward pass never reached (None, or a cut graph)."""
+    parts: tuple[Any, ...] = ()
+    """The very objects that were handed in, leaf by leaf; none where the framework answered."""
 
 
 class Problem(Protocol):
@@ -78,8 +80,8 @@ class Problem(Protocol):
     skipped: Sequence[str]
     """What takes no part in the comparison, and why: "parameter 'w': frozen"."""
     bits: int
-    """The shortest significand, in bits, of what is computed on the way, as far as the framework
-    tells; else 53.
+    """The shortest significand, in bits, of leaves, outputs and what is computed on the way, as far
+    as the framework tells; else 53.
     """
     unit_cotangent: bool
     """Whether the gradient was handed in for cotangent 1, so that no other can be asked for."""
@@ -109,6 +111,16 @@ class Problem(Protocol):
 
     def gradient(self, cotangent: Vector) -> Backward:
         """The backward pass under test."""
+        ...
+
+    def values(self) -> tuple[Vector, Sequence[Any]]:
+        """The outputs at the point: all floating ones in one vector, and the others as arrays."""
+        ...
+
+    def raised(self) -> AbstractContextManager[None]:
+        """Everything computed in float64, as long as the context lasts; entering it raises where
+        that cannot be.
+        """
         ...
 
     @property

@@ -4,30 +4,24 @@ import sys
 import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
 from typing import Any, TypeGuard
 
 import numpy as np
 
-from xgradcheck._adapters import Backward, Case, claim
+from xgradcheck._adapters import Case, claim
 from xgradcheck._constraints import Constraint, tangents
 from xgradcheck._errors import InvalidCase
-from xgradcheck._generic import look_near_by
-from xgradcheck._judge import tolerance
-from xgradcheck._layout import Layout, Vector
-from xgradcheck._outcome import Measured, outcome, stochastic
-from xgradcheck._phi import Phi, noise_of
+from xgradcheck._layout import Layout, Vector, bits_of
+from xgradcheck._measure import Asked, measure, settled_value, varies
+from xgradcheck._outcome import outcome, stochastic
+from xgradcheck._phi import Phi
 from xgradcheck._progress import progress
 from xgradcheck._report import Report
-from xgradcheck._sweep import sweep
 from xgradcheck._tree import required_arguments
-from xgradcheck._truth import COMPLEX, Truth
+from xgradcheck._truth import COMPLEX
 
 COVERAGES = ("auto", "sweep")
 METHODS = ("auto", "central", "complex-step")
-REPEATABLE_ULPS = 64
-RUNS = 4
-"""Of a backward pass that does not repeat itself."""
 
 
 def check(
@@ -110,9 +104,13 @@ def check(
     InvalidCase
         The call cannot be checked as it stands, whatever ``raise_exception`` says.
 
-    Traps: float32 arguments are refused, convert them to float64. A kink exactly at the point
-    (relu at 0) passes with any slope between its two sides. The gradient is right *here*: a
-    mistake that only shows at other values, shapes or memory layouts needs a check there.
+    Below float64 every leaf is judged twice: the mathematics in float64, if the function gives the
+    same outputs there, and the backward pass as it runs, with the tolerances of its dtype;
+    ``report.leaves[name].rows`` holds both.
+
+    Traps: A kink exactly at the point (relu at 0) passes with any slope between its two sides. The
+    gradient is right *here*: a mistake that only shows at other values, shapes or memory layouts
+    needs a check there.
     """
     __tracebackhide__ = True
     started = time.perf_counter()
@@ -251,6 +249,8 @@ def _checked(
             f"all leaves are empty ({', '.join(problem.layout.names)}): there is nothing to "
             f"compare."
         )
+    if problem.outputs.size == 0:
+        raise InvalidCase("the output is empty: there is nothing to differentiate.")
     if problem.unit_cotangent and problem.outputs.size != 1:
         raise InvalidCase(
             f"the output has {problem.outputs.size} elements and grads belongs to a scalar: "
@@ -269,39 +269,9 @@ def _checked(
         )
     # Overflow at the edge of what a float holds ends in an uncertain verdict, not in a warning.
     with problem.held(), progress(title) as tick, np.errstate(all="ignore"):
-        value, spread = _value(phi)
-        if _varies(value, spread) and problem.hold_numbers():
-            value, spread = _value(phi)
-        if _varies(value, spread):
-            measured = None
-        else:
-            backward, slack = _backward(phi)
-            if len(backward.severed) == len(problem.layout):
-                _refuse_constant(phi, value, int(seed))
-            noise = noise_of(phi, value, int(seed))
-            noise = replace(noise, sigma=max(noise.sigma, spread))
-            allowance = tolerance(rtol, atol, noise.bits)
-            gradient = backward.gradient
-            truth = sweep(
-                phi, gradient, value, noise, allowance, slack, method, steps, int(seed), tick
-            )
-            if phi.refusal is not None and not phi.answers:
-                raise phi.refusal
-            measured = Measured(
-                value=value,
-                spread=spread,
-                backward=backward,
-                slack=slack,
-                truth=truth,
-                allowance=allowance,
-                near_by=look_near_by(
-                    phi, gradient, _zeros(problem.layout, gradient, truth), allowance, int(seed)
-                ),
-                refusals=phi.refusals,
-                refusal=phi.refusal,
-                spaces=spaces,
-                held=problem.moving,
-            )
+        asked = Asked(method, rtol, atol, steps, int(seed), spaces, tick)
+        value, spread = settled_value(phi)
+        rows = [] if varies(phi, value, spread) else measure(phi, value, spread, asked)
     frame = {
         "name": title,
         "skipped": tuple(problem.skipped),
@@ -311,10 +281,10 @@ def _checked(
         "seed": int(seed),
         "environment": environment(),
     }
-    if measured is None:
+    if not rows:
         return stochastic(problem, value, spread, frame)
     with np.errstate(all="ignore"):
-        return outcome(problem, measured, steps, frame)
+        return outcome(problem, rows, steps, frame)
 
 
 def _cotangent(outputs: Layout, seed: int) -> Vector:
@@ -328,68 +298,12 @@ def _cotangent(outputs: Layout, seed: int) -> Vector:
         rng = np.random.default_rng([seed, zlib.crc32(leaf.name.encode())])
         small, large = rng.uniform(0.5, 0.9, leaf.size), rng.uniform(1.1, 2.0, leaf.size)
         size = np.where(rng.random(leaf.size) < 0.5, small, large)
-        cotangent[leaf.part] = size * rng.choice([-1.0, 1.0], leaf.size)
+        drawn = size * rng.choice([-1.0, 1.0], leaf.size)
+        # The backward has to get the very cotangent that phi is made of.
+        significands, exponents = np.frexp(drawn)
+        bits = bits_of(leaf.dtype)
+        cotangent[leaf.part] = np.ldexp(np.round(np.ldexp(significands, bits)), exponents - bits)
     return cotangent
-
-
-def _value(phi: Phi) -> tuple[float, float]:
-    """phi at the point, and by how much it varies there."""
-    values = phi.here(3)
-    value = float(values[0])
-    if not np.isfinite(values).all():
-        raise InvalidCase(
-            f"the function returns {value} at this point: give arguments at which it is finite."
-        )
-    return value, float(np.max(values) - np.min(values))
-
-
-def _varies(value: float, spread: float) -> bool:
-    """Whether a spread is more than sums taken in another order explain."""
-    return spread > REPEATABLE_ULPS * float(np.spacing(abs(value)))
-
-
-def _backward(phi: Phi) -> tuple[Backward, Vector]:
-    """The backward pass under test, and by how much each element varies from run to run."""
-    problem = phi.problem
-    backward = problem.gradient(phi.cotangent)
-    first = phi.adjoint(backward.gradient)
-    runs = [first]
-    # A tree that was handed in is what it is; everything else is asked twice, and if need be more.
-    for _ in range(RUNS - 1 if problem.can_move else 0):
-        runs.append(phi.adjoint(problem.gradient(phi.cotangent).gradient))
-        if len(runs) == 2 and np.array_equal(runs[1], first, equal_nan=True):
-            break
-    with np.errstate(invalid="ignore"):
-        slack = np.nan_to_num(np.ptp(runs, axis=0), nan=0.0, posinf=0.0)
-    return backward._replace(gradient=first), np.asarray(slack)
-
-
-def _zeros(layout: Layout, gradient: Vector, truth: Truth) -> list[int]:
-    """The leaves that have gradient zero, as far as one can see, and nothing to compare it with."""
-    null = (np.abs(gradient) <= truth.bar) & (np.abs(truth.value) <= truth.bar) & ~truth.still
-    null |= truth.stationary
-    return [
-        number
-        for number, leaf in enumerate(layout)
-        if leaf.size
-        and null[leaf.part].all()
-        and not (truth.bar[leaf.part] <= truth.zero_below[leaf.part]).all()
-    ]
-
-
-def _refuse_constant(phi: Phi, value: float, seed: int) -> None:
-    """A graph that is cut everywhere, over a function that nothing moves, is a call about the
-    wrong things.
-    """
-    rng = np.random.default_rng([seed, 0xC0757])
-    point = phi.problem.point
-    scale = np.where(point != 0, np.abs(point), 1.0)
-    for size in (2.0**-3, 2.0**-9, 2.0**-15):
-        moved = phi.along(scale * rng.choice([-1.0, 1.0], point.size), np.array([size, -size]))
-        if not (moved == value).all():
-            return
-    names = ", ".join(phi.problem.layout.names)
-    raise InvalidCase(f"the output does not depend on {names}: pass what it is computed from.")
 
 
 def environment() -> dict[str, str]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from xgradcheck._adapters import Backward
 from xgradcheck._derivative import derivative
 from xgradcheck._differences import Noise, norm
 from xgradcheck._judge import Tolerance, exceeds, zero_below
@@ -44,16 +45,16 @@ class NearBy:
     mistakes: dict[int, Mistake] | None
     can_move: bool
     is_stale: bool = False
-    """Whether the gradient that was handed in did not follow to the other point."""
+    """Whether the very same arrays were handed in there: a tree in the form of a function."""
     zero_below: Vector | None = None
     """What counts as zero in each element, by the gradient near by."""
 
 
 def look_near_by(
-    phi: Phi, gradient: Vector, zeros: list[int], allowance: Tolerance, seed: int
+    phi: Phi, backward: Backward, zeros: list[int], allowance: Tolerance, seed: int
 ) -> NearBy:
     """Check the gradient once more, roughly, where the leaves that hide mistakes have generic
-    values. ``gradient`` is the one at the point, ``zeros`` are the leaves in which it is zero.
+    values. ``backward`` is the one at the point, ``zeros`` are the leaves in which it is zero.
     """
     problem = phi.problem
     why = _degenerate(problem.layout, problem.point)
@@ -70,9 +71,10 @@ def look_near_by(
     if found is None:
         return NearBy(why, None, can_move)
     there, mistakes = found
-    if problem.is_handed and np.array_equal(there, gradient):
+    same = [one is other for one, other in zip(there.parts, backward.parts, strict=True)]
+    if same and all(same):
         return NearBy(why, {}, can_move, is_stale=True)
-    below = zero_below(problem.layout, phi.scales()[0], (there,))
+    below = zero_below(problem.layout, phi.scales()[0], (there.gradient,))
     return NearBy(why, mistakes, can_move, zero_below=below)
 
 
@@ -124,7 +126,7 @@ def _is_diagonal(values: Vector) -> bool:
 
 def _moved(
     phi: Phi, chosen: dict[int, str], allowance: Tolerance, seed: int
-) -> tuple[Vector, dict[int, Mistake]] | None:
+) -> tuple[Backward, dict[int, Mistake]] | None:
     """The gradient and what is wrong with it at the first generic point that lies in the domain."""
     problem = phi.problem
     rng = np.random.default_rng([seed, 0x6E4E])
@@ -145,13 +147,14 @@ def _moved(
 
 def _wrong_here(
     phi: Phi, allowance: Tolerance, seed: int
-) -> tuple[Vector, dict[int, Mistake]] | None:
+) -> tuple[Backward, dict[int, Mistake]] | None:
     """The gradient where the problem now is, and the leaves in which it is wrong; None where there
     is no value, no gradient or no repeatable one.
     """
     try:
         values = phi.here(2)
-        gradient = phi.adjoint(phi.problem.gradient(phi.cotangent).gradient)
+        backward = phi.problem.gradient(phi.cotangent)
+        gradient = phi.adjoint(backward.gradient)
     except Exception:  # the point was only guessed to be one: whatever is refused there is no news
         return None
     value = float(values[0])
@@ -171,7 +174,7 @@ def _wrong_here(
             mistakes.append(mistake)
         if len(mistakes) == TRIES:
             found[number] = mistakes[0]
-    return gradient, found
+    return backward._replace(gradient=gradient), found
 
 
 def _mistake(
@@ -192,6 +195,8 @@ def _mistake(
         noise,
         target=0.1 * allowance.rtol * norm(gradient * direction),
     )
+    if found.value == found.bar == 0:
+        return None  # phi does not move at all there: nothing tells what is much and what is little
     terms = gradient * found.direction
     # Terms that cancel in the sum carry their own rounding: what is allowed goes by their size.
     size = max(norm(terms), abs(found.value))

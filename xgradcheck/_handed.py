@@ -11,7 +11,7 @@ import numpy as np
 from xgradcheck._adapters import Backward
 from xgradcheck._errors import InvalidCase
 from xgradcheck._layout import Layout, Vector
-from xgradcheck._tree import Path, flatten, positional_parameters
+from xgradcheck._tree import Path, flatten, positional_parameters, takes_any_number
 
 ToArray = Callable[[Any], Any]
 _ABSENT = object()
@@ -41,14 +41,16 @@ def places(leaves: Sequence[Path], known: Sequence[Path]) -> Places:
     )
 
 
-def takes_cotangent(grads: Any, arguments: int, keywords: Collection[str]) -> bool:
+def takes_cotangent(grads: Any, arguments: int, keywords: Collection[str], outputs: Layout) -> bool:
     """Whether ``grads`` asks for one positional argument more than the function got: the
-    cotangent.
+    cotangent. One that takes any number gets it where the output is no scalar.
     """
     if not callable(grads):
         return False
     required = [p for p in positional_parameters(grads) if p.default is p.empty]
-    return len([p for p in required if p.name not in keywords]) > arguments
+    if len([p for p in required if p.name not in keywords]) > arguments:
+        return True
+    return outputs.size != 1 and takes_any_number(grads)
 
 
 def read(returned: Any, layout: Layout, where: Places, to_array: ToArray) -> Backward:
@@ -61,11 +63,12 @@ def read(returned: Any, layout: Layout, where: Places, to_array: ToArray) -> Bac
         returned = returned[1]
     have = ", ".join(map(repr, layout.names))
     gradient = np.zeros(layout.size)
-    severed = set()
+    severed, parts = set(), []
     for number, (leaf, place) in enumerate(zip(layout, where.leaves, strict=True)):
         part = _look_up(returned, place)
         if part is _ABSENT:
             raise InvalidCase(f"grads lacks {leaf.name!r}; the parameters are {have}.")
+        parts.append(part)
         if part is None:
             severed.add(number)
             continue
@@ -75,7 +78,7 @@ def read(returned: Any, layout: Layout, where: Places, to_array: ToArray) -> Bac
             raise InvalidCase(
                 f"grads has {node.path[-1]!r}, which is no parameter; the parameters are {have}."
             )
-    return Backward(value, gradient, frozenset(severed))
+    return Backward(value, gradient, frozenset(severed), tuple(parts))
 
 
 def _numbers(part: Any, name: str, shape: tuple[int, ...], to_array: ToArray) -> Vector:

@@ -107,14 +107,13 @@ def tolerance(rtol: float | None, atol: float, bits: int = DOUBLE) -> Tolerance:
     """What an arithmetic of ``bits`` bits is allowed, with the user's ``rtol`` in the place of both
     relative bounds.
     """
-    if rtol is None:
-        return replace(TOLERANCES[bits], atol=atol)
-    return Tolerance(rtol=rtol, atol=atol, distance=rtol)
+    own = replace(TOLERANCES[bits], atol=atol)
+    return own if rtol is None else replace(own, rtol=rtol, distance=rtol)
 
 
 # A gradient is called zero where anything larger would have moved phi by less than this share of
-# what the most influential leaf moves it; the second below float64.
-ZERO, ZERO_IN_SINGLE = 1e-8, 1e-6
+# what the most influential leaf moves it. That of 16 bits is all that their rounding leaves.
+ZERO = {53: 1e-8, 24: 1e-6, 11: 2.0**-7, 8: 2.0**-4}
 NEGLIGIBLE = 1e-4
 
 
@@ -134,7 +133,7 @@ def zero_below(
             largest = max(largest, influence if influence < np.inf else 0.0)
     below = np.empty_like(scale)
     for leaf in layout:
-        share = (ZERO if bits == DOUBLE else ZERO_IN_SINGLE) / np.sqrt(max(leaf.size, 1))
+        share = ZERO[bits] / np.sqrt(max(leaf.size, 1))
         below[leaf.part] = share * largest / scale[leaf.part]
     return below
 
@@ -195,14 +194,16 @@ def judge(
     error = np.abs(gradient - truth)
     finite = np.isfinite(gradient)
     with np.errstate(invalid="ignore"):
-        failed = ~finite | (settled & exceeds(error, bar, allowed))
+        # An infinite slope is no mistake where no difference converges.
+        infinite = np.isinf(gradient) & np.isinf(bar) & ~settled
+        failed = ~finite & ~infinite | (settled & exceeds(error, bar, allowed))
         undecided = ~failed & ~(error + bar <= allowed)
         undecided &= ~stand_still(still, bar, allowance, leaf_rms)
         null = np.abs(gradient) + np.abs(truth) + bar <= zero_below
         # Below the rounding of what is not zero, two numbers that differ are both zero.
         lost = np.abs(gradient) + np.abs(truth) <= NEGLIGIBLE * zero_below
     is_zero = bool(
-        (null & (lost | (np.abs(truth) <= bar) & (np.abs(gradient) <= bar)) | still).all()
+        (null & (lost | (np.abs(truth) <= bar) & (np.abs(gradient) <= bar + slack)) | still).all()
     )
     if is_zero:
         undecided = failed = np.zeros_like(failed)
@@ -215,6 +216,10 @@ def judge(
         (allowance.atol * np.sqrt(gradient.size) + norm(slack)) / size if size > 0 else 0.0
     )
     unsure = not is_zero and not score + score_bar <= limit
+    # All of it may be rounding, and too much of it to be called zero.
+    unsure |= not is_zero and bool(
+        slack.any() and ((np.abs(truth) <= bar) & (np.abs(gradient) <= bar + slack)).all()
+    )
     if failed.any():
         verdict = Verdict.FAIL
     elif undecided.any() or unsure:
@@ -228,8 +233,10 @@ def judge(
 IMPOSTORS = {"zero": 0.0, "-truth": -1.0, "2 * truth": 2.0}
 
 
-def accepted_impostors(truth: Vector, bar: Vector, allowance: Tolerance) -> list[str]:
-    """Which plainly wrong gradients these tolerances would let pass.
+def accepted_impostors(
+    truth: Vector, bar: Vector, allowance: Tolerance, slack: Vector
+) -> list[str]:
+    """Which plainly wrong gradients these tolerances would let pass, and the ``slack`` on top.
 
     Only those count that differ from the truth by more than the product's own tolerances and the
     bar allow: near a truth of zero every multiple of it is right.
@@ -240,7 +247,7 @@ def accepted_impostors(truth: Vector, bar: Vector, allowance: Tolerance) -> list
         impostor = factor * truth
         error = np.abs(impostor - truth)
         differs = exceeds(error, bar, own.allowed(impostor, truth, leaf_rms))
-        caught = exceeds(error, bar, allowance.allowed(impostor, truth, leaf_rms))
+        caught = exceeds(error, bar, allowance.allowed(impostor, truth, leaf_rms) + slack)
         if differs.any() and not caught.any():
             accepted.append(name)
     return accepted

@@ -20,6 +20,11 @@ BITS = {"bfloat16": 8, "float16": 11, "float32": 24}
 """Significant bits of the formats below float64."""
 
 
+def bits_of(dtype: str) -> int:
+    """The significant bits of a format, by its name."""
+    return BITS.get(dtype, DOUBLE)
+
+
 @dataclass(frozen=True, slots=True)
 class Leaf:
     """One named array and its place in the flat vector.
@@ -75,6 +80,17 @@ class Layout:
     def names(self) -> list[str]:
         return [leaf.name for leaf in self.leaves]
 
+    @property
+    def bits(self) -> int:
+        """The shortest significand of all leaves."""
+        return min((bits_of(leaf.dtype) for leaf in self.leaves), default=DOUBLE)
+
+    def significands(self) -> Positions:
+        """For each position the significant bits of its leaf's dtype."""
+        return np.repeat(
+            [bits_of(leaf.dtype) for leaf in self.leaves], [leaf.size for leaf in self.leaves]
+        )
+
     def owners(self, positions: Positions) -> Positions:
         """For each position of the flat vector the number of the leaf that holds it."""
         # "right" with the starts: an empty leaf shares its start with the next one, which wins.
@@ -104,13 +120,13 @@ def lay_out(entries: Iterable[Entry]) -> Layout:
     return Layout(tuple(leaves))
 
 
-def refuse_unless_float64(name: str, dtype: str, convert: str) -> None:
-    """Raise for a leaf or output that float64 differences cannot judge."""
-    if dtype == "float64":
+def refuse_unless_known(name: str, dtype: str, convert: str) -> None:
+    """Raise for a leaf or output of a dtype that differences cannot judge."""
+    if dtype == "float64" or dtype in BITS:
         return
     if dtype.startswith("complex"):
         raise InvalidCase(f"{name} is {dtype}: complex numbers are not yet supported; {convert}.")
-    raise InvalidCase(f"{name} is {dtype}: {convert}; not yet supported below float64.")
+    raise InvalidCase(f"{name} is {dtype}: {convert}; the dtypes are float64, {', '.join(BITS)}.")
 
 
 def refuse_unless_finite(name: str, values: npt.NDArray[Any]) -> None:

@@ -1,6 +1,6 @@
 """From what was measured to the report: a verdict for each leaf, and what is said about it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,7 +22,7 @@ from xgradcheck._judge import (
 )
 from xgradcheck._layout import BITS, DOUBLE, Leaf, Mask, Vector
 from xgradcheck._report import Element, Finding, LeafReport, Leaves, Report
-from xgradcheck._truth import Truth
+from xgradcheck._truth import Sweep, Truth
 
 SHOWN = 20
 """How many indices of wrong elements a finding lists."""
@@ -34,17 +34,32 @@ ROUNDING = 1e-10
 
 
 @dataclass(frozen=True, slots=True)
-class Measured:
-    """phi at the point, the backward pass under test, and the numerical gradient."""
+class Run:
+    """The backward pass under test, and what its elements may err by on top of any allowance."""
 
-    value: float
-    spread: float
-    """By how much phi varies from call to call at one point."""
     backward: Backward
     slack: Vector
     """By how much each element of the gradient varies from run to run."""
+    rounding: Vector | float = 0.0
+    """By how much rounding may have changed each element."""
+    bits: int | None = None
+    """The significant bits that it ran in, where it is judged as it runs, below float64."""
+
+    @property
+    def excused(self) -> Vector:
+        """What each element may err by."""
+        return np.asarray(self.slack + self.rounding)
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """A run of the backward pass under test, and the numerical gradient."""
+
+    spread: float
+    """By how much phi varies from call to call at one point."""
+    run: Run
+    work: Sweep
     truth: Truth
-    allowance: Tolerance
     near_by: NearBy
     refusals: int
     refusal: Exception | None
@@ -53,26 +68,49 @@ class Measured:
     """The tangent spaces of constrained leaves, by number."""
     held: list[str]
     """What the function changes whenever it runs, held still."""
+    unraised: str = ""
+    """Why the truth was not computed in float64, where the function runs below that."""
+
+    @property
+    def value(self) -> float:
+        """phi at the point."""
+        return self.work.value
+
+    @property
+    def backward(self) -> Backward:
+        """What the backward pass gave."""
+        return self.run.backward
+
+    @property
+    def allowance(self) -> Tolerance:
+        """What error it is allowed."""
+        return self.work.allowance
+
+    @property
+    def bits(self) -> int:
+        """The significant bits of what was judged."""
+        return min(self.truth.noise.bits, self.run.bits or DOUBLE)
 
 
 def outcome(
     problem: Problem,
-    measured: Measured,
+    rows: Sequence[Measured],
     eps: Vector | None,
     frame: dict[str, Any],
 ) -> Report:
-    """The report of a sweep."""
+    """The report of a sweep: of the backward pass in float64, as it runs, or both in this order."""
     leaves = Leaves()
     findings: list[Finding] = []
     notes: list[str] = []
     verdicts = []
+    measured = rows[0]
     for number, leaf in enumerate(problem.layout):
         if leaf.size == 0:
             notes.append(f"{leaf.name} is empty")
-        entry, said, noted = _leaf(leaf, number, problem, measured, eps)
         if number in measured.spaces:
             words = measured.spaces[number].words
             notes.append(f"{leaf.name}: compared in the tangent space of {words}")
+        entry, said, noted = _together([_leaf(leaf, number, problem, row, eps) for row in rows])
         leaves[leaf.name] = entry
         findings += said
         notes += noted
@@ -82,8 +120,8 @@ def outcome(
     if measured.spread:
         ulps = measured.spread / float(np.spacing(abs(measured.value)))
         notes.append(f"the forward pass repeats itself to {ulps:.0f} ulps only, taken for noise")
-    if measured.slack.any():
-        rounded, random = _on_repeats(problem, measured)
+    if rows[-1].run.slack.any():
+        rounded, random = _on_repeats(problem, rows[-1])
         notes += rounded
         findings += random
         for finding in random:
@@ -103,9 +141,11 @@ def outcome(
     if (mismatch := _forward_mismatch(problem, measured)) is not None:
         findings.append(mismatch)
         verdicts.append(Verdict.FAIL)
-    scored = measured.truth.scored
+    if measured.unraised:
+        findings.append(_unraised(measured))
+    scored = rows[-1].truth.scored
     overall = distance(
-        measured.backward.gradient, scored[0] if scored is not None else measured.truth.value
+        rows[-1].backward.gradient, scored[0] if scored is not None else rows[-1].truth.value
     )
     return Report(
         verdict=Verdict.of(verdicts),
@@ -115,9 +155,30 @@ def outcome(
         findings=tuple(findings),
         probes=(),
         notes=tuple(notes),
-        precision=_precision(measured.truth.noise.bits),
+        precision=_precision(min(row.bits for row in rows)),
         **frame,
     )
+
+
+Account = tuple[LeafReport, list[Finding], list[str]]
+
+
+def _together(accounts: list[Account]) -> Account:
+    """What two looks at one leaf come to; the graver one decides, the last where they agree."""
+    if len(accounts) == 1:
+        return accounts[0]
+    (wide, said, noted), (low, said_low, noted_low) = accounts
+    gravest = Verdict.of([wide.verdict, low.verdict])
+    if wide.verdict is low.verdict:
+        findings = said or said_low
+    else:
+        findings = [
+            replace(finding, text=f"{entry.judged}: {finding.text}")
+            for entry, own in ((wide, said), (low, said_low))
+            for finding in own
+        ]
+    entry = low if low.verdict is gravest else wide
+    return replace(entry, rows=(wide, low)), findings, noted or noted_low
 
 
 def stochastic(problem: Problem, value: float, spread: float, frame: dict[str, Any]) -> Report:
@@ -171,7 +232,7 @@ def _entry(
 
 def _leaf(
     leaf: Leaf, number: int, problem: Problem, measured: Measured, eps: Vector | None
-) -> tuple[LeafReport, list[Finding], list[str]]:
+) -> Account:
     truth, found = measured.truth, measured.backward.gradient[leaf.part]
     allowance = measured.allowance
     value, bar = truth.value[leaf.part], truth.bar[leaf.part]
@@ -193,13 +254,13 @@ def _leaf(
         allowance,
         below[part],
         truth.still[part],
-        measured.slack[part],
+        measured.run.excused[part],
         scored,
     )
     verdict, findings, notes = judged.verdict, [], []
     if verdict is Verdict.FAIL and _is_right_symmetrised(leaf, problem.point, measured):
         verdict = Verdict.INCONCLUSIVE
-    allowed = allowance.allowed(gradient, value, rms(value)) + measured.slack[part]
+    allowed = allowance.allowed(gradient, value, rms(value)) + measured.run.excused[part]
     if number in measured.backward.severed:
         if verdict is Verdict.FAIL:
             text = (
@@ -219,19 +280,24 @@ def _leaf(
         findings.append(Finding(leaf.name, "symmetric", text, _indices(leaf, judged.failed)))
     elif verdict is Verdict.INCONCLUSIVE:
         findings.append(_unsure(leaf, measured, judged, allowed, eps))
-    elif verdict is Verdict.PASS and (accepted := accepted_impostors(value, bar, allowance)):
+    elif (
+        verdict is Verdict.PASS
+        and not judged.is_zero
+        and (accepted := accepted_impostors(value, bar, allowance, measured.run.excused[part]))
+    ):
         verdict = Verdict.INCONCLUSIVE
-        text = (
-            f"{leaf.name}: these tolerances would also accept {' and '.join(accepted)}: lower "
-            f"rtol or atol"
-        )
-        findings.append(Finding(leaf.name, "loose tolerance", text))
+        text = f"{leaf.name}: these tolerances would also accept {' and '.join(accepted)}: "
+        if accepted_impostors(value, bar, allowance, measured.run.slack[part]):
+            findings.append(Finding(leaf.name, "loose tolerance", text + "lower rtol or atol"))
+        else:
+            text += "the gradient changes by as much when its arguments change by one ulp"
+            findings.append(Finding(leaf.name, "rounding", text))
     mistake = (measured.near_by.mistakes or {}).get(number)
     if verdict is Verdict.PASS and mistake is not None:
         verdict = Verdict.FAIL
         findings.append(_only_here(leaf, mistake, measured.near_by.why))
     if judged.is_zero and leaf.size:
-        seen = float(np.max(bar))
+        seen = float(np.max(bar + measured.run.excused[part]))
         limit = f"anything above {seen:.1e} would have been seen"
         notes.append(
             f"{leaf.name}: zero gradient; {limit if seen > 0 else 'the output does not move'}"
@@ -245,7 +311,11 @@ def _leaf(
     worst = _worst(leaf, found, value, bar, allowed, judged, truth.still[part])
     floor = float("nan") if judged.is_zero else judged.floor
     counts = int(judged.failed.sum()), int(judged.undecided.sum())
-    return _entry(leaf, verdict, judged.distance, floor, worst, *counts), findings, notes
+    entry = _entry(leaf, verdict, judged.distance, floor, worst, *counts)
+    entry = replace(
+        entry, precision=_precision(measured.bits), as_run=measured.run.bits is not None
+    )
+    return entry, findings, notes
 
 
 NO_DERIVATIVE = {
@@ -401,12 +471,14 @@ def _on_repeats(problem: Problem, measured: Measured) -> tuple[list[str], list[F
     notes: list[str] = []
     findings: list[Finding] = []
     for leaf in problem.layout:
-        slack, gradient = measured.slack[leaf.part], measured.backward.gradient[leaf.part]
+        slack, gradient = measured.run.slack[leaf.part], measured.backward.gradient[leaf.part]
         if not slack.any():
             continue
         largest, size = float(np.max(slack)), float(np.max(np.abs(gradient), initial=0.0))
-        if largest <= ROUNDING * size:
-            ulps = largest / float(np.spacing(size))
+        limit = ROUNDING if measured.run.bits is None else measured.allowance.of_rms
+        if largest <= limit * size:
+            unit = 2.0 ** (DOUBLE - measured.bits) * float(np.spacing(size))
+            ulps = largest / unit
             text = f"the backward pass repeats itself to {ulps:.0f} ulps only, which are allowed"
             notes.append(f"{leaf.name}: {text}")
         else:
@@ -455,7 +527,9 @@ def _is_right_symmetrised(leaf: Leaf, point: Vector, measured: Measured) -> bool
     if not (values == values.swapaxes(-1, -2)).all() or not np.isfinite(turned).all():
         return False
     gradient, value, bar = (np.ravel(part + part.swapaxes(-1, -2)) / 2 for part in turned)
-    allowed = measured.allowance.allowed(gradient, value, rms(value)) + measured.slack[leaf.part]
+    allowed = (
+        measured.allowance.allowed(gradient, value, rms(value)) + measured.run.excused[leaf.part]
+    )
     if not (np.abs(gradient - value) + bar <= allowed).all():
         return False
     given, truth, slack = turned[0], turned[1], allowed.reshape(leaf.shape) + turned[2]
@@ -468,9 +542,18 @@ def _precision(bits: int) -> str:
     return next((name for name, length in BITS.items() if length == bits), "float64")
 
 
+def _unraised(measured: Measured) -> Finding:
+    dtype = _precision(measured.bits)
+    text = (
+        f"{dtype}: raising changes this function ({measured.unraised}), so it was differenced as "
+        f"it runs"
+    )
+    return Finding("", f"truth in {dtype}", text)
+
+
 def _low_precision(measured: Measured) -> Finding | None:
     bits, allowance = measured.truth.noise.bits, measured.allowance
-    if bits == DOUBLE:
+    if bits == DOUBLE or measured.unraised:
         return None
     dtype = _precision(bits)
     text = (

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import random
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path as FilePath
@@ -46,10 +47,21 @@ class LeafReport:
     wrong: int
     undecided: int
     names: tuple[str, ...] = ()
+    precision: str = "float64"
+    """The lowest precision that was computed in."""
+    as_run: bool = False
+    """Whether this is the backward pass as it runs, below float64."""
+    rows: "tuple[LeafReport, ...]" = ()
+    """Where it was judged twice, both outcomes; the one that decides is told here as well."""
 
     @property
     def size(self) -> int:
         return math.prod(self.shape)
+
+    @property
+    def judged(self) -> str:
+        """What this was judged as: "float64", or "float32 as run"."""
+        return f"{self.precision} as run" if self.as_run else "float64"
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,9 +120,13 @@ class Report:
         return self.verdict is Verdict.PASS
 
     def __str__(self) -> str:
-        from xgradcheck._text import plain  # rich is loaded where something is rendered
+        state = random.getstate()  # rich draws numbers when it is loaded
+        try:
+            from xgradcheck._text import plain  # and that is where something is rendered
 
-        return plain(self)
+            return plain(self)
+        finally:
+            random.setstate(state)
 
     def __rich__(self) -> "RenderableType":
         from xgradcheck._text import text
@@ -185,10 +201,13 @@ def _plain(key: Any) -> Any:
 
 def _leaf_to_dict(leaf: LeafReport) -> dict[str, Any]:
     worst = leaf.worst
+    rows = {"rows": [_leaf_to_dict(row) for row in leaf.rows]} if leaf.rows else {}
     return {
         "path": [_plain(key) for key in leaf.path],
         "shape": list(leaf.shape),
         "dtype": leaf.dtype,
+        "precision": leaf.precision,
+        "as_run": leaf.as_run,
         "verdict": str(leaf.verdict),
         "distance": _number(leaf.distance),
         "grade": str(leaf.grade),
@@ -204,4 +223,4 @@ def _leaf_to_dict(leaf: LeafReport) -> dict[str, Any]:
             "error_bar": _number(worst.error_bar),
             "allowed": _number(worst.allowed),
         },
-    }
+    } | rows

@@ -19,12 +19,11 @@ from xgradcheck._differences import (
     representable,
     rms,
 )
-from xgradcheck._judge import Tolerance, zero_below
+from xgradcheck._judge import zero_below
 from xgradcheck._ladder import EXPONENTS
 from xgradcheck._layout import Positions, Vector
-from xgradcheck._phi import Phi
 from xgradcheck._second_look import settle_suspicious, suspicious, take_complex_steps
-from xgradcheck._truth import COMPLEX, Sweep, Tick, Truth
+from xgradcheck._truth import COMPLEX, Sweep, Truth
 
 QUIET = (-9, -12, -15)
 """Exponents of two, of a coordinate's natural scale."""
@@ -41,28 +40,13 @@ SAFE = 4.0
 BLOCK = 32
 
 
-def sweep(
-    phi: Phi,
-    gradient: Vector,
-    value: float,
-    noise: Noise,
-    allowance: Tolerance,
-    slack: Vector,
-    method: str,
-    eps: Vector | None,
-    seed: int,
-    tick: Tick,
-) -> Truth:
-    """The numerical gradient at every coordinate, good enough to judge ``gradient`` by
-    ``allowance``.
+def sweep(work: Sweep, eps: Vector | None, seed: int) -> Truth:
+    """The numerical gradient at every coordinate, good enough to judge the gradient by its
+    allowance.
     """
-    problem = phi.problem
-    work = Sweep(
-        phi, problem.layout, problem.point, gradient, value, noise, allowance, slack, method, tick
-    )
     rng = np.random.default_rng([seed, 0x5EED])
     truth = _one_pair_each(work, *_steps(work, rng)) if eps is None else _textbook(work, eps)
-    if method == COMPLEX:
+    if work.method == COMPLEX:
         take_complex_steps(work, truth, np.arange(work.point.size, dtype=np.intp))
     _settle_quiet(work, truth, rng)
     settle_suspicious(work, truth)

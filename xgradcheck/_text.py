@@ -76,6 +76,8 @@ def worst_sentence(leaf: "LeafReport") -> str:
         return gives
     if largest == 0 or (leaf.verdict is Verdict.PASS and error > worst.allowed):
         return f"{gives} (zero, as far as can be seen)"
+    if worst.allowed > largest:
+        return f"{gives} (off by {error:.1e}, allowed {worst.allowed:.1e} beside its neighbours)"
     return (
         f"{gives} (off by {percent(error / largest)}, allowed {percent(worst.allowed / largest)})"
     )
@@ -125,14 +127,14 @@ def _headline(report: "Report") -> str:
         return f"cannot say for {len(unsure)} of {len(leaves)} {many}"
     if report.verdict is Verdict.INCONCLUSIVE:
         return "cannot say"
-    graded = _graded(report, report.grade)
+    graded = _graded(report.precision, report.grade)
     graded = f" ({graded})" if report.precision == "float64" else f", {graded}"
     return f"the gradient is right in {len(leaves)} {many}, distance {report.distance:.1e}{graded}"
 
 
-def _graded(report: "Report", grade: str) -> str:
+def _graded(dtype: str, grade: str) -> str:
     """A grade, with the precision that it was reached in where that is not float64."""
-    return str(grade) if report.precision == "float64" else f"{grade} ({report.precision})"
+    return str(grade) if dtype == "float64" else f"{grade} ({dtype})"
 
 
 def _table(report: "Report") -> Table:
@@ -141,22 +143,33 @@ def _table(report: "Report") -> Table:
     )
     table.add_column("leaf", overflow="fold", ratio=None)
     table.add_column("shape", no_wrap=True)
+    low = any(leaf.as_run for leaf in report.leaves.values())
+    if low:
+        table.add_column("judged", no_wrap=True)
     table.add_column("verdict", no_wrap=True)
     table.add_column("distance", justify="right", no_wrap=True)
     table.add_column("grade", no_wrap=True)
     table.add_column("floor", justify="right", no_wrap=True)
     table.add_column("wrong", justify="right", no_wrap=True)
     for leaf in report.leaves.values():
-        table.add_row(
-            Text(_printable(leaf.name)),
-            str(list(leaf.shape)),
-            Text(str(leaf.verdict), STYLES[leaf.verdict]),
-            _measured(f"{leaf.distance:.1e}"),
-            _graded(report, leaf.grade) if leaf.distance == leaf.distance else "-",
-            _measured(f"{leaf.floor:.0e}"),
-            f"{leaf.wrong} of {leaf.size}" if leaf.wrong else "-",
-        )
+        for number, row in enumerate(leaf.rows or (leaf,)):
+            again = number > 0
+            table.add_row(
+                "" if again else Text(_printable(leaf.name)),
+                "" if again else str(list(leaf.shape)),
+                *([row.judged] if low else []),
+                Text(str(row.verdict), STYLES[row.verdict]),
+                _measured(f"{row.distance:.1e}"),
+                _grade(row, low) if row.distance == row.distance else "-",
+                _measured(f"{row.floor:.0e}"),
+                f"{row.wrong} of {row.size}" if row.wrong else "-",
+            )
     return table
+
+
+def _grade(row: "LeafReport", beside: bool) -> str:
+    """The grade of one row; the precision stands ``beside`` it, or has to be said."""
+    return str(row.grade) if beside else _graded(row.precision, row.grade)
 
 
 def _measured(number: str) -> str:

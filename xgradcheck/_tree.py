@@ -86,6 +86,15 @@ def positional_parameters(fn: Callable[..., Any]) -> Sequence[inspect.Parameter]
     return [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
 
 
+def takes_any_number(fn: Callable[..., Any]) -> bool:
+    """Whether ``fn`` declares ``*args``."""
+    try:
+        parameters = inspect.signature(fn).parameters.values()
+    except (TypeError, ValueError):
+        return False
+    return any(p.kind is p.VAR_POSITIONAL for p in parameters)
+
+
 def required_arguments(fn: Callable[..., Any]) -> int | None:
     """How many positional arguments ``fn`` cannot do without; None where it does not tell.
 

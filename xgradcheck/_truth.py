@@ -1,5 +1,6 @@
 """What a sweep works on and what it finds: the numerical gradient, element by element."""
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -49,14 +50,19 @@ class Truth:
         )
         self.kinds = np.full(self.value.size, Kind.SMOOTH, np.uint8)
 
+    def copy(self) -> "Truth":
+        """Another truth that knows the same."""
+        own = copy.copy(self)
+        for name in ("value", "bar", "settled", "still", "analytic", "kinds", "remainder", "sides"):
+            setattr(own, name, getattr(self, name).copy())
+        return own
+
 
 @dataclass(slots=True)
 class Sweep:
     """What all steps of one sweep share."""
 
     phi: Phi
-    layout: Layout
-    point: Vector
     gradient: Vector
     value: float
     noise: Noise
@@ -72,6 +78,16 @@ class Sweep:
 
     def __post_init__(self) -> None:
         self.scale, self.common = self.phi.scales()
+
+    @property
+    def layout(self) -> Layout:
+        """The leaves."""
+        return self.phi.problem.layout
+
+    @property
+    def point(self) -> Vector:
+        """Where the sweep is."""
+        return self.phi.problem.point
 
     def allowed(self, gradient: Vector, truth: Vector, leaf_rms: float, where: Any) -> Vector:
         """The allowed error of the elements at ``where``."""

@@ -1,0 +1,186 @@
+"""PyTorch functions computed in float64, whatever they were written for.
+
+Tensors below float64 are raised where they lie: another storage is put under them for as long as
+the context lasts, so that what is written to a tensor, or to a view of it, is seen by all who hold
+it. What only comes into being on the way is raised as it comes: a mode sees every function that is
+called on tensors, and every custom ``Function`` on its way in and in its backward. Random numbers
+are drawn in the dtype that they would have been drawn in, since torch draws others in float64.
+"""
+
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch.autograd.function import BackwardCFunction
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map
+
+LOW = (torch.float32, torch.float16, torch.bfloat16)
+WIDE = dict.fromkeys(LOW, torch.float64) | {
+    torch.complex64: torch.complex128,
+    torch.complex32: torch.complex128,
+}
+
+# These name no dtype that could be exchanged.
+CASTS = {
+    torch.Tensor.float: torch.Tensor.double,
+    torch.Tensor.half: torch.Tensor.double,
+    torch.Tensor.bfloat16: torch.Tensor.double,
+}
+
+
+class Raised:
+    """Tensors that lie in float64 for a while, and where they lay before."""
+
+    def __init__(self) -> None:
+        self._found: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self._storages: dict[int, tuple[Any, torch.Tensor]] = {}
+
+    def raise_in_place(self, tensor: torch.Tensor) -> None:
+        """Put a storage of float64 under a tensor, the same one under all that share theirs."""
+        wide = WIDE[tensor.dtype]
+        found = tensor.data
+        storage = found.untyped_storage()
+        # Another dtype over the same bytes would be another storage; kept alive, its address is
+        # nobody else's.
+        key = hash((storage.data_ptr(), tensor.dtype)) if storage.nbytes() else id(storage)
+        if key not in self._storages:
+            length = storage.nbytes() // tensor.dtype.itemsize
+            flat = torch.empty(0, dtype=tensor.dtype, device=found.device)
+            flat = flat.set_(storage, 0, (length,), (1,))
+            self._storages[key] = storage, flat.to(wide)
+        flat = self._storages[key][1]
+        self._found.append((tensor, found))
+        tensor.data = flat.as_strided(found.shape, found.stride(), found.storage_offset())
+
+    def put_back(self) -> None:
+        """Every tensor over the storage it was found with."""
+        for tensor, found in reversed(self._found):
+            tensor.data = found
+        self._found.clear()
+        self._storages.clear()
+
+
+class Raising(TorchFunctionMode):
+    """Raises what functions are given and what they return; ``busy`` tells whether it had to."""
+
+    def __init__(self, raised: Raised) -> None:
+        super().__init__()
+        self._raised = raised
+        self.busy = False
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        args, kwargs = tree_map(self.wide, (args, kwargs or {}))
+        if func in CASTS:
+            self.busy, func = True, CASTS[func]
+        return tree_map(self.wide, func(*args, **kwargs))
+
+    def wide(self, value: Any) -> Any:
+        """A tensor or dtype below float64 raised; anything else as it is."""
+        if isinstance(value, torch.dtype):
+            self.busy |= value in WIDE
+            return WIDE.get(value, value)
+        if not isinstance(value, torch.Tensor) or value.dtype not in WIDE:
+            return value
+        self.busy = True
+        if not can_be_raised_in_place(value):
+            return value.to(WIDE[value.dtype])
+        self._raised.raise_in_place(value)
+        return value
+
+
+def can_be_raised_in_place(tensor: torch.Tensor) -> bool:
+    """Whether another storage can be put under a tensor: not under a step of a graph."""
+    return (
+        tensor.layout is torch.strided
+        and tensor.grad_fn is None
+        and not tensor.is_inference()
+        and tensor.device.type != "meta"
+        and type(tensor) in (torch.Tensor, torch.nn.Parameter, torch.nn.Buffer)
+    )
+
+
+class Draws(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Draws random numbers in the dtype that they were drawn in before all was raised."""
+
+    def __init__(self, dtype: torch.dtype, default: torch.dtype) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._dtype, self._default = dtype, default
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if torch.Tag.nondeterministic_seeded not in func.tags:
+            return func(*args, **kwargs)
+        low, low_kwargs = tree_map(self._narrow, (args, kwargs))
+        named = func._schema.name
+        if "rand" in named and "int" not in named and "perm" not in named:
+            low_kwargs.setdefault("dtype", self._default)
+        if not any(isinstance(value, torch.Tensor) for value in args):
+            return tree_map(_as_double, func(*low, **low_kwargs))
+        if "dtype" in low_kwargs and "like" in named and kwargs.get("dtype") is None:
+            low_kwargs["dtype"] = low[0].dtype
+        drawn = func(*low, **low_kwargs)
+        if func._schema.is_mutable:
+            args[0].copy_(drawn)
+            return args[0]
+        return tree_map(_as_double, drawn)
+
+    def _narrow(self, value: Any) -> Any:
+        if value is torch.float64:
+            return self._dtype
+        if isinstance(value, torch.Tensor) and value.dtype is torch.float64:
+            return value.to(self._dtype)
+        return value
+
+
+def _as_double(value: Any) -> Any:
+    return value.double() if isinstance(value, torch.Tensor) and value.dtype in LOW else value
+
+
+@contextmanager
+def raised(tensors: Iterable[torch.Tensor]) -> Iterator[Raising]:
+    """These tensors in float64, and a mode that raises all others on their way through functions;
+    the mode is not entered.
+    """
+    found = Raised()
+    mode = Raising(found)
+    default = torch.get_default_dtype()
+    try:
+        for tensor in tensors:
+            if tensor.dtype in WIDE and can_be_raised_in_place(tensor):
+                found.raise_in_place(tensor)
+        torch.set_default_dtype(torch.float64)
+        with _functions_wrapped(mode):
+            yield mode
+    finally:
+        torch.set_default_dtype(default)
+        found.put_back()
+
+
+@contextmanager
+def _functions_wrapped(mode: Raising) -> Iterator[None]:
+    """Custom Functions given what is raised, and their backward passes run under the mode.
+
+    Modes do not see ``Function.apply``: it is called on its base class, where the classes of users
+    find this one, also by a method that was bound long before.
+    """
+    base: Any = torch.autograd.Function.__mro__[1]
+    backward: Any = BackwardCFunction
+    found = backward.apply
+
+    def apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
+        args, kwargs = tree_map(mode.wide, (args, kwargs))
+        return tree_map(mode.wide, super(base, cls).apply(*args, **kwargs))
+
+    def pull_back(self: Any, *args: Any) -> Any:
+        with mode:
+            return found(self, *args)
+
+    with ExitStack() as stack:
+        base.apply = classmethod(apply)
+        stack.callback(delattr, base, "apply")
+        backward.apply = pull_back
+        stack.callback(setattr, backward, "apply", found)
+        yield

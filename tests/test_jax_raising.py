@@ -1,0 +1,152 @@
+"""JAX functions below float64: raised without being changed, else judged by their own precision."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental import pallas as pl
+
+from xgradcheck import check
+
+KEY = jax.random.key(3)
+X = jnp.array([0.7, -0.4, 1.3, 0.2, -1.1, 0.9], jnp.float32)
+
+
+def scaled(factor):
+    """``x * w``, whose gradient for x is ``factor`` times the right one."""
+
+    @jax.custom_vjp
+    def scale(x, w):
+        return x * w
+
+    def pull_back(residuals, g):
+        x, w = residuals
+        return (factor * g * w).astype(x.dtype), (g * x).astype(w.dtype)
+
+    scale.defvjp(lambda x, w: (x * w, (x, w)), pull_back)
+    return scale
+
+
+def captures(scale, x):
+    return scale(x, jnp.linspace(-1, 2, 6, dtype=jnp.float32)).sum()
+
+
+def drops(scale, x):
+    kept = jax.random.bernoulli(KEY, 0.7, x.shape)
+    return jnp.where(kept, scale(x, jnp.sin(x)) / 0.7, 0.0)
+
+
+def samples(scale, x):
+    noise = jax.random.normal(KEY, x.shape) + jax.random.uniform(KEY, x.shape, minval=1.0)
+    return jnp.tanh(scale(x, noise)) + jax.random.gumbel(KEY, x.shape, dtype=x.dtype)
+
+
+def picks(scale, x):
+    chosen = jax.random.permutation(KEY, 6)[:4], jax.random.randint(KEY, (2,), 0, 6)
+    return scale(x, jnp.sin(x))[jnp.concatenate(chosen)]
+
+
+def casts(scale, x):
+    return jnp.sin(scale(x.astype(jnp.float32), x).astype(jnp.float32))
+
+
+def scans(scale, x):
+    def body(carry, w):
+        return jnp.tanh(scale(carry, w)).astype(jnp.float32), carry.sum()
+
+    return jax.lax.scan(body, jnp.ones(6, jnp.float32), jnp.stack([x, x * x, 1 - x]))
+
+
+def carries_single(scale, x):
+    def body(carry, w):
+        return carry + scale(w, jnp.cos(w)), None
+
+    return jax.lax.scan(body, jnp.zeros((), jnp.float32), x)[0]
+
+
+def runs_a_kernel(scale, x):
+    def kernel(x_ref, y_ref):
+        y_ref[...] = 2.0 * x_ref[...]
+
+    doubled = pl.pallas_call(kernel, jax.ShapeDtypeStruct((6,), jnp.float32), interpret=True)
+    # The kernel has no derivative: it computes what the other factor is.
+    return scale(x, jax.lax.stop_gradient(doubled(jnp.ones(6, jnp.float32))))
+
+
+def calls_back(scale, x):
+    shape = jax.ShapeDtypeStruct((6,), jnp.float32)
+    constant = jax.pure_callback(lambda: np.linspace(1, 2, 6, dtype=np.float32), shape)
+    return scale(x, constant) ** 2
+
+
+FUNCTIONS = [captures, drops, samples, picks, casts, scans, carries_single, runs_a_kernel]
+FUNCTIONS += [calls_back]
+
+
+FIXED = [casts, scans, carries_single]
+
+
+@pytest.mark.parametrize("fn", FUNCTIONS, ids=lambda fn: fn.__name__)
+def test_a_float32_function_is_judged(fn):
+    def right(x):
+        return fn(scaled(1.0), x)
+
+    report = check(right, X, raise_exception=False)
+    # Differences of what computes in float32 may be too noisy to say.
+    assert report.verdict in (("PASS", "INCONCLUSIVE") if fn in FIXED else ("PASS",))
+
+    def wrong(x):
+        return fn(scaled(1.01), x)
+
+    report = check(wrong, X, raise_exception=False)
+    assert report.verdict == "FAIL"
+    assert jax.random.normal.__module__.startswith("jax._src")
+    assert jnp.zeros(()).dtype == jnp.float32
+
+
+@pytest.mark.parametrize("fn", [captures, drops, samples, picks], ids=lambda fn: fn.__name__)
+def test_what_can_be_raised_is_judged_twice(fn):
+    (leaf,) = check(lambda x: fn(scaled(1.0), x), X).leaves.values()
+    assert [row.judged for row in leaf.rows] == ["float64", "float32 as run"]
+    assert [row.precision for row in leaf.rows] == ["float64", "float32"]
+
+
+def _kernel(x):
+    def kernel(x_ref, y_ref):
+        y_ref[...] = jnp.sin(x_ref[...])
+
+    return pl.pallas_call(kernel, jax.ShapeDtypeStruct(x.shape, jnp.float32), interpret=True)(x)
+
+
+def _callback(x):
+    shape = jax.ShapeDtypeStruct(x.shape, jnp.float32)
+    return jax.pure_callback(
+        lambda x: np.sin(np.asarray(x, np.float32)), shape, x, vmap_method="sequential"
+    )
+
+
+@pytest.mark.parametrize("forward", [_kernel, _callback])
+@pytest.mark.parametrize(("factor", "verdict"), [(1.0, "PASS"), (1.01, "FAIL")])
+def test_a_forward_of_fixed_dtype_is_judged_in_its_own(forward, factor, verdict):
+    @jax.custom_vjp
+    def sine(x):
+        return forward(x)
+
+    sine.defvjp(
+        lambda x: (forward(x), x), lambda x, g: ((factor * g * jnp.cos(x)).astype(x.dtype),)
+    )
+    report = check(sine, X, raise_exception=False)
+    assert report.verdict == verdict, str(report)
+    assert report.findings[-1].kind in ("low precision inside", "truth in float32")
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+def test_16_bits_are_judged_by_a_truth_in_float64(dtype):
+    def fn(factor, x):
+        return jnp.sin(scaled(factor)(x, jnp.linspace(-1, 2, 6, dtype=dtype)))
+
+    (leaf,) = check(lambda x: fn(1.0, x), X.astype(dtype)).leaves.values()
+    name = jnp.dtype(dtype).name
+    assert [row.judged for row in leaf.rows] == ["float64", f"{name} as run"]
+    wrong = check(lambda x: fn(1.3, x), X.astype(dtype), raise_exception=False)
+    assert wrong.verdict == "FAIL"

@@ -1,0 +1,281 @@
+"""PyTorch functions below float64: raised without being changed, judged in both precisions."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from xgradcheck import check
+
+
+class Scale(torch.autograd.Function):
+    """``x * w``, whose gradient for x is ``factor`` times the right one."""
+
+    factor = 1.0
+
+    @staticmethod
+    def forward(ctx, x, w):
+        ctx.save_for_backward(x, w)
+        return x * w
+
+    @staticmethod
+    def backward(ctx, g):
+        x, w = ctx.saved_tensors
+        return Scale.factor * g * w, g * x
+
+
+scale = Scale.apply
+
+
+class InBuffers(torch.autograd.Function):
+    """``sin``, with a backward that works in buffers of float32."""
+
+    factor = 1.0
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return torch.sin(x)
+
+    @staticmethod
+    def backward(ctx, g):
+        (x,) = ctx.saved_tensors
+        buffer = torch.zeros(x.shape, dtype=torch.float32)
+        buffer.copy_(torch.cos(x))
+        return Scale.factor * g * buffer.mul_(g / g)
+
+
+CAPTURED = torch.linspace(-1.0, 2.0, 6)
+
+
+def writes_into_zeros(x):
+    h = torch.zeros(6, 2)
+    for row in range(6):
+        h[row, 0] = scale(x, CAPTURED)[row].sin()
+        h[row, 1] = 2.0 * h[row, 0]
+    return h.sum(1)
+
+
+def copies_into_zeros(x):
+    h = torch.zeros(6)
+    h.copy_(scale(x, x).sin())
+    return h
+
+
+def adds_to_a_row(x):
+    h = torch.ones(3, 6)
+    h[0] += scale(x, CAPTURED)
+    h[1].mul_(x)
+    return h.prod(0)
+
+
+def adds_to_what_it_keeps():
+    kept = torch.zeros(6)
+
+    def fn(x):
+        kept.add_(CAPTURED)
+        return scale(x, CAPTURED) * kept
+
+    return fn
+
+
+def writes_out(x):
+    out = torch.zeros(6)
+    torch.mul(CAPTURED, 2.0, out=out)
+    return scale(x, out).tanh()
+
+
+def takes_a_captured_tensor(x):
+    return scale(x, CAPTURED).exp()
+
+
+def linear_of_two_dtypes(x):
+    weight = torch.full((2, 6), 0.3, dtype=torch.float32)
+    return F.linear(scale(x, CAPTURED).reshape(1, 6), weight)
+
+
+def normalises(x):
+    mean, variance = torch.zeros(2), torch.ones(2)
+    y = scale(x, CAPTURED).reshape(3, 2)
+    return F.batch_norm(y, mean, variance, torch.ones(2), torch.zeros(2), training=True)
+
+
+def cross_entropy(x):
+    return F.binary_cross_entropy(torch.sigmoid(scale(x, CAPTURED)), torch.full((6,), 0.3))
+
+
+def casts(x):
+    return scale(x.float(), CAPTURED.to(torch.float32)).type(torch.float32).sin()
+
+
+def drops(x):
+    return F.dropout(scale(x, CAPTURED), 0.3, training=True) * 1.5
+
+
+def draws_normal(x):
+    return scale(x, torch.randn(6)) + torch.randn_like(x) * x
+
+
+def draws_uniform(x):
+    return scale(x, torch.rand(6)).sin() * torch.empty(6).uniform_(1.0, 2.0)
+
+
+def draws_bernoulli(x):
+    mask = torch.bernoulli(torch.full((6,), 0.7))
+    return scale(x, mask) + x.detach().new_empty(6).bernoulli_(0.5) * x
+
+
+def attends(x):
+    q = scale(x, CAPTURED).reshape(1, 1, 3, 2)
+    return F.scaled_dot_product_attention(q, q + 1.0, q * 2.0, dropout_p=0.2)
+
+
+def works_in_buffers(x):
+    return InBuffers.apply(x)
+
+
+FUNCTIONS = [
+    writes_into_zeros,
+    copies_into_zeros,
+    adds_to_a_row,
+    adds_to_what_it_keeps(),
+    writes_out,
+    takes_a_captured_tensor,
+    linear_of_two_dtypes,
+    normalises,
+    cross_entropy,
+    casts,
+    drops,
+    draws_normal,
+    draws_uniform,
+    draws_bernoulli,
+    attends,
+    works_in_buffers,
+]
+
+
+def point(dtype=torch.float32):
+    return torch.tensor([0.7, -0.4, 1.3, 0.2, -1.1, 0.9], dtype=dtype)
+
+
+@pytest.mark.parametrize("fn", FUNCTIONS, ids=lambda fn: fn.__qualname__.split(".")[0])
+def test_a_float32_function_is_judged_twice(fn, monkeypatch):
+    report = check(fn, point())
+    (leaf,) = report.leaves.values()
+    assert [row.judged for row in leaf.rows] == ["float64", "float32 as run"]
+    assert [row.precision for row in leaf.rows] == ["float64", "float32"]
+    monkeypatch.setattr(Scale, "factor", 1.01)
+    wrong = check(fn, point(), raise_exception=False)
+    assert [row.verdict for leaf in wrong.leaves.values() for row in leaf.rows] == ["FAIL", "FAIL"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_16_bits_are_judged_by_a_truth_in_float64(dtype, monkeypatch):
+    def fn(x):
+        return scale(x, CAPTURED.to(dtype)).sin()
+
+    (leaf,) = check(fn, point(dtype)).leaves.values()
+    name = str(dtype).removeprefix("torch.")
+    assert [row.judged for row in leaf.rows] == ["float64", f"{name} as run"]
+    monkeypatch.setattr(Scale, "factor", 1.3)
+    assert check(fn, point(dtype), raise_exception=False).verdict == "FAIL"
+
+
+def test_a_mistake_below_float32_is_one_of_the_mathematics(monkeypatch):
+    monkeypatch.setattr(Scale, "factor", 1 + 1e-5)
+    report = check(takes_a_captured_tensor, point(), raise_exception=False)
+    (leaf,) = report.leaves.values()
+    assert [row.verdict for row in leaf.rows] == ["FAIL", "PASS"]
+    assert report.verdict == leaf.verdict == "FAIL"
+    assert report.findings[0].text.startswith("float64: x")
+
+
+class WrongInSingle(torch.autograd.Function):
+    """Right in float64, with its sign flipped below."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x.sin()
+
+    @staticmethod
+    def backward(ctx, g):
+        (x,) = ctx.saved_tensors
+        return g * x.cos() * (1 if x.dtype == torch.float64 else -1)
+
+
+def test_a_mistake_below_float64_alone_is_seen_as_it_runs():
+    report = check(WrongInSingle.apply, point(), raise_exception=False)
+    (leaf,) = report.leaves.values()
+    assert [row.verdict for row in leaf.rows] == ["PASS", "FAIL"]
+    assert report.verdict == leaf.verdict == "FAIL"
+    assert report.findings[0].text.startswith("float32 as run: ")
+    assert check(WrongInSingle.apply, point(torch.float64))
+
+
+class OnlyInSingle(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        if x.dtype != torch.float32:
+            raise TypeError("float32 only")
+        ctx.save_for_backward(x)
+        return x.sin()
+
+    @staticmethod
+    def backward(ctx, g):
+        (x,) = ctx.saved_tensors
+        return Scale.factor * g * x.cos()
+
+
+def test_what_cannot_be_raised_is_differenced_as_it_runs(monkeypatch):
+    report = check(OnlyInSingle.apply, point())
+    (leaf,) = report.leaves.values()
+    assert not leaf.rows and leaf.judged == "float32 as run"
+    assert report.findings[0].kind == "truth in float32"
+    assert "float32 only" in report.findings[0].text
+    monkeypatch.setattr(Scale, "factor", 1.01)
+    assert check(OnlyInSingle.apply, point(), raise_exception=False).verdict == "FAIL"
+
+
+def test_a_function_that_raising_changes_is_differenced_as_it_runs():
+    def fn(x):
+        return x.sin() * (3.0 if x.dtype == torch.float32 else 4.0)
+
+    report = check(fn, point())
+    assert [finding.kind for finding in report.findings] == ["truth in float32"]
+
+
+def test_the_world_is_as_it_was_after_raising():
+    torch.manual_seed(3)
+    model = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Dropout(0.4), nn.Linear(6, 2))
+    x = torch.randn(5, 4)
+    model(x).sum().backward()
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    grads = [p.grad.clone() for p in model.parameters()]
+    places = [p.data_ptr() for p in model.parameters()]
+    random = torch.get_rng_state()
+    applied = vars(torch.autograd.Function.__mro__[1]).get("apply")
+
+    class Broken(Exception):
+        pass
+
+    calls = 0
+
+    def breaks(y):
+        nonlocal calls
+        calls += 1
+        if calls > 60:
+            raise Broken
+        return y.sum()
+
+    assert check(model, x)
+    with pytest.raises(Broken):
+        check(model, x, loss=breaks)
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+    assert all(p.dtype == torch.float32 for p in model.parameters())
+    assert places == [p.data_ptr() for p in model.parameters()]
+    assert all(map(torch.equal, grads, (p.grad for p in model.parameters())))
+    assert torch.equal(random, torch.get_rng_state())
+    assert torch.get_default_dtype() is torch.float32
+    assert vars(torch.autograd.Function.__mro__[1]).get("apply") is applied
+    assert model.training

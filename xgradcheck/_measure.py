@@ -1,0 +1,185 @@
+"""The stages of one check: the function evaluated, its backward pass run, the numerical gradient
+taken. Below float64 that is done twice: in float64, and as it runs.
+"""
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from xgradcheck._as_run import beside, is_the_same, rounding, ulps
+from xgradcheck._constraints import Tangent
+from xgradcheck._errors import InvalidCase
+from xgradcheck._generic import NearBy, look_near_by
+from xgradcheck._judge import tolerance, zero_below
+from xgradcheck._layout import DOUBLE, Layout, Vector
+from xgradcheck._outcome import Measured, Run
+from xgradcheck._phi import Phi, noise_of
+from xgradcheck._second_look import settle_suspicious
+from xgradcheck._sweep import sweep
+from xgradcheck._truth import Sweep, Tick, Truth
+
+REPEATABLE_ULPS = 64
+DUST = 2.0**-44
+"""What rounding may leave of a gradient that is zero, as a share of phi for a full change."""
+RUNS = 4
+"""Of a backward pass that does not repeat itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What the user asked of a check, beside the call itself."""
+
+    method: str
+    rtol: float | None
+    atol: float
+    steps: Vector | None
+    """The textbook's eps for every coordinate."""
+    seed: int
+    spaces: Mapping[int, Tangent]
+    tick: Tick
+
+
+def measure(phi: Phi, value: float, spread: float, asked: Asked) -> list[Measured]:
+    """What was measured: in float64, and, where the call itself runs below that, as it runs."""
+    problem, run = phi.problem, _run(phi)
+    if len(run.backward.severed) == len(problem.layout):
+        _refuse_constant(phi, value, asked.seed)
+    if min(problem.layout.bits, problem.outputs.bits) == DOUBLE:
+        return [_measured(phi, value, spread, run, asked)]
+    bits, outputs, native = problem.bits, problem.outputs, problem.values()
+    near, gradients = (
+        beside(phi, ulps(problem), asked.seed) if problem.can_move else ([native[0]], [])
+    )
+    lost = rounding(run.backward.gradient, gradients, problem.layout)
+    own = replace(run, rounding=lost, bits=bits)
+    with ExitStack() as raising:
+        try:
+            raising.enter_context(problem.raised())
+            if not is_the_same(native, near, problem.values(), outputs, bits):
+                raise InvalidCase("its outputs are others then")
+            wide_value, wide_spread = settled_value(phi)
+            wide = _run(phi)
+        except Exception as error:  # whatever a function has against float64
+            why = str(error) if isinstance(error, InvalidCase) else repr(error)
+        else:
+            if not problem.can_move:
+                # A tree that was handed in is what it is, and judged once.
+                return [_measured(phi, wide_value, wide_spread, own, asked)]
+            measured = _measured(phi, wide_value, wide_spread, wide, asked)
+            return [measured, _as_it_runs(phi, measured, own, asked)]
+    return [replace(_measured(phi, value, spread, own, asked), unraised=why)]
+
+
+def _as_it_runs(phi: Phi, wide: Measured, own: Run, asked: Asked) -> Measured:
+    """The backward pass as it runs beside the truth in float64: looked at again where that was
+    good enough for the gradient in float64 alone.
+    """
+    layout, gradient, bits = phi.problem.layout, own.backward.gradient, own.bits or DOUBLE
+    allowance = tolerance(asked.rtol, asked.atol, bits)
+    truth, work = wide.truth.copy(), wide.work
+    truth.zero_below = zero_below(layout, work.scale, (gradient, truth.value), bits)
+    work = replace(work, gradient=gradient, allowance=allowance, slack=own.excused)
+    settle_suspicious(work, truth)
+    return replace(wide, run=own, work=work, truth=truth, near_by=NearBy({}, None, True))
+
+
+def _measured(phi: Phi, value: float, spread: float, run: Run, asked: Asked) -> Measured:
+    """The numerical gradient, good enough to judge this run of the backward pass."""
+    problem, gradient = phi.problem, run.backward.gradient
+    noise = noise_of(phi, value, asked.seed)
+    noise = replace(noise, sigma=max(noise.sigma, spread))
+    allowance = tolerance(asked.rtol, asked.atol, min(noise.bits, run.bits or DOUBLE))
+    work = Sweep(phi, gradient, value, noise, allowance, run.excused, asked.method, asked.tick)
+    truth = sweep(work, asked.steps, asked.seed)
+    if run.bits is None:
+        # What is zero as far as differences can tell, and may be.
+        dust = DUST * abs(value) / work.scale
+        null = (np.abs(truth.value) <= truth.bar) & (np.abs(gradient) <= dust)
+        run = replace(run, rounding=np.where(null, dust, 0.0))
+    if phi.refusal is not None and not phi.answers:
+        raise phi.refusal
+    zeros = _zeros(problem.layout, gradient, truth)
+    return Measured(
+        spread=spread,
+        run=run,
+        work=work,
+        truth=truth,
+        near_by=look_near_by(phi, run.backward, zeros, allowance, asked.seed),
+        refusals=phi.refusals,
+        refusal=phi.refusal,
+        spaces=asked.spaces,
+        held=problem.moving,
+    )
+
+
+def settled_value(phi: Phi) -> tuple[float, float]:
+    """phi and by how much it varies, with the plain numbers held still that the function keeps, if
+    it does not repeat itself without.
+    """
+    value, spread = _value(phi)
+    if varies(phi, value, spread) and phi.problem.hold_numbers():
+        value, spread = _value(phi)
+    return value, spread
+
+
+def _value(phi: Phi) -> tuple[float, float]:
+    """phi at the point, and by how much it varies there."""
+    values = phi.here(3)
+    value = float(values[0])
+    if not np.isfinite(values).all():
+        raise InvalidCase(
+            f"the function returns {value} at this point: give arguments at which it is finite."
+        )
+    return value, float(np.max(values) - np.min(values))
+
+
+def varies(phi: Phi, value: float, spread: float) -> bool:
+    """Whether a spread is more than sums taken in another order explain."""
+    unit = 2.0 ** (DOUBLE - phi.problem.outputs.bits) * float(np.spacing(abs(value)))
+    return spread > REPEATABLE_ULPS * unit
+
+
+def _run(phi: Phi) -> Run:
+    """The backward pass under test, and by how much each element varies from run to run."""
+    problem = phi.problem
+    backward = problem.gradient(phi.cotangent)
+    first = phi.adjoint(backward.gradient)
+    runs = [first]
+    # A tree that was handed in is what it is; everything else is asked twice, and if need be more.
+    for _ in range(RUNS - 1 if problem.can_move else 0):
+        runs.append(phi.adjoint(problem.gradient(phi.cotangent).gradient))
+        if len(runs) == 2 and np.array_equal(runs[1], first, equal_nan=True):
+            break
+    with np.errstate(invalid="ignore"):
+        slack = np.nan_to_num(np.ptp(runs, axis=0), nan=0.0, posinf=0.0)
+    return Run(backward._replace(gradient=first), np.asarray(slack))
+
+
+def _zeros(layout: Layout, gradient: Vector, truth: Truth) -> list[int]:
+    """The leaves that have gradient zero, as far as one can see, and nothing to compare it with."""
+    null = (np.abs(gradient) <= truth.bar) & (np.abs(truth.value) <= truth.bar) & ~truth.still
+    null |= truth.stationary
+    return [
+        number
+        for number, leaf in enumerate(layout)
+        if leaf.size
+        and null[leaf.part].all()
+        and not (truth.bar[leaf.part] <= truth.zero_below[leaf.part]).all()
+    ]
+
+
+def _refuse_constant(phi: Phi, value: float, seed: int) -> None:
+    """A graph that is cut everywhere, over a function that nothing moves, is a call about the
+    wrong things.
+    """
+    rng = np.random.default_rng([seed, 0xC0757])
+    point = phi.problem.point
+    scale = np.where(point != 0, np.abs(point), 1.0)
+    for size in (2.0**-3, 2.0**-9, 2.0**-15):
+        moved = phi.along(scale * rng.choice([-1.0, 1.0], point.size), np.array([size, -size]))
+        if not (moved == value).all():
+            return
+    names = ", ".join(phi.problem.layout.names)
+    raise InvalidCase(f"the output does not depend on {names}: pass what it is computed from.")

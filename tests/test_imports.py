@@ -208,7 +208,13 @@ MAY_IMPORT = {
     "_truth": NUMBERS | {"_phi"},
     "_second_look": NUMBERS | {"_complex", "_phi", "_ties", "_truth"},
     "_sweep": NUMBERS | {"_phi", "_second_look", "_truth"},
-    "_outcome": NUMBERS | {"_adapters", "_constraints", "_generic", "_report", "_truth"},
+    "_as_run": NUMBERS | {"_adapters", "_phi"},
+    "_measured": NUMBERS | {"_adapters", "_constraints", "_generic", "_truth"},
+    "_measure": NUMBERS
+    | {"_as_run", "_constraints", "_errors", "_generic", "_measured"}
+    | {"_phi", "_second_look", "_sweep", "_truth"},
+    "_findings": NUMBERS | {"_adapters", "_generic", "_measured", "_report", "_truth"},
+    "_outcome": NUMBERS | {"_adapters", "_findings", "_measured", "_report"},
     "backends": set(),
 }
 

@@ -14,7 +14,7 @@ from xgradcheck._errors import InvalidCase
 from xgradcheck._generic import NearBy, look_near_by
 from xgradcheck._judge import tolerance, zero_below
 from xgradcheck._layout import DOUBLE, Layout, Vector
-from xgradcheck._outcome import Measured, Run
+from xgradcheck._measured import Measured, Run
 from xgradcheck._phi import Phi, noise_of
 from xgradcheck._second_look import settle_suspicious
 from xgradcheck._sweep import sweep

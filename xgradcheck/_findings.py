@@ -1,0 +1,226 @@
+"""What is said about a place: findings and notes, with the numbers that support them."""
+
+from typing import Any
+
+import numpy as np
+
+from xgradcheck._adapters import Problem
+from xgradcheck._diagnose import Kind, Kinds
+from xgradcheck._generic import DIAGONAL, SYMMETRIC, Mistake, NearBy
+from xgradcheck._judge import Judged
+from xgradcheck._layout import BITS, DOUBLE, Leaf, Vector
+from xgradcheck._measured import Measured
+from xgradcheck._report import Finding
+from xgradcheck._truth import Truth
+
+SHOWN = 20
+"""How many indices of wrong elements a finding lists."""
+NAMED = 3
+"""How many leaves a note names."""
+ROUNDING = 1e-10
+"""What the order of a sum can change, relative; more is no rounding."""
+
+NO_DERIVATIVE = {
+    Kind.JUMP: ("jump", "the function jumps here, it has no derivative"),
+    Kind.STEEP: ("infinite slope", "the slope is infinite here, no difference can converge"),
+    Kind.MEETING: (
+        "kinks meet",
+        "several kinks meet here, and no slope along one coordinate tells which gradient is right:",
+    ),
+}
+
+
+def notes_on_points(leaf: Leaf, kinds: Kinds) -> list[str]:
+    """What kind of points the elements are at that were found right."""
+    said = {
+        Kind.KINK: "a kink at {}, where the gradient is a valid subgradient",
+        Kind.EDGE: "the edge of the domain at {}, differenced on one side",
+    }
+    counts = {kind: int((kinds == kind).sum()) for kind in said}
+    return [
+        f"{leaf.name}: " + text.format(f"{counts[kind]} of {leaf.size} elements")
+        for kind, text in said.items()
+        if counts[kind]
+    ]
+
+
+def indices(leaf: Leaf, mask: Any) -> tuple[tuple[int, ...], ...]:
+    return tuple(leaf.index(leaf.start + int(place)) for place in np.flatnonzero(mask)[:SHOWN])
+
+
+def wrong_gradient(
+    leaf: Leaf, gradient: Vector, value: Vector, judged: Judged, truth: Truth
+) -> Finding:
+    count = int(judged.failed.sum())
+    where = indices(leaf, judged.failed)
+    if not np.isfinite(gradient).all():
+        bad = int((~np.isfinite(gradient)).sum())
+        text = (
+            f"{leaf.name}: the gradient is not finite at {bad} of {leaf.size} elements, first at "
+            f"{leaf.element(where[0])}"
+        )
+        return Finding(leaf.name, "not finite", text, where)
+    kinks = (truth.kinds[leaf.part] == Kind.KINK) & judged.failed
+    if kinks.any():
+        text = (
+            f"{leaf.name}: at a kink the gradient lies outside the slopes of both sides, at "
+            f"{leaf.element(indices(leaf, kinks)[0])}"
+        )
+        return Finding(leaf.name, "kink", text, where)
+    if count == leaf.size:
+        text = leaf.name if leaf.size == 1 else f"{leaf.name}, every element"
+    else:
+        text = f"{leaf.name}, {count} of {leaf.size} elements, {_places(leaf, judged.failed)}"
+    return Finding(leaf.name, "wrong gradient", text + _remainder(leaf, truth), where)
+
+
+def _remainder(leaf: Leaf, truth: Truth) -> str:
+    """A second sign that the gradient is wrong and not the differences."""
+    part = leaf.part
+    orders = [order for n, order in truth.remainder.items() if part.start <= n < part.stop]
+    known = [order for order in orders if np.isfinite(order)]
+    if not known or not abs(float(np.median(known)) - 1) < 0.2:
+        return ""
+    return (
+        f"; the Taylor remainder falls like h^{float(np.median(known)):.1f}, that of a right "
+        f"gradient like h^3"
+    )
+
+
+def _places(leaf: Leaf, mask: Any) -> str:
+    few = [leaf.element(index) for index in indices(leaf, mask)]
+    count = int(np.sum(mask))
+    return "at " + ", ".join(few[:4]) + (" ..." if count > 4 else "")
+
+
+def unsure(
+    leaf: Leaf, measured: Measured, judged: Judged, allowed: Vector, eps: Vector | None
+) -> Finding:
+    truth = measured.truth
+    bar, undecided = truth.bar[leaf.part], judged.undecided
+    where = indices(leaf, undecided)
+    at = _places(leaf, undecided) if where else ""
+    limit = measured.allowance.distance
+    if eps is not None and not judged.distance + judged.distance_bar <= limit:
+        text = (
+            f"{leaf.name}: with eps={eps[leaf.start]:g} the distance is {judged.distance:.1e} ± "
+            f"{judged.distance_bar:.1e}; "
+            "leave eps out to have the steps chosen"
+        )
+        return Finding(leaf.name, "eps", text, where)
+    for kind, (word, text) in NO_DERIVATIVE.items():
+        there = undecided & (truth.kinds[leaf.part] == kind)
+        if there.any():
+            return Finding(leaf.name, word, f"{leaf.name}: {text} {_places(leaf, there)}", where)
+    if (undecided & ~truth.settled[leaf.part]).any():
+        text = (
+            f"{leaf.name}: the differences do not converge {at}: there may be a kink, a jump, the "
+            f"edge of a domain or more noise than slope; move the point"
+        )
+        return Finding(leaf.name, "no convergence", text, where)
+    noisy = f"phi = {measured.value:.3g} carries rounding noise of {truth.noise.sigma:.1g}"
+    if not where:
+        text = (
+            f"{leaf.name}: the distance is {judged.distance:.1e} ± {judged.distance_bar:.1e}, "
+            f"where {limit:.0e} is allowed: {noisy}"
+        )
+        return Finding(leaf.name, "noise", text)
+    place = int(np.argmax(np.where(undecided, bar, -1)))
+    text = (
+        f"{leaf.name}: differences are good to ±{bar[place]:.1g} {at}, where "
+        f"{allowed[place]:.1g} is allowed: {noisy}"
+    )
+    return Finding(leaf.name, "noise", text, where)
+
+
+def only_here(leaf: Leaf, mistake: Mistake, why: dict[int, str]) -> Finding:
+    text = (
+        f"{leaf.name}: right at this point, which hides mistakes, and wrong near by: along a "
+        f"random direction backward gives {mistake.analytic:.6g}, differences give "
+        f"{mistake.truth:.6g} ± {mistake.bar:.1g}"
+    )
+    if {SYMMETRIC, DIAGONAL} & set(why.values()):
+        text += "; if it is meant for symmetric matrices alone, say constraint='symmetric'"
+    return Finding(leaf.name, "only right at this point", text)
+
+
+def on_repeats(problem: Problem, measured: Measured) -> tuple[list[str], list[Finding]]:
+    """Notes on leaves whose gradient varies by rounding, findings on those where it is random."""
+    notes: list[str] = []
+    findings: list[Finding] = []
+    for leaf in problem.layout:
+        slack, gradient = measured.run.slack[leaf.part], measured.backward.gradient[leaf.part]
+        if not slack.any():
+            continue
+        largest, size = float(np.max(slack)), float(np.max(np.abs(gradient), initial=0.0))
+        limit = ROUNDING if measured.run.bits is None else measured.allowance.of_rms
+        if largest <= limit * size:
+            unit = 2.0 ** (DOUBLE - measured.bits) * float(np.spacing(size))
+            ulps = largest / unit
+            text = f"the backward pass repeats itself to {ulps:.0f} ulps only, which are allowed"
+            notes.append(f"{leaf.name}: {text}")
+        else:
+            text = (
+                f"{leaf.name}: the gradient is another whenever the backward pass runs, by up to "
+                f"{largest:.2g} where it is {size:.2g}: draw what is random in the forward pass"
+            )
+            findings.append(Finding(leaf.name, "stochastic backward", text))
+    return notes, findings
+
+
+def notes_on_near_by(problem: Problem, near_by: NearBy) -> list[str]:
+    if not near_by.why:
+        return []
+    names: dict[str, list[str]] = {why: [] for why in near_by.why.values()}
+    for number, why in near_by.why.items():
+        names[why].append(problem.layout.leaves[number].name)
+    hidden = "; ".join(f"{_few(leaves)}: {why}" for why, leaves in names.items())
+    if not near_by.can_move or near_by.is_stale:
+        advice = "give grads as a function to have another point looked at"
+        return [f"this point hides mistakes ({hidden}): {advice}"]
+    if near_by.mistakes is None:
+        return [f"this point hides mistakes ({hidden}), and no other was found in the domain"]
+    return [f"this point hides mistakes ({hidden}), so another one near by was looked at too"]
+
+
+def _few(names: list[str]) -> str:
+    shown = ", ".join(names[:NAMED])
+    return shown if len(names) <= NAMED else f"{shown} and {len(names) - NAMED} more"
+
+
+def precision(bits: int) -> str:
+    return next((name for name, length in BITS.items() if length == bits), "float64")
+
+
+def not_raised(measured: Measured) -> Finding:
+    dtype = precision(measured.bits)
+    text = (
+        f"{dtype}: raising changes this function ({measured.unraised}), so it was differenced as "
+        f"it runs"
+    )
+    return Finding("", f"truth in {dtype}", text)
+
+
+def low_precision(measured: Measured) -> Finding | None:
+    bits, allowance = measured.truth.noise.bits, measured.allowance
+    if bits == DOUBLE or measured.unraised:
+        return None
+    dtype = precision(bits)
+    text = (
+        f"{dtype}: the function computes in {dtype} on its way, so its differences are noisier and "
+        f"rtol {allowance.rtol:.0e} is allowed"
+    )
+    return Finding("", "low precision inside", text)
+
+
+def forward_mismatch(problem: Problem, measured: Measured) -> Finding | None:
+    """A forward pass that gives another value when the backward is wanted belongs to another
+    function.
+    """
+    value, own = measured.value, measured.backward.value
+    if own is None or abs(own - value) <= max(1000 * measured.truth.noise.sigma, 1e-9 * abs(value)):
+        return None
+    text = (
+        f"the forward pass that the backward belongs to gives {own:.9g}, the plain one {value:.9g}"
+    )
+    return Finding("", "forward", text)

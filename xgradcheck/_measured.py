@@ -1,0 +1,72 @@
+"""What was measured: the runs of the backward pass under test, and the numerical gradient."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from xgradcheck._adapters import Backward
+from xgradcheck._constraints import Tangent
+from xgradcheck._generic import NearBy
+from xgradcheck._judge import Tolerance
+from xgradcheck._layout import DOUBLE, Vector
+from xgradcheck._truth import Sweep, Truth
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """The backward pass under test, and what its elements may err by on top of any allowance."""
+
+    backward: Backward
+    slack: Vector
+    """By how much each element of the gradient varies from run to run."""
+    rounding: Vector | float = 0.0
+    """By how much rounding may have changed each element."""
+    bits: int | None = None
+    """The significant bits that it ran in, where it is judged as it runs, below float64."""
+
+    @property
+    def excused(self) -> Vector:
+        """What each element may err by."""
+        return np.asarray(self.slack + self.rounding)
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """A run of the backward pass under test, and the numerical gradient."""
+
+    spread: float
+    """By how much phi varies from call to call at one point."""
+    run: Run
+    work: Sweep
+    truth: Truth
+    near_by: NearBy
+    refusals: int
+    refusal: Exception | None
+    """How often the function raised beside the point, and what first."""
+    spaces: Mapping[int, Tangent]
+    """The tangent spaces of constrained leaves, by number."""
+    held: list[str]
+    """What the function changes whenever it runs, held still."""
+    unraised: str = ""
+    """Why the truth was not computed in float64, where the function runs below that."""
+
+    @property
+    def value(self) -> float:
+        """phi at the point."""
+        return self.work.value
+
+    @property
+    def backward(self) -> Backward:
+        """What the backward pass gave."""
+        return self.run.backward
+
+    @property
+    def allowance(self) -> Tolerance:
+        """What error it is allowed."""
+        return self.work.allowance
+
+    @property
+    def bits(self) -> int:
+        """The significant bits of what was judged."""
+        return min(self.truth.noise.bits, self.run.bits or DOUBLE)

@@ -73,7 +73,8 @@ class Slot:
     """A leaf, and the array that is perturbed in its stead.
 
     ``put`` tells the leaf's owner its value where that is no array the function shares with us: a
-    plain number, or a read-only array.
+    plain number, or a read-only array. ``give`` could do so for any leaf of a closure that lies in
+    a dict, a list or an object.
     """
 
     name: str
@@ -81,6 +82,7 @@ class Slot:
     found: Any
     work: Any
     put: Callable[[Any], None] | None = None
+    give: Callable[[Any], None] | None = None
 
     @property
     def current(self) -> Any:
@@ -169,12 +171,13 @@ def _is_object(owner: Any) -> bool:
 
 
 def _slot_in_place(owner: Any, node: Node) -> Slot:
-    if isinstance(node.value, np.ndarray) and node.value.flags.writeable:
-        return Slot(node.suffix, node.path, node.value, node.value)
+    is_shared = isinstance(node.value, np.ndarray) and node.value.flags.writeable
     holder = owner
     for key in node.path[:-1]:
         holder = holder[key] if isinstance(holder, dict | list | tuple) else getattr(holder, key)
     if not node.path or isinstance(holder, tuple):
+        if is_shared:
+            return Slot(node.suffix, node.path, node.value, node.value)
         raise InvalidCase(
             f"{node.suffix} cannot be written: pass a writable array, or its dict, list or object."
         )
@@ -185,9 +188,10 @@ def _slot_in_place(owner: Any, node: Node) -> Slot:
         else:
             setattr(holder, node.path[-1], value)
 
-    return Slot(
-        node.suffix, node.path, node.value, np.array(node.value, order="K", subok=True), put
-    )
+    if is_shared:
+        return Slot(node.suffix, node.path, node.value, node.value, give=put)
+    work = np.array(node.value, order="K", subok=True)
+    return Slot(node.suffix, node.path, node.value, work, put, put)
 
 
 def _not_floating(nodes: Iterable[Node]) -> list[str]:
@@ -239,14 +243,16 @@ class NumpyProblem:
 
     @contextmanager
     def raised(self) -> Iterator[None]:
-        if self._case.is_closure:
-            raise InvalidCase("the arrays of a closure are the user's own")
+        if self._case.is_closure and any(slot.give is None for slot in self._slots):
+            raise InvalidCase("a closure reads arrays that cannot be exchanged for others")
         kept = self._world, self._writers, self.outputs, self._cotangent_tree, self.bits
-        works = [slot.work for slot in self._slots]
+        found = [(slot.work, slot.put) for slot in self._slots]
         self._world.reset()
         try:
             for slot in self._slots:
-                slot.work = slot.work.astype(np.float64)
+                slot.work, slot.put = slot.work.astype(np.float64), slot.give
+                if slot.put is not None:
+                    slot.put(slot.current)
             self._wide = {
                 node.path: np.asarray(node.value, np.float64)
                 for node in argument_nodes(self._case)
@@ -259,8 +265,10 @@ class NumpyProblem:
                 self.bits = self.outputs.bits
                 yield
         finally:
-            for slot, work in zip(self._slots, works, strict=True):
-                slot.work = work
+            for slot, (work, put) in zip(self._slots, found, strict=True):
+                slot.work, slot.put = work, put
+                if slot.give is not None:
+                    slot.give(slot.found)
             self._wide = {}
             self._world, self._writers, self.outputs, self._cotangent_tree, self.bits = kept
             self._arguments = self._rebuilt()

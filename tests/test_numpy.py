@@ -215,3 +215,46 @@ def test_a_backward_of_any_number_of_arguments_gets_the_cotangent_of_an_array():
 
     assert check(lambda w: w**2, np.array([1.1, -0.3]), grads=gradient)
     assert check(lambda w: float((w**2).sum()), np.array([1.1, -0.3]), grads=lambda *a: 2 * a[0])
+
+
+class Single:
+    """A network in float32; ``aliased``: its cost reads arrays that are no longer in the dict."""
+
+    def __init__(self, aliased: bool) -> None:
+        draw = np.random.default_rng(3)
+        self.inputs = draw.normal(size=(20, 4)).astype(np.float32)
+        self.params = {
+            "W": draw.normal(size=(4, 5)).astype(np.float32),
+            "v": draw.normal(size=5).astype(np.float32),
+        }
+        self.own = tuple(self.params.values()) if aliased else None
+        self.factor = 1.0
+
+    def arrays(self) -> Any:
+        return self.own or self.params.values()
+
+    def cost(self) -> Any:
+        W, v = self.arrays()
+        return np.mean((np.tanh(self.inputs @ W) @ v) ** 2)
+
+    def backprop(self) -> Any:
+        W, v = self.arrays()
+        hidden = np.tanh(self.inputs @ W)
+        error = 2 * (hidden @ v) / 20
+        dW = self.inputs.T @ (np.outer(error, v) * (1 - hidden**2))
+        return {"dW": dW, "dv": self.factor * (hidden.T @ error)}
+
+
+@pytest.mark.parametrize("aliased", [False, True])
+def test_a_closure_over_float32_arrays_is_raised_where_it_reads_them_from_its_dict(aliased):
+    net = Single(aliased)
+    found = dict(net.params)
+    copies = {name: array.copy() for name, array in found.items()}
+    report = check(lambda: net.cost(), wrt=net.params, grads=net.backprop, raise_exception=False)
+    assert report.verdict != "FAIL"
+    assert bool(report.leaves["v"].rows) is not aliased
+    net.factor = 1.01
+    wrong = check(lambda: net.cost(), wrt=net.params, grads=net.backprop, raise_exception=False)
+    assert [leaf.name for leaf in wrong.leaves.values() if leaf.verdict == "FAIL"] == ["v"]
+    for name, array in net.params.items():
+        assert array is found[name] and array.tobytes() == copies[name].tobytes()

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from xgradcheck._as_run import beside, is_the_same, rounding, ulps
+from xgradcheck._as_run import beside, far_point, is_the_same, outputs_at, rounding, ulps
 from xgradcheck._constraints import Tangent
 from xgradcheck._errors import InvalidCase
 from xgradcheck._generic import NearBy, look_near_by
@@ -49,15 +49,18 @@ def measure(phi: Phi, value: float, spread: float, asked: Asked) -> list[Measure
     if min(problem.layout.bits, problem.outputs.bits) == DOUBLE:
         return [_measured(phi, value, spread, run, asked)]
     bits, outputs, native = problem.bits, problem.outputs, problem.values()
-    near, gradients = (
-        beside(phi, ulps(problem), asked.seed) if problem.can_move else ([native[0]], [])
-    )
+    far = far_point(phi, asked.seed)
+    native_far = outputs_at(problem, far)
+    near, gradients = beside(phi, ulps(problem), asked.seed)
     lost = rounding(run.backward.gradient, gradients, problem.layout)
     own = replace(run, rounding=lost, bits=bits)
     with ExitStack() as raising:
         try:
             raising.enter_context(problem.raised())
-            if not is_the_same(native, near, problem.values(), outputs, bits):
+            here = is_the_same(native, problem.values(), near, outputs, bits)
+            if not here or not is_the_same(
+                native_far, outputs_at(problem, far), near, outputs, bits
+            ):
                 raise InvalidCase("its outputs are others then")
             wide_value, wide_spread = settled_value(phi)
             wide = _run(phi)

@@ -109,9 +109,9 @@ class JaxProblem:
         self.layout = lay_out(
             Entry((n.suffix,), n.path, np.shape(n.value), str(n.value.dtype)) for n in leaves
         )
-        self.point: Vector = np.concatenate([_double(node.value).ravel() for node in leaves])
+        self.point: Vector = np.concatenate([_handed.numbers(_double(n.value)) for n in leaves])
         # Where all is below float64 the function runs in the world of its user.
-        self._is_wide = any(leaf.dtype == "float64" for leaf in self.layout)
+        self._is_wide = any(bits_of(leaf.dtype) == DOUBLE for leaf in self.layout)
         self.skipped = self._left_out()
         self._places = _handed.places(
             [node.path for node in leaves], [node.path for node in self._nodes]
@@ -156,7 +156,10 @@ class JaxProblem:
         low = jnp.zeros(()).dtype == jnp.float32  # in the world of the user
         try:
             with x64(), drawn_low() if low else nullcontext():
-                self._is_wide, self._dtypes = True, ["float64"] * len(self.layout)
+                self._is_wide = True
+                self._dtypes = [
+                    "complex128" if leaf.is_complex else "float64" for leaf in self.layout
+                ]
                 self._nodes = [
                     Node(n.path, n.suffix, _double(n.value)) if _is_floating(n.value) else n
                     for n in self._nodes
@@ -270,7 +273,7 @@ class JaxProblem:
         except Exception:
             self._world.reset()
             floating, others = self._everything_at(self._found())
-        whole = np.concatenate([_double(part).ravel() for part in floating])
+        whole = np.concatenate([_handed.numbers(_double(part)) for part in floating])
         return whole, [np.asarray(other) for other in others]
 
     def _found(self) -> list[Any]:
@@ -307,7 +310,7 @@ class JaxProblem:
         self._world.watch()
 
     def _outputs_of(self, point: Any) -> list[Any]:
-        parts = [point[leaf.part].reshape(leaf.shape) for leaf in self.layout]
+        parts = _handed.cut(point, self.layout)
         if jnp.iscomplexobj(point):  # a complex step
             return self._outputs_at(parts)
         pairs = zip(parts, self._dtypes, strict=True)
@@ -315,8 +318,10 @@ class JaxProblem:
 
     def _phi(self, point: Any, cotangent: Any) -> Any:
         outs = self._outputs_of(point)
-        parts = [cotangent[leaf.part].reshape(leaf.shape) for leaf in self.outputs]
-        return sum(jnp.sum(part * out) for part, out in zip(parts, outs, strict=True))
+        parts = _handed.cut(cotangent, self.outputs)
+        total = sum(jnp.sum(part * out) for part, out in zip(parts, outs, strict=True))
+        # In a complex step the imaginary part is what is asked for.
+        return total if jnp.iscomplexobj(point) else jnp.real(total)
 
     def _points_at_once(self) -> int:
         """A function of shapes alone, so that a report can be repeated to the bit."""
@@ -339,10 +344,12 @@ class JaxProblem:
             if inside:
                 return np.asarray(found)
             rows = [
-                _double(out).reshape(-1, leaf.size)
+                _conj(out).reshape(-1, *leaf.shape)
                 for out, leaf in zip(found, self.outputs, strict=True)
             ]
-            return np.concatenate(rows, axis=1) @ cotangent
+            points = zip(*rows, strict=True)
+            flat = [np.concatenate([_handed.numbers(part) for part in point]) for point in points]
+            return np.array(flat) @ cotangent
 
         def together(points: Any, cotangent: Any) -> Any:
             return summed(batched(points, cotangent), cotangent)
@@ -398,7 +405,7 @@ class JaxProblem:
 
     @property
     def can_be_complex(self) -> bool:
-        return True
+        return not any(leaf.is_complex for leaf in (*self.layout, *self.outputs))
 
     def imaginary(self, index: Positions, steps: Vector, cotangent: Vector) -> ComplexVector:
         points = np.repeat(self.point[None].astype(complex), len(index), axis=0)
@@ -420,8 +427,8 @@ class JaxProblem:
             # Not traceable, or wrong: running it tells, with the user's own exception.
             self._world.reset()
             outs, grads = self._pulled_back(self._found(), cotangents)
-        value = float(np.concatenate([_double(out).ravel() for out in outs]) @ cotangent)
-        gradient = np.concatenate([_double(grad).ravel() for grad in grads])
+        value = float(np.concatenate([_handed.numbers(_conj(out)) for out in outs]) @ cotangent)
+        gradient = np.concatenate([_handed.numbers(_conj(grad)) for grad in grads])
         return Backward(value, gradient, self._unread)
 
     def _cotangents(self, cotangent: Vector) -> list[Any]:
@@ -451,13 +458,20 @@ class JaxProblem:
         return self._read(self._case.grads(*args, **kwargs))
 
     def _read(self, returned: Any) -> Backward:
-        return _handed.read(returned, self.layout, self._places, _double)
+        return _handed.read(returned, self.layout, self._places, _conj)
 
 
 def _double(value: Any) -> Any:
     """The numbers of an array of any floating dtype, bfloat16 among them, in float64."""
     array = np.asarray(value)
-    return array if np.iscomplexobj(array) else array.astype(np.float64)
+    return array.astype(np.complex128 if np.iscomplexobj(array) else np.float64)
+
+
+def _conj(value: Any) -> Any:
+    """What is paired with a flat vector without conjugation, as JAX has it: of an output u its
+    inner product is Re sum(u f), of a gradient g the derivatives are Re g and -Im g.
+    """
+    return np.conj(_double(value))
 
 
 def _unread(program: Any) -> frozenset[int]:

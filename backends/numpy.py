@@ -14,12 +14,13 @@ from xgradcheck import _handed
 from xgradcheck._adapters import Backward, Case
 from xgradcheck._errors import InvalidCase
 from xgradcheck._layout import (
-    BITS,
+    DOUBLE,
     ComplexVector,
     Entry,
     Layout,
     Positions,
     Vector,
+    bits_of,
     lay_out,
     refuse_unless_finite,
     refuse_unless_known,
@@ -89,8 +90,9 @@ class Slot:
         """The perturbed leaf, of the type it was found as, or a float64 where it was raised."""
         if isinstance(self.found, np.ndarray):
             return self.work
-        kind = type(self.found) if self.work.dtype == np.asarray(self.found).dtype else np.float64
-        return kind(self.work)
+        if self.work.dtype == np.asarray(self.found).dtype:
+            return type(self.found)(self.work)
+        return self.work[()]
 
 
 @dataclass(slots=True)
@@ -199,6 +201,18 @@ def _not_floating(nodes: Iterable[Node]) -> list[str]:
     return [f"{node.suffix}: {_kind(node.value)}, not a floating array" for node in plain]
 
 
+def _raised(value: Any) -> Any:
+    return np.asarray(value).astype(np.result_type(value, np.float64))
+
+
+def _writer(array: Any) -> Callable[[int, float], None]:
+    """How to set one number of an array by its place in the flat vector."""
+    if not np.iscomplexobj(array):
+        return element_writer(array)
+    halves = element_writer(array.real), element_writer(array.imag)
+    return lambda place, value: halves[place // array.size](place % array.size, value)
+
+
 def _dtype(value: Any) -> str:
     return str(np.asarray(value).dtype)
 
@@ -220,12 +234,12 @@ class NumpyProblem:
             for slot in self._slots
         )
         self.point: Vector = np.concatenate(
-            [np.zeros(0), *(np.ravel(slot.found).astype(np.float64) for slot in self._slots)]
-        )
+            [np.zeros(0), *(_handed.numbers(slot.found) for slot in self._slots)]
+        ).astype(np.float64)
         self.skipped = list(binding.skipped)
         # Read at once, which copies: many forwards overwrite the gradients they left behind.
         self._given = None if callable(case.grads) else self._read(case.grads)
-        self._writers = [element_writer(slot.work) for slot in self._slots]
+        self._writers = [_writer(slot.work) for slot in self._slots]
         self._has_numbers = any(not isinstance(slot.found, np.ndarray) for slot in self._slots)
         self._wide: dict[Path, Any] = {}
         self._arguments = self._rebuilt()
@@ -250,15 +264,15 @@ class NumpyProblem:
         self._world.reset()
         try:
             for slot in self._slots:
-                slot.work, slot.put = slot.work.astype(np.float64), slot.give
+                slot.work, slot.put = _raised(slot.work), slot.give
                 if slot.put is not None:
                     slot.put(slot.current)
             self._wide = {
-                node.path: np.asarray(node.value, np.float64)
+                node.path: _raised(node.value)
                 for node in argument_nodes(self._case)
-                if _is_floating(node.value) and _dtype(node.value) in BITS
+                if _is_floating(node.value) and bits_of(_dtype(node.value)) < DOUBLE
             }
-            self._writers = [element_writer(slot.work) for slot in self._slots]
+            self._writers = [_writer(slot.work) for slot in self._slots]
             self._arguments, self._world = self._rebuilt(), self._surroundings()
             with self._world.held():
                 self.outputs, self._cotangent_tree = self._learn_outputs()
@@ -354,16 +368,17 @@ class NumpyProblem:
         self._world.reset()
         parts = {node.path: np.asarray(node.value) for node in flatten(self._call())}
         floating = {leaf.path for leaf in self.outputs}
-        whole = [parts[leaf.path].astype(np.float64).ravel() for leaf in self.outputs]
+        whole = [_handed.numbers(parts[leaf.path]).astype(np.float64) for leaf in self.outputs]
         others = [part for path, part in parts.items() if path not in floating]
         return np.concatenate(whole), [part for part in others if part.dtype.kind in "biu"]
 
     def _reduced(self, out: Any, cotangents: list[Any]) -> float:
         if len(cotangents) == 1 and not self.outputs.leaves[0].path:
-            return float(np.sum(cotangents[0] * out))
+            return float(np.sum(np.conj(cotangents[0]) * out).real)
         parts = {node.path: node.value for node in flatten(out)}
         pairs = zip(cotangents, self.outputs, strict=True)
-        return float(sum(np.sum(part * parts[leaf.path]) for part, leaf in pairs))
+        # With the cotangent conjugated: the real part of an inner product.
+        return float(sum(np.sum(np.conj(part) * parts[leaf.path]).real for part, leaf in pairs))
 
     def along(self, direction: Vector, steps: Vector, start: int, cotangent: Vector) -> Vector:
         cotangents = _handed.cut(cotangent, self.outputs)
@@ -400,7 +415,9 @@ class NumpyProblem:
     @property
     def can_be_complex(self) -> bool:
         # The arrays of a closure are the user's own, and those are real.
-        return not self._case.is_closure
+        if self._case.is_closure:
+            return False
+        return not any(leaf.is_complex for leaf in (*self.layout, *self.outputs))
 
     def imaginary(self, index: Positions, steps: Vector, cotangent: Vector) -> ComplexVector:
         cotangents = _handed.cut(cotangent, self.outputs)

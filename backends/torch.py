@@ -282,7 +282,7 @@ class TorchProblem:
         self.layout = lay_out(
             Entry(s.names, s.path, tuple(s.found.shape), _dtype(s.found)) for s in self._slots
         )
-        self.point: Vector = np.concatenate([_array(s.found).ravel() for s in self._slots])
+        self.point: Vector = np.concatenate([_handed.numbers(_array(s.found)) for s in self._slots])
         self.skipped = list(binding.skipped)
         # Read at once, which copies: the function may overwrite the gradients it left behind.
         self._given = None if case.grads is None or callable(case.grads) else self._read(case.grads)
@@ -333,7 +333,7 @@ class TorchProblem:
     def raised(self) -> Iterator[None]:
         draws = any(name.startswith(TORCH) for name in self.moving)
         kept = self._world, self._writers, self.outputs, self.bits, self._grad_mode, self._scope
-        native, default = self._slots[0].found.dtype, torch.get_default_dtype()
+        native, default = self._slots[0].found.dtype.to_real(), torch.get_default_dtype()
         self._world.reset()
         with raised([*self._tensors_around(), *self._buffers()]) as mode:
 
@@ -457,7 +457,7 @@ class TorchProblem:
         self._world.reset()
         with self._grad_mode():
             out = self._call()
-        floating = np.concatenate([_array(part).ravel() for part in self._tensors(out)])
+        floating = np.concatenate([_handed.numbers(_array(t)) for t in self._tensors(out)])
         others = [node.value for node in flatten(out) if isinstance(node.value, torch.Tensor)]
         return floating, [other.cpu().numpy() for other in others if not _is_floating(other)]
 
@@ -520,7 +520,9 @@ class TorchProblem:
     @property
     def can_be_complex(self) -> bool:
         # Parameters of modules and tensors of closures are the user's own, and those are real.
-        return not self._case.is_closure and not isinstance(self._case.fn, nn.Module)
+        if self._case.is_closure or isinstance(self._case.fn, nn.Module):
+            return False
+        return not any(leaf.is_complex for leaf in (*self.layout, *self.outputs))
 
     def imaginary(self, index: Positions, steps: Vector, cotangent: Vector) -> ComplexVector:
         case, values = self._case, np.empty(len(index), complex)
@@ -573,7 +575,7 @@ class TorchProblem:
         gradient = np.zeros(self.layout.size)
         for leaf, grad in zip(self.layout, found, strict=True):
             if grad is not None:
-                gradient[leaf.part] = _array(grad).ravel()
+                gradient[leaf.part] = _handed.numbers(_array(grad))
         return Backward(
             value, gradient, frozenset(n for n, grad in enumerate(found) if grad is None)
         )
@@ -609,7 +611,7 @@ def _lowest_bits(outs: list[torch.Tensor]) -> int:
         seen.add(node)
         pending += [follower for follower, _ in node.next_functions]
         for entry in getattr(node, "_input_metadata", ()):
-            if entry.dtype.is_floating_point:
+            if entry.dtype.is_floating_point or entry.dtype.is_complex:
                 lowest = min(lowest, 1 - round(math.log2(torch.finfo(entry.dtype).eps)))
     return lowest
 
@@ -618,13 +620,15 @@ def _paired(cotangents: list[torch.Tensor], outs: list[torch.Tensor]) -> float:
     """The inner product of cotangent and output: phi."""
     # Multiply and sum: torch.dot loses a digit or two against this pairwise sum.
     pairs = zip(cotangents, outs, strict=True)
-    return sum(float((part * out.detach().double()).sum()) for part, out in pairs)
+    # With the cotangent conjugated, as autograd has it: the real part of an inner product.
+    return sum(float((part.conj() * out.detach().to(part.dtype)).sum().real) for part, out in pairs)
 
 
 def _array(value: Any) -> Any:
     if isinstance(value, torch.Tensor):
         dense = value.detach() if value.layout is torch.strided else value.detach().to_dense()
-        return dense.resolve_conj().resolve_neg().to("cpu", torch.float64).numpy()
+        wide = torch.complex128 if dense.is_complex() else torch.float64
+        return dense.resolve_conj().resolve_neg().to("cpu", wide).numpy()
     return np.asarray(value)
 
 
@@ -633,6 +637,9 @@ def _writer(tensor: torch.Tensor) -> Callable[[int, float], None]:
     allows.
     """
     data = tensor.detach()
+    if data.is_complex():
+        count, put = data.numel(), _writer(torch.view_as_real(data))
+        return lambda place, value: put(2 * (place % count) + place // count, value)
     if data.device.type != "cpu" or data.dtype in (torch.float16, torch.bfloat16):
         return lambda place, value: data.__setitem__(np.unravel_index(place, data.shape), value)
     return element_writer(data.numpy())

@@ -89,6 +89,8 @@ def _tangent(
     constraint: Any, leaf: Leaf, point: Vector, from_numpy: Callable[[Any], Any]
 ) -> Tangent | str:
     """The tangent space, or why the leaf does not lie in the constraint."""
+    if leaf.is_complex:
+        return f"{leaf.name} is complex"
     values = point[leaf.part].reshape(leaf.shape)
     if not values.size:
         return f"{leaf.name} is empty"

@@ -85,7 +85,7 @@ def _degenerate(layout: Layout, point: Vector) -> dict[int, str]:
     for number, leaf in enumerate(layout):
         if not leaf.size:
             continue
-        values = point[leaf.part].reshape(leaf.shape)
+        values = point[leaf.part].reshape(leaf.grid)
         twin = seen.setdefault((leaf.shape, values.tobytes()), leaf.name)
         why = _why(values) or ("" if twin == leaf.name else f"it equals {twin}")
         if why:

@@ -10,7 +10,7 @@ import numpy as np
 
 from xgradcheck._adapters import Backward
 from xgradcheck._errors import InvalidCase
-from xgradcheck._layout import Layout, Vector
+from xgradcheck._layout import Layout, Leaf, Vector
 from xgradcheck._tree import Path, flatten, positional_parameters, takes_any_number
 
 ToArray = Callable[[Any], Any]
@@ -72,7 +72,7 @@ def read(returned: Any, layout: Layout, where: Places, to_array: ToArray) -> Bac
         if part is None:
             severed.add(number)
             continue
-        gradient[leaf.part] = _numbers(part, leaf.name, leaf.shape, to_array).ravel()
+        gradient[leaf.part] = numbers(_values(part, leaf, to_array))
     for node in flatten(returned):
         if node.path and not any(_same(node.path, path) for path in where.known):
             raise InvalidCase(
@@ -81,24 +81,25 @@ def read(returned: Any, layout: Layout, where: Places, to_array: ToArray) -> Bac
     return Backward(value, gradient, frozenset(severed), tuple(parts))
 
 
-def _numbers(part: Any, name: str, shape: tuple[int, ...], to_array: ToArray) -> Vector:
+def _values(part: Any, leaf: Leaf, to_array: ToArray) -> Any:
+    name, shape = leaf.name, leaf.shape
     try:
         raw = np.asarray(to_array(part))
-        numbers = raw.real.astype(np.float64)
+        values = raw.astype(np.complex128 if np.iscomplexobj(raw) else np.float64)
     except (TypeError, ValueError):
         raise InvalidCase(
             f"the gradient of {name} is a {type(part).__name__}, not an array of shape {shape}: "
             "grads has to be a tree like the parameters (several arguments are checked with "
             "wrt=(0, 1, ...))."
         ) from None
-    if np.iscomplexobj(raw):
-        raise InvalidCase(f"the gradient of {name} is complex: not yet supported.")
-    if numbers.shape != shape:
+    if np.iscomplexobj(values) and not leaf.is_complex:
+        raise InvalidCase(f"the gradient of {name} is complex and {name} is not: return its .real.")
+    if values.shape != shape:
         raise InvalidCase(
-            f"the gradient of {name} has shape {numbers.shape} but {name} has shape {shape}: "
+            f"the gradient of {name} has shape {values.shape} but {name} has shape {shape}: "
             "return one number for each element, in the same shape."
         )
-    return numbers
+    return values.astype(np.complex128) if leaf.is_complex else values
 
 
 def _is_pair(returned: Any, layout: Layout, where: Places, to_array: ToArray) -> bool:
@@ -150,4 +151,13 @@ def _same(written: Path, path: Path) -> bool:
 
 def cut(flat: Vector, layout: Layout) -> list[Any]:
     """A flat vector as arrays of the leaves' shapes."""
-    return [flat[leaf.part].reshape(leaf.shape) for leaf in layout]
+    parts = [(leaf, flat[leaf.part].reshape(leaf.grid)) for leaf in layout]
+    return [part[0] + 1j * part[1] if leaf.is_complex else part for leaf, part in parts]
+
+
+def numbers(values: Any) -> Vector:
+    """The numbers of an array as a flat vector holds them: of complex ones all real parts, then
+    the imaginary ones.
+    """
+    flat = np.ravel(values)
+    return np.concatenate([flat.real, flat.imag]) if np.iscomplexobj(flat) else flat

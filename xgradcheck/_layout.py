@@ -20,14 +20,18 @@ BITS = {"bfloat16": 8, "float16": 11, "float32": 24}
 """Significant bits of the formats below float64."""
 
 
+COMPLEX = {"complex64": 24, "complex128": DOUBLE}
+
+
 def bits_of(dtype: str) -> int:
     """The significant bits of a format, by its name."""
-    return BITS.get(dtype, DOUBLE)
+    return BITS.get(dtype) or COMPLEX.get(dtype, DOUBLE)
 
 
 @dataclass(frozen=True, slots=True)
 class Leaf:
-    """One named array and its place in the flat vector.
+    """One named array and its place in the flat vector, where a complex one lies twice: first all
+    real parts, then the imaginary ones.
 
     ``names`` holds every name of a tied leaf; ``name`` joins them.
     """
@@ -40,8 +44,19 @@ class Leaf:
     names: tuple[str, ...]
 
     @property
+    def is_complex(self) -> bool:
+        """Whether each element is two numbers."""
+        return self.dtype in COMPLEX
+
+    @property
+    def grid(self) -> tuple[int, ...]:
+        """The shape of the leaf's numbers in the flat vector."""
+        return (2, *self.shape) if self.is_complex else self.shape
+
+    @property
     def size(self) -> int:
-        return math.prod(self.shape)
+        """How many numbers it is made of."""
+        return math.prod(self.grid)
 
     @property
     def part(self) -> slice:
@@ -50,7 +65,14 @@ class Leaf:
 
     def index(self, position: int) -> tuple[int, ...]:
         """The index, inside the leaf, of a position of the flat vector."""
-        return tuple(int(i) for i in np.unravel_index(position - self.start, self.shape))
+        index = tuple(int(i) for i in np.unravel_index(position - self.start, self.grid))
+        return index[1:] if self.is_complex else index
+
+    def component(self, position: int) -> str:
+        """Which part of a complex element a position is: "real" or "imag"."""
+        if not self.is_complex:
+            return ""
+        return "real" if 2 * (position - self.start) < self.size else "imag"
 
     def element(self, index: tuple[int, ...]) -> str:
         """``W1[2, 0]``, as a reader would type it; the bare name for a 0-d leaf."""
@@ -122,11 +144,9 @@ def lay_out(entries: Iterable[Entry]) -> Layout:
 
 def refuse_unless_known(name: str, dtype: str, convert: str) -> None:
     """Raise for a leaf or output of a dtype that differences cannot judge."""
-    if dtype == "float64" or dtype in BITS:
-        return
-    if dtype.startswith("complex"):
-        raise InvalidCase(f"{name} is {dtype}: complex numbers are not yet supported; {convert}.")
-    raise InvalidCase(f"{name} is {dtype}: {convert}; the dtypes are float64, {', '.join(BITS)}.")
+    known = ("float64", *BITS, *COMPLEX)
+    if dtype not in known:
+        raise InvalidCase(f"{name} is {dtype}: {convert}; the dtypes are {', '.join(known)}.")
 
 
 def refuse_unless_finite(name: str, values: npt.NDArray[Any]) -> None:

@@ -283,8 +283,15 @@ def _worst(
         with np.errstate(all="ignore"):
             merit = np.where(among, np.nan_to_num((error + bar) / allowed, nan=0.0), -1.0)
     place = int(np.argmax(merit))
-    index = leaf.index(leaf.start + place)
-    return Element(index, *(float(part[place]) for part in (gradient, value, bar, allowed)))
+    position = leaf.start + place
+    return Element(
+        index=leaf.index(position),
+        analytic=float(gradient[place]),
+        truth=float(value[place]),
+        error_bar=float(bar[place]),
+        allowed=float(allowed[place]),
+        component=leaf.component(position),
+    )
 
 
 def _is_right_symmetrised(leaf: Leaf, point: Vector, measured: Measured) -> bool:
@@ -294,6 +301,8 @@ def _is_right_symmetrised(leaf: Leaf, point: Vector, measured: Measured) -> bool
     A transposed gradient is that too, but it follows no convention: neither it nor the truth is
     symmetric or triangular.
     """
+    if leaf.is_complex:
+        return False
     values = point[leaf.part].reshape(leaf.shape)
     if values.ndim < 2 or values.shape[-1] != values.shape[-2]:
         return False

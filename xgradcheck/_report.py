@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from xgradcheck._errors import GradientInconclusive, GradientMismatch, XGradCheckError
 from xgradcheck._judge import Grade, Verdict
+from xgradcheck._layout import COMPLEX
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -29,6 +30,8 @@ class Element:
     truth: float
     error_bar: float
     allowed: float
+    component: str = ""
+    """Of a complex element: "real" or "imag"."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +59,7 @@ class LeafReport:
 
     @property
     def size(self) -> int:
-        return math.prod(self.shape)
+        return math.prod(self.shape) * (2 if self.dtype in COMPLEX else 1)
 
     @property
     def judged(self) -> str:
@@ -222,5 +225,6 @@ def _leaf_to_dict(leaf: LeafReport) -> dict[str, Any]:
             "truth": _number(worst.truth),
             "error_bar": _number(worst.error_bar),
             "allowed": _number(worst.allowed),
+            **({"component": worst.component} if worst.component else {}),
         },
     } | rows

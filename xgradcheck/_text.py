@@ -13,7 +13,7 @@ from rich.text import Text
 from xgradcheck._judge import Verdict
 
 if TYPE_CHECKING:
-    from xgradcheck._report import LeafReport, Report
+    from xgradcheck._report import Element, LeafReport, Report
 
 SHOWN = 5
 """Of how many leaves the text shows the worst element."""
@@ -35,9 +35,10 @@ def _printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-def element_name(leaf: "LeafReport", index: tuple[int, ...]) -> str:
-    """``W1[2, 0]``, as a reader would type it."""
-    return f"{leaf.name}[{', '.join(map(str, index))}]" if index else leaf.name
+def element_name(leaf: "LeafReport", worst: "Element") -> str:
+    """``W1[2, 0]`` or ``z[1].imag``, as a reader would type it."""
+    place = f"[{', '.join(map(str, worst.index))}]" if worst.index else ""
+    return leaf.name + place + (f".{worst.component}" if worst.component else "")
 
 
 def worst_leaves(report: "Report") -> "list[LeafReport]":
@@ -69,7 +70,7 @@ def worst_sentence(leaf: "LeafReport") -> str:
     largest = max(abs(worst.analytic), abs(worst.truth))
     digits = _digits(error, largest)
     gives = (
-        f"{element_name(leaf, worst.index)}: backward gives {worst.analytic:.{digits}g}, "
+        f"{element_name(leaf, worst)}: backward gives {worst.analytic:.{digits}g}, "
         f"differences give {worst.truth:.{digits}g} ± {worst.error_bar:.1g}"
     )
     if not error < float("inf"):

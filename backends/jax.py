@@ -97,8 +97,10 @@ def _plain(entry: Any) -> Any:
 class JaxProblem:
     """One call of a JAX function, seen from the core."""
 
-    def __init__(self, case: Case) -> None:
+    def __init__(self, case: Case, pulled: "tuple[Layout, Vector] | None" = None) -> None:
         self._case = case
+        # Of second order: what the outputs are and for which cotangent their gradients are meant.
+        self._pulled = pulled
         self._nodes = _argument_nodes(case)
         self._structure = tree_util.tree_structure((case.args, dict(case.kwargs)))
         self._numbers = self._chosen()
@@ -246,7 +248,26 @@ class JaxProblem:
         finally:
             self.point, self._is_moved = found, False
 
+    def second(self, cotangent: Vector) -> "JaxProblem":
+        if self.is_handed:
+            raise _handed.no_second_order()
+        return JaxProblem(self._case, (self.outputs, cotangent))
+
     def _outputs_at(self, leaves: Sequence[Any]) -> list[Any]:
+        """The floating outputs of the function, or their gradients."""
+        if self._pulled is None:
+            return self._first_outputs_at(leaves)
+        outs, pull = jax.vjp(self._first_outputs_at, leaves)
+        parts = zip(_handed.cut(self._pulled[1], self._pulled[0]), outs, strict=True)
+        grads = pull([jnp.asarray(part, out.dtype) for part, out in parts])[0]
+        names = [self._nodes[number].suffix for number in self._numbers]
+        self._seen = [
+            Node((name,), f"output[{name!r}]", grad)
+            for name, grad in zip(names, grads, strict=True)
+        ]
+        return list(grads)
+
+    def _first_outputs_at(self, leaves: Sequence[Any]) -> list[Any]:
         """The floating outputs as a list; notes on the way what the function returned."""
         values = [node.value for node in self._nodes]
         for number, leaf in zip(self._numbers, leaves, strict=True):

@@ -364,6 +364,9 @@ class NumpyProblem:
         )
         return layout, out
 
+    def second(self, cotangent: Vector) -> "NumpyProblem":
+        raise _handed.no_second_order()
+
     def values(self) -> tuple[Vector, list[Any]]:
         self._world.reset()
         parts = {node.path: np.asarray(node.value) for node in flatten(self._call())}

@@ -43,6 +43,7 @@ from .world import (
     reachable,
 )
 
+REFUSED = "torch::autograd::Error"
 CONVERT = "convert it with .float() or .double()"
 
 
@@ -278,7 +279,8 @@ class TorchProblem:
             raise InvalidCase(
                 "there is no floating tensor to check: pass one, or name the parameters with wrt=."
             )
-        self._case, self._slots, self._places = case, binding.slots, binding.places
+        self._case, self._binding = case, binding
+        self._slots, self._places = binding.slots, binding.places
         self.layout = lay_out(
             Entry(s.names, s.path, tuple(s.found.shape), _dtype(s.found)) for s in self._slots
         )
@@ -453,6 +455,11 @@ class TorchProblem:
         parts = _handed.cut(cotangent.copy(), self.outputs)
         return [torch.from_numpy(part).to(self._device) for part in parts]
 
+    def second(self, cotangent: Vector) -> "TorchProblem":
+        if self.is_handed:
+            raise _handed.no_second_order()
+        return _Second(self, cotangent)
+
     def values(self) -> tuple[Vector, list[Any]]:
         self._world.reset()
         with self._grad_mode():
@@ -600,20 +607,58 @@ class TorchProblem:
         return _handed.read(returned, self.layout, self._places, _array)
 
 
+class _Second(TorchProblem):
+    """The gradients of a problem as the outputs of another one."""
+
+    def __init__(self, first: TorchProblem, cotangent: Vector) -> None:
+        self._first, self._parts = first, first._cotangents(cotangent)
+        super().__init__(first._case, first._binding)
+
+    def _call(self) -> Any:
+        graph = torch.is_grad_enabled()
+        with torch.enable_grad():
+            outs = self._first._tensors(super()._call())
+            # A backward that is marked once_differentiable says so if its cotangent requires grad.
+            pairs = zip(outs, [part.requires_grad_(graph) for part in self._parts], strict=True)
+            reached = [(out, part.to(out.dtype)) for out, part in pairs if out.requires_grad]
+            works = [slot.work for slot in self._slots]
+            grads: Sequence[torch.Tensor | None] = [None] * len(works)
+            if reached:
+                tensors, parts = zip(*reached, strict=True)
+                grads = torch.autograd.grad(
+                    tensors, works, parts, create_graph=graph, allow_unused=True
+                )
+        if any(node.name() == REFUSED for node in _graph(g for g in grads if g is not None)):
+            raise InvalidCase("its backward pass is once_differentiable: check it with order=1.")
+        return {
+            slot.name: torch.zeros_like(slot.work) if grad is None else grad
+            for slot, grad in zip(self._slots, grads, strict=True)
+        }
+
+
 def _lowest_bits(outs: list[torch.Tensor]) -> int:
     """The shortest significand on the backward path of the outputs, by their graph."""
-    lowest, seen = DOUBLE, set()
-    pending = [out.grad_fn for out in outs]
-    while pending:
-        node = pending.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        pending += [follower for follower, _ in node.next_functions]
-        for entry in getattr(node, "_input_metadata", ()):
-            if entry.dtype.is_floating_point or entry.dtype.is_complex:
+    lowest = DOUBLE
+    for node in _graph(outs):
+        entries = getattr(node, "_input_metadata", ())
+        for entry in entries:
+            # Beside others, what looks like a lone float32 is an output that nobody asked for.
+            is_void = len(entries) > 1 and entry.dtype is torch.float32 and not entry.shape
+            if not is_void and (entry.dtype.is_floating_point or entry.dtype.is_complex):
                 lowest = min(lowest, 1 - round(math.log2(torch.finfo(entry.dtype).eps)))
     return lowest
+
+
+def _graph(outs: Iterable[torch.Tensor]) -> set[Any]:
+    """Every step of the graph that outputs hang on."""
+    seen: set[Any] = set()
+    pending: list[Any] = [out.grad_fn for out in outs]
+    while pending:
+        node = pending.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            pending += [follower for follower, _ in node.next_functions]
+    return seen
 
 
 def _paired(cotangents: list[torch.Tensor], outs: list[torch.Tensor]) -> float:

@@ -117,6 +117,12 @@ class Problem(Protocol):
         """The outputs at the point: all floating ones in one vector, and the others as arrays."""
         ...
 
+    def second(self, cotangent: Vector) -> "Problem":
+        """The problem whose outputs are the gradients of this one for a cotangent; refuses where
+        the framework does not make them.
+        """
+        ...
+
     def raised(self) -> AbstractContextManager[None]:
         """Everything computed in float64, as long as the context lasts; entering it raises where
         that cannot be.

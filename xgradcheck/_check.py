@@ -8,12 +8,12 @@ from typing import Any, TypeGuard
 
 import numpy as np
 
-from xgradcheck._adapters import Case, claim
+from xgradcheck._adapters import Case, Problem, claim
 from xgradcheck._constraints import Constraint, tangents
 from xgradcheck._errors import InvalidCase
 from xgradcheck._layout import Layout, Vector, bits_of
 from xgradcheck._measure import Asked, measure, settled_value, varies
-from xgradcheck._outcome import outcome, stochastic
+from xgradcheck._outcome import joined, outcome, stochastic
 from xgradcheck._phi import Phi
 from xgradcheck._progress import progress
 from xgradcheck._report import Report
@@ -31,6 +31,7 @@ def check(
     wrt: Any = None,
     loss: Callable[[Any], Any] | None = None,
     grads: Any = None,
+    order: int = 1,
     constraint: Constraint | Mapping[str, Constraint] | None = None,
     coverage: str = "auto",
     method: str = "auto",
@@ -73,6 +74,9 @@ def check(
         The gradient under test, where the framework cannot be asked for it: a tree like the
         parameters (keys ``W1`` or ``dW1``), a function of the same arguments that returns one, or
         ``grads(cotangent, *args)`` for an array output. A ``(cost, grads)`` pair is accepted.
+    order
+        2 checks the gradient of the gradient as well: the backward pass is differenced, and
+        differentiated by the framework.
     constraint
         Where leaves cannot move freely: ``"symmetric"``, ``"simplex"`` (each row of the last axis
         sums to 1), ``"positive"``, or a projection, a function of an array of the leaf's shape.
@@ -113,10 +117,9 @@ def check(
     needs a check there.
     """
     __tracebackhide__ = True
-    started = time.perf_counter()
     title = name or _title(fn)
     try:
-        _refuse_options(fn, args, kwargs, loss, coverage, method, rtol, atol, seed)
+        _refuse_options(fn, args, kwargs, loss, order, coverage, method, rtol, atol, seed)
         report = _checked(
             Case(fn, args, dict(kwargs or {}), _materialised(wrt), loss, grads),
             title,
@@ -127,7 +130,7 @@ def check(
             atol,
             eps,
             seed,
-            started,
+            order,
         )
     except InvalidCase as refusal:
         raise InvalidCase(f"{title}: {refusal}") from None
@@ -163,6 +166,7 @@ def _refuse_options(
     args: tuple[Any, ...],
     kwargs: Any,
     loss: Any,
+    order: int,
     coverage: str,
     method: str,
     rtol: float | None,
@@ -186,6 +190,8 @@ def _refuse_options(
         raise InvalidCase(f"loss={loss!r} cannot be called: give a function of the output.")
     if kwargs is not None and not isinstance(kwargs, Mapping):
         raise InvalidCase(f"kwargs is a {type(kwargs).__name__}: give a dict, by argument names.")
+    if isinstance(order, bool) or order not in (1, 2):
+        raise InvalidCase(f"order={order!r} is not 1 or 2.")
     if not isinstance(coverage, str) or coverage not in COVERAGES:
         raise InvalidCase(f"coverage={coverage!r} is not one of {', '.join(map(repr, COVERAGES))}.")
     if not isinstance(method, str) or method not in METHODS:
@@ -240,7 +246,7 @@ def _checked(
     atol: float,
     eps: float | Mapping[str, float] | None,
     seed: int,
-    started: float,
+    order: int,
 ) -> Report:
     adapter = claim(case, backend)
     problem = adapter.bind(case)
@@ -261,30 +267,43 @@ def _checked(
     cotangent = np.ones(1) if problem.unit_cotangent else _cotangent(problem.outputs, int(seed))
     with problem.held():
         spaces = tangents(constraint, problem.layout, problem.point, adapter.from_numpy)
-    phi = Phi(problem, cotangent, spaces)
-    if method == COMPLEX and (eps is not None or not phi.can_be_complex):
-        raise InvalidCase(
-            "method='complex-step' has to pass complex numbers as arguments, and goes with neither "
-            "eps nor constraint: leave method out."
-        )
-    # Overflow at the edge of what a float holds ends in an uncertain verdict, not in a warning.
-    with problem.held(), progress(title) as tick, np.errstate(all="ignore"):
-        asked = Asked(method, rtol, atol, steps, int(seed), spaces, tick)
-        value, spread = settled_value(phi)
-        rows = [] if varies(phi, value, spread) else measure(phi, value, spread, asked)
+    report = None
+    for number in range(1, order + 1):
+        started = time.perf_counter()
+        if number > 1:
+            problem = problem.second(cotangent)
+            cotangent = _cotangent(problem.outputs, int(seed))
+        phi = Phi(problem, cotangent, spaces)
+        if method == COMPLEX and (eps is not None or not phi.can_be_complex):
+            raise InvalidCase(
+                "method='complex-step' has to pass complex numbers as arguments, and goes with "
+                "neither eps nor constraint: leave method out."
+            )
+        # Overflow at the edge of what a float holds ends in an uncertain verdict, not in a warning.
+        with problem.held(), progress(title) as tick, np.errstate(all="ignore"):
+            asked = Asked(method, rtol, atol, steps, int(seed), spaces, tick, number)
+            own = _judged(problem, phi, title, asked, started)
+        report = own if report is None else joined(report, own)
+    assert report is not None
+    return report
+
+
+def _judged(problem: Problem, phi: Phi, title: str, asked: Asked, started: float) -> Report:
+    """The report on one problem."""
+    value, spread = settled_value(phi)
+    rows = [] if varies(phi, value, spread) else measure(phi, value, spread, asked)
     frame = {
         "name": title,
         "skipped": tuple(problem.skipped),
         "coverage": "sweep",
         "evaluations": phi.evaluations,
         "elapsed_s": time.perf_counter() - started,
-        "seed": int(seed),
+        "seed": asked.seed,
         "environment": environment(),
     }
     if not rows:
         return stochastic(problem, value, spread, frame)
-    with np.errstate(all="ignore"):
-        return outcome(problem, rows, steps, frame)
+    return outcome(problem, rows, asked.steps, frame)
 
 
 def _cotangent(outputs: Layout, seed: int) -> Vector:

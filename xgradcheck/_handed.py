@@ -149,6 +149,14 @@ def _same(written: Path, path: Path) -> bool:
     return all(a in spellings(b) for a, b in zip(written, path, strict=True))
 
 
+def no_second_order() -> InvalidCase:
+    """The refusal to differentiate a gradient that was handed in."""
+    return InvalidCase(
+        "order=2 differentiates the backward pass of a framework, and grads hands in a gradient: "
+        "check the function that returns the gradient instead."
+    )
+
+
 def cut(flat: Vector, layout: Layout) -> list[Any]:
     """A flat vector as arrays of the leaves' shapes."""
     parts = [(leaf, flat[leaf.part].reshape(leaf.grid)) for leaf in layout]

@@ -126,6 +126,37 @@ def _together(accounts: list[Account]) -> Account:
     return replace(entry, rows=(wide, low)), findings, noted or noted_low
 
 
+SECOND = " (order 2)"
+
+
+def joined(first: Report, second: Report) -> Report:
+    """The report on a gradient and on the gradient of that gradient."""
+    leaves = Leaves(first.leaves)
+    for name, leaf in second.leaves.items():
+        rows = tuple(replace(row, name=row.name + SECOND) for row in leaf.rows)
+        leaves[name + SECOND] = replace(leaf, name=name + SECOND, names=(), rows=rows)
+    findings = [
+        replace(
+            finding,
+            leaf=finding.leaf and finding.leaf + SECOND,
+            text=f"order 2: {finding.text}",
+        )
+        for finding in second.findings
+    ]
+    worse = max(first.distance, second.distance)
+    return replace(
+        first,
+        verdict=Verdict.of([first.verdict, second.verdict]),
+        distance=worse,
+        grade=grade(worse),
+        leaves=leaves,
+        findings=(*first.findings, *findings),
+        notes=(*first.notes, *(f"order 2: {note}" for note in second.notes)),
+        evaluations=first.evaluations + second.evaluations,
+        elapsed_s=first.elapsed_s + second.elapsed_s,
+    )
+
+
 def stochastic(problem: Problem, value: float, spread: float, frame: dict[str, Any]) -> Report:
     """The report on a function that does not repeat itself: nothing was differenced."""
     text = (

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 from xgradcheck._errors import GradientInconclusive, GradientMismatch, XGradCheckError
 from xgradcheck._judge import Grade, Verdict
-from xgradcheck._layout import COMPLEX
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -59,7 +58,7 @@ class LeafReport:
 
     @property
     def size(self) -> int:
-        return math.prod(self.shape) * (2 if self.dtype in COMPLEX else 1)
+        return math.prod(self.shape) * (2 if self.dtype.startswith("complex") else 1)
 
     @property
     def judged(self) -> str:

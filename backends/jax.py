@@ -248,6 +248,24 @@ class JaxProblem:
         finally:
             self.point, self._is_moved = found, False
 
+    def pushed(self, cotangent: Vector) -> Backward:
+        if self.is_handed:
+            raise _handed.no_forward_mode()
+        self._world.reset()
+
+        def push(tangent: Any) -> Any:
+            parts = zip(_handed.cut(tangent, self.layout), self._dtypes, strict=True)
+            tangents = [part.astype(dtype) for part, dtype in parts]
+            return jax.jvp(self._outputs_at, (found,), (tangents,))[1]
+
+        found, compiled = self._found(), jax.jit(push)
+        gradient = np.empty(self.layout.size)
+        for position, tangent in enumerate(np.eye(self.layout.size)):
+            outs = compiled(tangent)
+            pushed = np.concatenate([_handed.numbers(_conj(out)) for out in outs])
+            gradient[position] = pushed @ cotangent
+        return Backward(None, gradient, frozenset())
+
     def second(self, cotangent: Vector) -> "JaxProblem":
         if self.is_handed:
             raise _handed.no_second_order()

@@ -364,6 +364,9 @@ class NumpyProblem:
         )
         return layout, out
 
+    def pushed(self, cotangent: Vector) -> Backward:
+        raise _handed.no_forward_mode()
+
     def second(self, cotangent: Vector) -> "NumpyProblem":
         raise _handed.no_second_order()
 

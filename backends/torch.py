@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from torch.autograd import forward_ad
 
 from xgradcheck import _handed
 from xgradcheck._adapters import Backward, Case
@@ -455,6 +456,39 @@ class TorchProblem:
         parts = _handed.cut(cotangent.copy(), self.outputs)
         return [torch.from_numpy(part).to(self._device) for part in parts]
 
+    def pushed(self, cotangent: Vector) -> Backward:
+        if self.is_handed:
+            raise _handed.no_forward_mode()
+        if self._case.is_closure or isinstance(self._case.fn, nn.Module):
+            raise InvalidCase(
+                "modes='forward' pushes tangents through arguments: pass the parameters as some, "
+                "as with torch.func.functional_call."
+            )
+        parts, gradient = self._cotangents(cotangent), np.empty(self.layout.size)
+        for position, tangent in enumerate(np.eye(self.layout.size)):
+            self._world.reset()
+            pairs = zip(parts, self._tangents(tangent), strict=True)
+            moved = [(part, own) for part, own in pairs if own is not None]
+            gradient[position] = _paired(*zip(*moved, strict=True)) if moved else 0.0
+        return Backward(None, gradient, frozenset())
+
+    def _tangents(self, tangent: Vector) -> list[torch.Tensor | None]:
+        """What forward mode makes of a tangent of the leaves, output by output."""
+        ad: Any = forward_ad
+        nodes = [node for node in argument_nodes(self._case) if _is_floating(node.value)]
+        given = {node.path: node.value for node in nodes}
+        with ad.dual_level(), torch.no_grad(), self._scope():
+            parts = _handed.cut(tangent, self.layout)
+            for slot, part in zip(self._slots, parts, strict=True):
+                moved = torch.from_numpy(part.copy()).to(slot.work)
+                with warnings.catch_warnings():
+                    # Loading its own rules, torch warns of itself.
+                    warnings.simplefilter("ignore", DeprecationWarning)
+                    dual = ad.make_dual(slot.work.detach(), moved)
+                given |= {node.path: dual for node in nodes if node.value is slot.found}
+            outs = self._tensors(self._case.output(*self._case.arguments(given)))
+            return [ad.unpack_dual(out).tangent for out in outs]
+
     def second(self, cotangent: Vector) -> "TorchProblem":
         if self.is_handed:
             raise _handed.no_second_order()
@@ -661,7 +695,7 @@ def _graph(outs: Iterable[torch.Tensor]) -> set[Any]:
     return seen
 
 
-def _paired(cotangents: list[torch.Tensor], outs: list[torch.Tensor]) -> float:
+def _paired(cotangents: Sequence[torch.Tensor], outs: Sequence[torch.Tensor]) -> float:
     """The inner product of cotangent and output: phi."""
     # Multiply and sum: torch.dot loses a digit or two against this pairwise sum.
     pairs = zip(cotangents, outs, strict=True)

@@ -113,6 +113,10 @@ class Problem(Protocol):
         """The backward pass under test."""
         ...
 
+    def pushed(self, cotangent: Vector) -> Backward:
+        """The gradient by forward mode, tangent by tangent; refuses where there is none."""
+        ...
+
     def values(self) -> tuple[Vector, Sequence[Any]]:
         """The outputs at the point: all floating ones in one vector, and the others as arrays."""
         ...

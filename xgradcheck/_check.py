@@ -3,7 +3,7 @@
 import sys
 import time
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeGuard
 
 import numpy as np
@@ -13,6 +13,7 @@ from xgradcheck._constraints import Constraint, tangents
 from xgradcheck._errors import InvalidCase
 from xgradcheck._layout import Layout, Vector, bits_of
 from xgradcheck._measure import Asked, measure, settled_value, varies
+from xgradcheck._measured import FORWARD, REVERSE
 from xgradcheck._outcome import joined, outcome, stochastic
 from xgradcheck._phi import Phi
 from xgradcheck._progress import progress
@@ -32,6 +33,7 @@ def check(
     loss: Callable[[Any], Any] | None = None,
     grads: Any = None,
     order: int = 1,
+    modes: str | Sequence[str] = (REVERSE,),
     constraint: Constraint | Mapping[str, Constraint] | None = None,
     coverage: str = "auto",
     method: str = "auto",
@@ -77,6 +79,9 @@ def check(
     order
         2 checks the gradient of the gradient as well: the backward pass is differenced, and
         differentiated by the framework.
+    modes
+        ``"forward"`` asks the framework for tangents (jvp) as well, or instead of the backward
+        pass, and judges both beside the same differences.
     constraint
         Where leaves cannot move freely: ``"symmetric"``, ``"simplex"`` (each row of the last axis
         sums to 1), ``"positive"``, or a projection, a function of an array of the leaf's shape.
@@ -119,6 +124,7 @@ def check(
     __tracebackhide__ = True
     title = name or _title(fn)
     try:
+        modes = _modes(modes)
         _refuse_options(fn, args, kwargs, loss, order, coverage, method, rtol, atol, seed)
         report = _checked(
             Case(fn, args, dict(kwargs or {}), _materialised(wrt), loss, grads),
@@ -130,6 +136,7 @@ def check(
             atol,
             eps,
             seed,
+            modes,
             order,
         )
     except InvalidCase as refusal:
@@ -148,6 +155,15 @@ def _title(fn: Any) -> str:
         return owner.__name__
     written = getattr(fn, "__name__", None) or type(fn).__name__
     return "the function" if written == "<lambda>" else str(written)
+
+
+def _modes(modes: Any) -> tuple[str, ...]:
+    """The modes asked for, reverse first."""
+    asked = (modes,) if isinstance(modes, str) else tuple(modes)
+    known = (REVERSE, FORWARD)
+    if not asked or not all(mode in known for mode in asked):
+        raise InvalidCase(f"modes={modes!r} is not one or both of {', '.join(map(repr, known))}.")
+    return tuple(mode for mode in known if mode in asked)
 
 
 def _materialised(wrt: Any) -> Any:
@@ -246,6 +262,7 @@ def _checked(
     atol: float,
     eps: float | Mapping[str, float] | None,
     seed: int,
+    modes: Sequence[str],
     order: int,
 ) -> Report:
     adapter = claim(case, backend)
@@ -281,7 +298,7 @@ def _checked(
             )
         # Overflow at the edge of what a float holds ends in an uncertain verdict, not in a warning.
         with problem.held(), progress(title) as tick, np.errstate(all="ignore"):
-            asked = Asked(method, rtol, atol, steps, int(seed), spaces, tick, number)
+            asked = Asked(method, rtol, atol, steps, int(seed), spaces, tick, modes, number)
             own = _judged(problem, phi, title, asked, started)
         report = own if report is None else joined(report, own)
     assert report is not None

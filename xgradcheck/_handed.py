@@ -149,6 +149,14 @@ def _same(written: Path, path: Path) -> bool:
     return all(a in spellings(b) for a, b in zip(written, path, strict=True))
 
 
+def no_forward_mode() -> InvalidCase:
+    """The refusal to push tangents through a function whose gradient was handed in."""
+    return InvalidCase(
+        "modes='forward' asks a framework for tangents, and grads hands in a gradient: leave modes "
+        "out."
+    )
+
+
 def no_second_order() -> InvalidCase:
     """The refusal to differentiate a gradient that was handed in."""
     return InvalidCase(

@@ -2,7 +2,7 @@
 taken. Below float64 that is done twice: in float64, and as it runs.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
@@ -14,7 +14,7 @@ from xgradcheck._errors import InvalidCase
 from xgradcheck._generic import NearBy, look_near_by
 from xgradcheck._judge import tolerance, zero_below
 from xgradcheck._layout import DOUBLE, Layout, Vector
-from xgradcheck._measured import Measured, Run
+from xgradcheck._measured import FORWARD, REVERSE, Measured, Run
 from xgradcheck._phi import Phi, noise_of
 from xgradcheck._second_look import settle_suspicious
 from xgradcheck._sweep import sweep
@@ -39,17 +39,18 @@ class Asked:
     seed: int
     spaces: Mapping[int, Tangent]
     tick: Tick
+    modes: Sequence[str] = (REVERSE,)
     order: int = 1
     """Of the derivative: the second one of a linear function is zero, and no mistake."""
 
 
 def measure(phi: Phi, value: float, spread: float, asked: Asked) -> list[Measured]:
     """What was measured: in float64, and, where the call itself runs below that, as it runs."""
-    problem, run = phi.problem, _run(phi)
+    problem, run = phi.problem, _run(phi, asked.modes[0])
     if len(run.backward.severed) == len(problem.layout) and asked.order == 1:
         _refuse_constant(phi, value, asked.seed)
     if min(problem.layout.bits, problem.outputs.bits) == DOUBLE:
-        return [_measured(phi, value, spread, run, asked)]
+        return _with_other_modes(phi, _measured(phi, value, spread, run, asked), asked)
     bits, outputs, native = problem.bits, problem.outputs, problem.values()
     far = far_point(phi, asked.seed)
     native_far = outputs_at(problem, far)
@@ -65,7 +66,7 @@ def measure(phi: Phi, value: float, spread: float, asked: Asked) -> list[Measure
             ):
                 raise InvalidCase("its outputs are others then")
             wide_value, wide_spread = settled_value(phi)
-            wide = _run(phi)
+            wide = _run(phi, asked.modes[0])
         except Exception as error:  # whatever a function has against float64
             why = str(error) if isinstance(error, InvalidCase) else repr(error)
         else:
@@ -73,13 +74,20 @@ def measure(phi: Phi, value: float, spread: float, asked: Asked) -> list[Measure
                 # A tree that was handed in is what it is, and judged once.
                 return [_measured(phi, wide_value, wide_spread, own, asked)]
             measured = _measured(phi, wide_value, wide_spread, wide, asked)
-            return [measured, _as_it_runs(phi, measured, own, asked)]
+            as_run = _judged_beside(phi, measured, own, asked)
+            return [*_with_other_modes(phi, measured, asked), as_run]
     return [replace(_measured(phi, value, spread, own, asked), unraised=why)]
 
 
-def _as_it_runs(phi: Phi, wide: Measured, own: Run, asked: Asked) -> Measured:
-    """The backward pass as it runs beside the truth in float64: looked at again where that was
-    good enough for the gradient in float64 alone.
+def _with_other_modes(phi: Phi, first: Measured, asked: Asked) -> list[Measured]:
+    """A measurement, and the gradients of the other modes beside the same truth."""
+    others = [_run(phi, mode) for mode in asked.modes[1:]]
+    return [first, *(_judged_beside(phi, first, run, asked) for run in others)]
+
+
+def _judged_beside(phi: Phi, wide: Measured, own: Run, asked: Asked) -> Measured:
+    """Another run beside a truth that is known: the backward pass as it runs, or forward mode.
+    Looked at again where the truth was good enough for the first gradient alone.
     """
     layout, gradient, bits = phi.problem.layout, own.backward.gradient, own.bits or DOUBLE
     allowance = tolerance(asked.rtol, asked.atol, bits)
@@ -146,9 +154,13 @@ def varies(phi: Phi, value: float, spread: float) -> bool:
     return spread > REPEATABLE_ULPS * unit
 
 
-def _run(phi: Phi) -> Run:
-    """The backward pass under test, and by how much each element varies from run to run."""
+def _run(phi: Phi, mode: str) -> Run:
+    """The gradient under test, and by how much each element varies from run to run."""
     problem = phi.problem
+    if mode == FORWARD:
+        pushed = problem.pushed(phi.cotangent)
+        gradient = phi.adjoint(pushed.gradient)
+        return Run(pushed._replace(gradient=gradient), np.zeros_like(gradient), mode=mode)
     backward = problem.gradient(phi.cotangent)
     first = phi.adjoint(backward.gradient)
     runs = [first]

@@ -12,6 +12,8 @@ from xgradcheck._judge import Tolerance
 from xgradcheck._layout import DOUBLE, Vector
 from xgradcheck._truth import Sweep, Truth
 
+REVERSE, FORWARD = "reverse", "forward"
+
 
 @dataclass(frozen=True, slots=True)
 class Run:
@@ -24,6 +26,7 @@ class Run:
     """By how much rounding may have changed each element."""
     bits: int | None = None
     """The significant bits that it ran in, where it is judged as it runs, below float64."""
+    mode: str = REVERSE
 
     @property
     def excused(self) -> Vector:

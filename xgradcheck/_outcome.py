@@ -109,21 +109,22 @@ Account = tuple[LeafReport, list[Finding], list[str]]
 
 
 def _together(accounts: list[Account]) -> Account:
-    """What two looks at one leaf come to; the graver one decides, the last where they agree."""
+    """What several looks at one leaf come to; the gravest decides, the last where they agree."""
     if len(accounts) == 1:
         return accounts[0]
-    (wide, said, noted), (low, said_low, noted_low) = accounts
-    gravest = Verdict.of([wide.verdict, low.verdict])
-    if wide.verdict is low.verdict:
-        findings = said or said_low
+    rows = [entry for entry, _, _ in accounts]
+    gravest = Verdict.of([row.verdict for row in rows])
+    if all(row.verdict is gravest for row in rows):
+        findings = accounts[0][1]
     else:
         findings = [
             replace(finding, text=f"{entry.judged}: {finding.text}")
-            for entry, own in ((wide, said), (low, said_low))
-            for finding in own
+            for entry, said, _ in accounts
+            for finding in said
         ]
-    entry = low if low.verdict is gravest else wide
-    return replace(entry, rows=(wide, low)), findings, noted or noted_low
+    entry = [row for row in rows if row.verdict is gravest][-1]
+    notes = next((noted for _, _, noted in accounts if noted), [])
+    return replace(entry, rows=tuple(rows)), findings, notes
 
 
 SECOND = " (order 2)"
@@ -288,7 +289,12 @@ def _leaf(
     floor = float("nan") if judged.is_zero else judged.floor
     counts = int(judged.failed.sum()), int(judged.undecided.sum())
     entry = _entry(leaf, verdict, judged.distance, floor, worst, *counts)
-    entry = replace(entry, precision=precision(measured.bits), as_run=measured.run.bits is not None)
+    entry = replace(
+        entry,
+        precision=precision(measured.bits),
+        as_run=measured.run.bits is not None,
+        mode=measured.run.mode,
+    )
     return entry, findings, notes
 
 

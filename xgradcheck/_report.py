@@ -53,8 +53,9 @@ class LeafReport:
     """The lowest precision that was computed in."""
     as_run: bool = False
     """Whether this is the backward pass as it runs, below float64."""
+    mode: str = "reverse"
     rows: "tuple[LeafReport, ...]" = ()
-    """Where it was judged twice, both outcomes; the one that decides is told here as well."""
+    """Where it was judged more than once, each outcome; the gravest is told here as well."""
 
     @property
     def size(self) -> int:
@@ -62,7 +63,9 @@ class LeafReport:
 
     @property
     def judged(self) -> str:
-        """What this was judged as: "float64", or "float32 as run"."""
+        """What this was judged as: "float64", "float32 as run" or "forward"."""
+        if self.mode != "reverse":
+            return self.mode
         return f"{self.precision} as run" if self.as_run else "float64"
 
 
@@ -210,6 +213,7 @@ def _leaf_to_dict(leaf: LeafReport) -> dict[str, Any]:
         "dtype": leaf.dtype,
         "precision": leaf.precision,
         "as_run": leaf.as_run,
+        "mode": leaf.mode,
         "verdict": str(leaf.verdict),
         "distance": _number(leaf.distance),
         "grade": str(leaf.grade),

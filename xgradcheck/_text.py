@@ -144,7 +144,7 @@ def _table(report: "Report") -> Table:
     )
     table.add_column("leaf", overflow="fold", ratio=None)
     table.add_column("shape", no_wrap=True)
-    low = any(leaf.as_run for leaf in report.leaves.values())
+    low = any(leaf.judged != "float64" or leaf.rows for leaf in report.leaves.values())
     if low:
         table.add_column("judged", no_wrap=True)
     table.add_column("verdict", no_wrap=True)

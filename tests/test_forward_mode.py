@@ -1,0 +1,95 @@
+"""``modes="forward"``: tangents of the framework, judged beside the same differences."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from xgradcheck import InvalidCase, check
+
+X = np.array([0.3, -1.2, 0.7])
+BOTH = ("reverse", "forward")
+
+
+class Sine(torch.autograd.Function):
+    """With rules for both modes, each of which can be spoiled."""
+
+    backward_factor = 1.0
+    forward_factor = 1.0
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        ctx.save_for_forward(x)
+        return torch.sin(x)
+
+    @staticmethod
+    def backward(ctx, g):
+        (x,) = ctx.saved_tensors
+        return Sine.backward_factor * g * torch.cos(x)
+
+    @staticmethod
+    def jvp(ctx, tangent):
+        (x,) = ctx.saved_tensors
+        return Sine.forward_factor * tangent * torch.cos(x)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("spoiled", [None, "backward_factor", "forward_factor"])
+def test_the_rule_that_is_wrong_is_named(dtype, spoiled, monkeypatch):
+    if spoiled is not None:
+        monkeypatch.setattr(Sine, spoiled, 1.01)
+    x = torch.from_numpy(X).to(dtype)
+    report = check(Sine.apply, x, modes=BOTH, raise_exception=False)
+    (leaf,) = report.leaves.values()
+    wrong = {row.judged for row in leaf.rows if row.verdict == "FAIL"}
+    reverse = {"float64"} if dtype is torch.float64 else {"float64", "float32 as run"}
+    assert {row.judged for row in leaf.rows} == reverse | {"forward"}
+    assert (
+        wrong == {None: set(), "backward_factor": reverse, "forward_factor": {"forward"}}[spoiled]
+    )
+    assert report.verdict == ("FAIL" if spoiled else "PASS")
+
+
+def test_forward_mode_alone(monkeypatch):
+    monkeypatch.setattr(Sine, "backward_factor", 1.01)
+    x = torch.from_numpy(X)
+    assert check(Sine.apply, x, modes="forward")
+    report = check(Sine.apply, x, modes="reverse", raise_exception=False)
+    assert report.verdict == "FAIL"
+
+
+@pytest.mark.parametrize(("factor", "verdict"), [(1.0, "PASS"), (1.01, "FAIL")])
+def test_a_custom_jvp_of_jax(factor, verdict):
+    @jax.custom_jvp
+    def scaled(x, w):
+        return jnp.sin(x) * w
+
+    @scaled.defjvp
+    def scaled_jvp(primals, tangents):
+        (x, w), (dx, dw) = primals, tangents
+        return scaled(x, w), dx * jnp.cos(x) * w + factor * dw * jnp.sin(x)
+
+    report = check(scaled, X, X + 2, backend="jax", modes=BOTH, raise_exception=False)
+    assert {name: str(leaf.verdict) for name, leaf in report.leaves.items()} == {
+        "x": "PASS",
+        "w": verdict,
+    }
+
+
+def test_complex_numbers_and_several_arguments():
+    z = torch.tensor([0.3 - 1.2j, 0.7 + 0.4j])
+    assert check(lambda z, w: (torch.fft.fft(z * w), z.abs()), z, z + 1, modes=BOTH)
+    assert check(lambda z: z**2 * jnp.exp(z), z.numpy(), backend="jax", modes=BOTH)
+
+
+def test_refusals():
+    x = torch.from_numpy(X)
+    with pytest.raises(InvalidCase, match="modes='sideways'"):
+        check(torch.sin, x, modes="sideways")
+    with pytest.raises(InvalidCase, match="functional_call"):
+        check(nn.Linear(3, 2).double(), x, modes=BOTH)
+    with pytest.raises(InvalidCase, match="forward"):
+        check(lambda x: (x**2).sum(), X, grads=lambda x: 2 * x, modes=BOTH)

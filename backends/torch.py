@@ -36,6 +36,7 @@ from .world import (
     TORCH,
     State,
     World,
+    attribute_states,
     displaced,
     element_writer,
     number_states,
@@ -44,6 +45,8 @@ from .world import (
     reachable,
 )
 
+# What modules keep for themselves; their mode and their buffers have states of their own.
+OWN = {*vars(nn.Module())}
 REFUSED = "torch::autograd::Error"
 CONVERT = "convert it with .float() or .double()"
 
@@ -807,6 +810,8 @@ def _module_states(name: str, module: nn.Module) -> Iterator[State]:
     prefix = "" if name == type(module).__name__ else f"{name}."
     for key, buffer in module._buffers.items():
         yield _buffer_state(f"the buffer {prefix}{key}", module, key, buffer)
+    yield from attribute_states(f"the buffer {prefix}", module._buffers, {*module._buffers})
+    yield from attribute_states(prefix or f"{name}.", vars(module), OWN)
 
 
 def _buffer_state(name: str, module: nn.Module, key: str, found: torch.Tensor | None) -> State:

@@ -7,7 +7,7 @@ called on tensors, and every custom ``Function`` on its way in and in its backwa
 are drawn in the dtype that they would have been drawn in, since torch draws others in float64.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -31,11 +31,16 @@ CASTS = {
 }
 
 
+def mapped(change: Callable[[Any], Any], tree: Any) -> Any:
+    """A tree with its leaves changed; a shape is a leaf, and stays one."""
+    return tree_map(change, tree, is_leaf=lambda value: isinstance(value, torch.Size))
+
+
 class Raised:
     """Tensors that lie in float64 for a while, and where they lay before."""
 
     def __init__(self) -> None:
-        self._found: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self._found: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]] = []
         self._storages: dict[int, tuple[Any, torch.Tensor]] = {}
 
     def raise_in_place(self, tensor: torch.Tensor) -> None:
@@ -51,14 +56,19 @@ class Raised:
             flat = torch.empty(0, dtype=tensor.dtype, device=found.device)
             flat = flat.set_(storage, 0, (length,), (1,))
             self._storages[key] = storage, flat.to(wide)
-        flat = self._storages[key][1]
-        self._found.append((tensor, found))
+        flat, grad = self._storages[key][1], tensor.grad
+        self._found.append((tensor, found, grad))
+        tensor.grad = None  # it has to be of the dtype of its tensor
         tensor.data = flat.as_strided(found.shape, found.stride(), found.storage_offset())
+        if grad is not None and grad.layout is torch.strided:
+            tensor.grad = grad.to(wide)
 
     def put_back(self) -> None:
         """Every tensor over the storage it was found with."""
-        for tensor, found in reversed(self._found):
+        for tensor, found, grad in reversed(self._found):
+            tensor.grad = None
             tensor.data = found
+            tensor.grad = grad
         self._found.clear()
         self._storages.clear()
 
@@ -72,10 +82,10 @@ class Raising(TorchFunctionMode):
         self.busy = False
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        args, kwargs = tree_map(self.wide, (args, kwargs or {}))
+        args, kwargs = mapped(self.wide, (args, kwargs or {}))
         if func in CASTS:
             self.busy, func = True, CASTS[func]
-        return tree_map(self.wide, func(*args, **kwargs))
+        return mapped(self.wide, func(*args, **kwargs))
 
     def wide(self, value: Any) -> Any:
         """A tensor or dtype below float64 raised; anything else as it is."""
@@ -102,6 +112,11 @@ def can_be_raised_in_place(tensor: torch.Tensor) -> bool:
     )
 
 
+FACTORIES = ("rand", "randn")
+COMPUTING = ("native_dropout", "rrelu_with_noise", "rrelu_with_noise_")
+"""What draws and computes in one step is left alone: it would compute in the lower dtype too."""
+
+
 class Draws(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Draws random numbers in the dtype that they were drawn in before all was raised."""
 
@@ -113,19 +128,22 @@ class Draws(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kwargs = kwargs or {}
         if torch.Tag.nondeterministic_seeded not in func.tags:
             return func(*args, **kwargs)
+        name = func._schema.name.partition("::")[2]
+        if name in COMPUTING:
+            return func(*args, **kwargs)
         low, low_kwargs = tree_map(self._narrow, (args, kwargs))
-        named = func._schema.name
-        if "rand" in named and "int" not in named and "perm" not in named:
-            low_kwargs.setdefault("dtype", self._default)
-        if not any(isinstance(value, torch.Tensor) for value in args):
-            return tree_map(_as_double, func(*low, **low_kwargs))
-        if "dtype" in low_kwargs and "like" in named and kwargs.get("dtype") is None:
-            low_kwargs["dtype"] = low[0].dtype
+        if name in FACTORIES and low_kwargs.get("dtype") is None:
+            low_kwargs["dtype"] = self._default
         drawn = func(*low, **low_kwargs)
-        if func._schema.is_mutable:
-            args[0].copy_(drawn)
-            return args[0]
-        return tree_map(_as_double, drawn)
+        written = [
+            (found, narrow)
+            for found, narrow, argument in zip(args, low, func._schema.arguments, strict=False)
+            if argument.alias_info is not None and argument.alias_info.is_write
+        ]
+        for found, narrow in written:
+            if found is not narrow:
+                found.copy_(narrow)
+        return written[0][0] if name.endswith("_") and written else tree_map(_as_double, drawn)
 
     def _narrow(self, value: Any) -> Any:
         if value is torch.float64:
@@ -171,8 +189,8 @@ def _functions_wrapped(mode: Raising) -> Iterator[None]:
     found = backward.apply
 
     def apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
-        args, kwargs = tree_map(mode.wide, (args, kwargs))
-        return tree_map(mode.wide, super(base, cls).apply(*args, **kwargs))
+        args, kwargs = mapped(mode.wide, (args, kwargs))
+        return mapped(mode.wide, super(base, cls).apply(*args, **kwargs))
 
     def pull_back(self: Any, *args: Any) -> Any:
         with mode:

@@ -190,6 +190,31 @@ def mapping_state(name: str, mapping: dict[Any, Any]) -> State:
     return State(name, read, restore)
 
 
+def attribute_states(prefix: str, attributes: dict[str, Any], but: set[str]) -> Iterator[State]:
+    """What an object's attributes are bound to, all ``but`` some, and which there are: an array
+    that is put back needs the flag beside it that says that it is there.
+    """
+    found = [key for key in attributes if key not in but]
+
+    def bound(key: str) -> Contents:
+        return Contents({key: attributes[key]} if key in attributes else {})
+
+    def bind(key: str, saved: Contents) -> None:
+        attributes.update(saved.items)
+
+    for key in found:
+        yield State(f"{prefix}{key}", functools.partial(bound, key), functools.partial(bind, key))
+
+    def added() -> Contents:
+        return Contents({k: v for k, v in attributes.items() if k not in but and k not in found})
+
+    def remove(saved: Contents) -> None:
+        for key in added().items:
+            del attributes[key]
+
+    yield State(f"new attributes {prefix}*", added, remove)
+
+
 def _is_array(value: Any) -> bool:
     return hasattr(value, "shape") and hasattr(value, "dtype")
 

@@ -202,7 +202,7 @@ MAY_IMPORT = {
     "_report": WORDS | {"_text"},
     "_constraints": {"_errors", "_layout"},
     "_phi": NUMBERS | {"_adapters", "_constraints"},
-    "_generic": NUMBERS | {"_adapters", "_phi"},
+    "_generic": NUMBERS | {"_adapters", "_as_run", "_phi"},
     "_complex": NUMBERS | {"_phi"},
     "_ties": NUMBERS | {"_phi"},
     "_truth": NUMBERS | {"_phi"},

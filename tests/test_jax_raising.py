@@ -41,6 +41,13 @@ def samples(scale, x):
     return jnp.tanh(scale(x, noise)) + jax.random.gumbel(KEY, x.shape, dtype=x.dtype)
 
 
+def samples_in_turn(scale, x):
+    def body(carry, key):
+        return jnp.tanh(scale(carry, jnp.cos(x))) + jax.random.normal(key, x.shape), None
+
+    return jax.lax.scan(body, x, jax.random.split(KEY, 3))[0]
+
+
 def picks(scale, x):
     chosen = jax.random.permutation(KEY, 6)[:4], jax.random.randint(KEY, (2,), 0, 6)
     return scale(x, jnp.sin(x))[jnp.concatenate(chosen)]
@@ -80,7 +87,7 @@ def calls_back(scale, x):
 
 
 FUNCTIONS = [captures, drops, samples, picks, casts, scans, carries_single, runs_a_kernel]
-FUNCTIONS += [calls_back]
+FUNCTIONS += [calls_back, samples_in_turn]
 
 
 FIXED = [casts, scans, carries_single]

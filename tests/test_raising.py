@@ -1,5 +1,6 @@
 """PyTorch functions below float64: raised without being changed, judged in both precisions."""
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -279,3 +280,147 @@ def test_the_world_is_as_it_was_after_raising():
     assert torch.get_default_dtype() is torch.float32
     assert vars(torch.autograd.Function.__mro__[1]).get("apply") is applied
     assert model.training
+
+
+def test_what_draws_and_computes_in_one_step_leaves_parameters_alone():
+    class Leaky(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(point())
+
+        def forward(self, x):
+            noise = torch.empty(6, dtype=torch.int64).random_(1, 4)
+            return (F.rrelu(self.weight, training=True) * x * noise).sum()
+
+    model = Leaky()
+    assert check(model, torch.tensor(1.5))
+    assert model.weight.is_leaf and model.weight.dtype == torch.float32
+
+
+def test_a_shape_stays_a_shape():
+    (leaf,) = check(lambda x: x.sin().sum() / x.shape.numel(), point()).leaves.values()
+    assert len(leaf.rows) == 2
+
+
+CONFIDENT = torch.tensor([[9.0, 1.0, -2.0], [0.5, 11.0, -1.0]])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_loss_of_a_confident_prediction(dtype, monkeypatch):
+    """What is left of it after subtraction carries the rounding of the scores."""
+    labels = torch.tensor([0, 1])
+    assert check(lambda x: F.cross_entropy(x, labels), CONFIDENT.to(dtype))
+    monkeypatch.setattr(Scale, "factor", 1.01)
+    one = torch.ones(2, 3, dtype=dtype)
+    wrong = check(
+        lambda x: F.cross_entropy(scale(x, one), labels), CONFIDENT.to(dtype), raise_exception=False
+    )
+    assert wrong.verdict == "FAIL"
+
+
+class Hinge(torch.autograd.Function):
+    """``relu(1 - x)``, wrong in float32 alone."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return F.relu(1 - x)
+
+    @staticmethod
+    def backward(ctx, g):
+        (x,) = ctx.saved_tensors
+        return -g * (x < 1) * (1.0 if x.dtype == torch.float64 else Scale.factor)
+
+
+def test_elements_at_a_kink_excuse_no_others(monkeypatch):
+    x = torch.linspace(0.0, 0.9, 60)
+    x[:3] = 1.0
+    assert check(Hinge.apply, x)
+    monkeypatch.setattr(Scale, "factor", 1.1)
+    report = check(Hinge.apply, x, raise_exception=False)
+    (leaf,) = report.leaves.values()
+    assert [row.verdict for row in leaf.rows] == ["PASS", "FAIL"] and leaf.wrong == 57
+
+
+@pytest.mark.parametrize(
+    "fn",
+    [
+        lambda x: x.clamp(0.25, 0.5),
+        lambda x: F.max_pool1d(x.reshape(1, 1, 4), 2),
+        lambda x: F.l1_loss(x, torch.full((4,), 0.25)),
+    ],
+)
+def test_kinks_in_float32(fn):
+    assert check(fn, torch.tensor([0.25, 0.5, 0.3, 0.3]))
+
+
+class ThroughNumpy(torch.autograd.Function):
+    """``sin``, with a backward that computes in float32 whatever it is given."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return torch.sin(x)
+
+    @staticmethod
+    def backward(ctx, g):
+        (x,) = ctx.saved_tensors
+        slope = np.cos(x.numpy().astype(np.float32))
+        return torch.from_numpy(g.numpy().astype(np.float32) * slope * Scale.factor)
+
+
+def test_a_backward_of_fixed_dtype_is_not_asked_for_more(monkeypatch):
+    x = torch.linspace(-3, 3, 40)
+    assert check(ThroughNumpy.apply, x)
+    monkeypatch.setattr(Scale, "factor", np.float32(1.001))
+    assert check(ThroughNumpy.apply, x, raise_exception=False).verdict == "FAIL"
+
+
+def test_a_backward_that_fills_grads():
+    x, weight = torch.randn(5, 3), nn.Parameter(torch.randn(3, 2))
+    (x @ weight).sum().backward()
+    kept, values = weight.grad, weight.grad.clone()
+
+    def gradients():
+        weight.grad = None
+        with torch.enable_grad():
+            (x @ weight).square().sum().backward()
+        return [weight.grad]
+
+    assert check(lambda: (x @ weight).square().sum(), wrt=[weight], grads=gradients)
+    assert weight.grad is kept and torch.equal(kept, values)
+
+
+class Remembers(nn.Module):
+    """Fills a buffer once, grows another, and keeps its last output."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(3))
+        self.register_buffer("scale", torch.ones(3))
+        self.is_ready, self.longest, self.last = False, 0, None
+
+    def forward(self, x):
+        if not self.is_ready:
+            self.scale.copy_(1 / x.std(0))
+            self.is_ready = True
+        if len(x) > self.longest:
+            self.longest = len(x)
+            self.register_buffer("turns", torch.cos(torch.arange(float(self.longest))))
+        y = x * self.scale * self.weight * self.turns[: len(x), None]
+        self.last = y.detach()
+        return y
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_what_a_module_remembers_is_forgotten(dtype):
+    model = Remembers().to(dtype)
+    assert check(model, torch.randn(5, 3, dtype=dtype))
+    assert (model.is_ready, model.longest, model.last) == (False, 0, None)
+    assert list(model._buffers) == ["scale"] and (model.scale == 1).all()
+    model(torch.randn(4, 3, dtype=dtype))
+
+
+def test_a_simplex_in_float32():
+    probabilities = torch.softmax(torch.randn(3, 4), -1)
+    assert check(lambda p: (p * p.log()).sum(), probabilities, constraint="simplex")

@@ -629,8 +629,8 @@ def test_a_leaf_that_was_judged_twice_has_two_rows() -> None:
     lines = str(report).splitlines()
     first = next(number for number, line in enumerate(lines) if line.startswith("leaf"))
     assert "judged" in lines[first]
-    assert lines[first + 1].split()[:3] == ["x", "[2]", "float64"]
-    assert lines[first + 2].split()[:4] == ["float32", "as", "run", "PASS"]
+    assert lines[first + 1].split()[:3] == ["x", "float64", "PASS"]
+    assert lines[first + 2].split()[:5] == ["[2]", "float32", "as", "run", "PASS"]
     rows = report.to_dict()["leaves"]["x"]["rows"]
     assert [(row["precision"], row["as_run"]) for row in rows] == [
         ("float64", False),

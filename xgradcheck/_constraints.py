@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from xgradcheck._errors import InvalidCase
-from xgradcheck._layout import Layout, Leaf, Vector
+from xgradcheck._layout import Layout, Leaf, Vector, bits_of
 
 Constraint = str | Callable[[Any], Any]
 Linear = Callable[[Vector], Vector]
@@ -22,6 +22,7 @@ Linear = Callable[[Vector], Vector]
 NAMES = ("symmetric", "simplex", "positive")
 TRIES = 4
 """Sums that a projection must respect to be called linear."""
+ROUNDINGS = 32.0
 CLOSE = 1e-8
 """How well a point has to satisfy its constraint, relative."""
 
@@ -107,7 +108,8 @@ def _tangent(
 def _symmetric(leaf: Leaf, values: Vector) -> Tangent | str:
     if values.ndim < 2 or values.shape[-1] != values.shape[-2]:
         return f"{leaf.name} is not square, its shape is {list(leaf.shape)}"
-    if np.abs(values - values.swapaxes(-1, -2)).max() > CLOSE * np.abs(values).max():
+    close = max(CLOSE, ROUNDINGS * 2.0 ** -bits_of(leaf.dtype))
+    if np.abs(values - values.swapaxes(-1, -2)).max() > close * np.abs(values).max():
         return f"{leaf.name} is not symmetric"
 
     def project(flat: Vector) -> Vector:
@@ -122,7 +124,7 @@ def _simplex(leaf: Leaf, values: Vector) -> Tangent | str:
         return f"{leaf.name} has rows of one element, which cannot move"
     if not (values > 0).all():
         return f"{leaf.name} is not positive throughout"
-    if np.abs(values.sum(-1) - 1).max() > CLOSE:
+    if np.abs(values.sum(-1) - 1).max() > max(CLOSE, ROUNDINGS * 2.0 ** -bits_of(leaf.dtype)):
         return f"{leaf.name} does not sum to 1 along its last axis"
 
     def project(flat: Vector) -> Vector:

@@ -17,6 +17,8 @@ SHOWN = 20
 """How many indices of wrong elements a finding lists."""
 NAMED = 3
 """How many leaves a note names."""
+RAISED = 1024.0
+"""Units of rounding, below float64, that two forward passes may differ by."""
 ROUNDING = 1e-10
 """What the order of a sum can change, relative; more is no rounding."""
 
@@ -218,7 +220,12 @@ def forward_mismatch(problem: Problem, measured: Measured) -> Finding | None:
     function.
     """
     value, own = measured.value, measured.backward.value
-    if own is None or abs(own - value) <= max(1000 * measured.truth.noise.sigma, 1e-9 * abs(value)):
+    allowed = max(1000 * measured.truth.noise.sigma, 1e-9 * abs(value))
+    if problem.layout.bits < DOUBLE:
+        # What was raised may still draw, or round, as it did before.
+        influence = float(np.max(np.abs(measured.backward.gradient * measured.work.scale)))
+        allowed = max(allowed, RAISED * 2.0**-problem.layout.bits * (abs(value) + influence))
+    if own is None or abs(own - value) <= allowed:
         return None
     text = (
         f"the forward pass that the backward belongs to gives {own:.9g}, the plain one {value:.9g}"

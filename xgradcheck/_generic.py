@@ -9,10 +9,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from xgradcheck._adapters import Backward
+from xgradcheck._as_run import rounded
 from xgradcheck._derivative import derivative
 from xgradcheck._differences import Noise, norm
 from xgradcheck._judge import Tolerance, exceeds, zero_below
-from xgradcheck._layout import Layout, Leaf, Vector
+from xgradcheck._layout import DOUBLE, Layout, Leaf, Vector
 from xgradcheck._phi import Phi, noise_of
 
 NEAR = (0.4, 0.01)
@@ -163,12 +164,16 @@ def _wrong_here(
     noise = noise_of(phi, value, seed)
     rng = np.random.default_rng([seed, 0xD1])
     scale, _ = phi.scales()
+    is_low = phi.problem.layout.bits < DOUBLE
+    lost = rounded(gradient, phi.problem.layout) if is_low else np.zeros_like(gradient)
     found = {}
     for number, leaf in enumerate(phi.problem.layout):
         mistakes = []
         for _ in range(TRIES if leaf.size else 0):
             direction = scale[leaf.part] * rng.normal(size=leaf.size)
-            mistake = _mistake(phi, leaf, gradient[leaf.part], direction, value, noise, allowance)
+            mistake = _mistake(
+                phi, leaf, gradient[leaf.part], lost[leaf.part], direction, value, noise, allowance
+            )
             if mistake is None:
                 break
             mistakes.append(mistake)
@@ -181,6 +186,7 @@ def _mistake(
     phi: Phi,
     leaf: Leaf,
     gradient: Vector,
+    lost: Vector,
     direction: Vector,
     value: float,
     noise: Noise,
@@ -201,6 +207,7 @@ def _mistake(
     # Terms that cancel in the sum carry their own rounding: what is allowed goes by their size.
     size = max(norm(terms), abs(found.value))
     allowed = allowance.rtol * size + allowance.atol * norm(found.direction)
+    allowed += norm(lost * found.direction)
     error, bar = np.array([terms.sum() - found.value]), np.array([found.bar])
     if not found.settled or not exceeds(np.abs(error), bar, np.array([allowed])).all():
         return None

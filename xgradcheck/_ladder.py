@@ -183,7 +183,9 @@ def _speaks_for(
         resolved = np.fmax(
             RESOLVED_SIGMAS * sigma.of(peak), QUANTA * 2.0 ** (1 - noise.bits) * peak
         )
-        fits = (left <= missed / 2) & (bent <= np.fmax(missed / STRAIGHT, resolved))
+        fits = (left <= missed / 2) & (
+            bent <= np.fmax(np.fmax(missed, np.abs(moved)) / STRAIGHT, resolved)
+        )
         tells = missed > resolved
         row = len(steps) - 1 - np.argmax(tells[::-1], axis=0)[None]
         # Over narrower steps both have to be right, as far as phi can resolve.

@@ -65,8 +65,9 @@ def measure_noise(
         # A kink on the line looks like noise; a second line seldom crosses one too.
         second = line()
         sigma, values = min(sigma, second.noise()), values + second.seen
-    bits = DOUBLE if unit is None else _bits_of(np.append(np.concatenate(values), value) / unit)
-    bits = min(bits, told)
+    bits = told
+    if told == DOUBLE and unit is not None:
+        bits = _bits_of(np.append(np.concatenate(values), value) / unit)
     if bits == DOUBLE and sigma > LOUD * least:
         bits = _bits_of_the_argument(along, value, point, rng)
     fine = np.inf
@@ -79,6 +80,10 @@ def measure_noise(
             if point.size > 1:
                 half = rng.permutation(point.size) < point.size // 2
                 sigma = min(sigma, line(half).noise(), line(~half).noise())
+    if told < DOUBLE:
+        # What is left of larger numbers inside is quantised like them.
+        steps = np.diff(np.unique(np.append(np.concatenate(values), value)))
+        sigma = max(sigma, float(np.nan_to_num(np.min(steps, initial=np.inf), posinf=0.0)) / 2)
     underrated = FEW if bits > BITS["float16"] else FEW_AND_COARSE
     return Noise(max(underrated * sigma, 2.0 ** (DOUBLE - bits) * least), bits, fine)
 

@@ -142,11 +142,10 @@ def _table(report: "Report") -> Table:
     table = Table(
         box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold", show_edge=False
     )
-    table.add_column("leaf", overflow="fold", ratio=None)
-    table.add_column("shape", no_wrap=True)
+    # Where leaves are judged more than once, the shape stands below the name.
     low = any(leaf.judged != "float64" or leaf.rows for leaf in report.leaves.values())
-    if low:
-        table.add_column("judged", no_wrap=True)
+    table.add_column("leaf", overflow="fold", ratio=None)
+    table.add_column("judged" if low else "shape", no_wrap=True)
     table.add_column("verdict", no_wrap=True)
     table.add_column("distance", justify="right", no_wrap=True)
     table.add_column("grade", no_wrap=True)
@@ -154,11 +153,11 @@ def _table(report: "Report") -> Table:
     table.add_column("wrong", justify="right", no_wrap=True)
     for leaf in report.leaves.values():
         for number, row in enumerate(leaf.rows or (leaf,)):
-            again = number > 0
+            shape = str(list(leaf.shape))
+            name = [leaf.name, f"  {shape}", ""][min(number, 2)]
             table.add_row(
-                "" if again else Text(_printable(leaf.name)),
-                "" if again else str(list(leaf.shape)),
-                *([row.judged] if low else []),
+                Text(_printable(name)),
+                row.judged if low else shape,
                 Text(str(row.verdict), STYLES[row.verdict]),
                 _measured(f"{row.distance:.1e}"),
                 _grade(row, low) if row.distance == row.distance else "-",

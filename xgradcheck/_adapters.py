@@ -70,6 +70,13 @@ class Backward(NamedTuple):
     parts: tuple[Any, ...] = ()
     """The very objects that were handed in, leaf by leaf; none where the framework answered."""
 
+    def is_stale(self, before: "Backward") -> bool:
+        """Whether the very same arrays were handed in as before: a tree in the form of a
+        function.
+        """
+        pairs = zip(self.parts, before.parts, strict=True)
+        return bool(self.parts) and all(one is other for one, other in pairs)
+
 
 class Problem(Protocol):
     """A function bound to its arguments, as the core sees it: vectors in, numbers out."""

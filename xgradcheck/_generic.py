@@ -72,8 +72,7 @@ def look_near_by(
     if found is None:
         return NearBy(why, None, can_move)
     there, mistakes = found
-    same = [one is other for one, other in zip(there.parts, backward.parts, strict=True)]
-    if same and all(same):
+    if there.is_stale(backward):
         return NearBy(why, {}, can_move, is_stale=True)
     below = zero_below(problem.layout, phi.scales()[0], (there.gradient,))
     return NearBy(why, mistakes, can_move, zero_below=below)

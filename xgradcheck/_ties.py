@@ -206,9 +206,11 @@ def is_right_apart(phi: Phi, places: Positions, scale: Vector, rng: np.random.Ge
     step = APART * scale * rng.choice([-1.0, 1.0], scale.size) * rng.uniform(0.5, 1, scale.size)
     step[places] = 0.0
     try:
+        here = problem.gradient(phi.cotangent)
         with problem.at(problem.point + phi.tangential(step)), phi.anew() as there:
-            gradient = there.adjoint(problem.gradient(phi.cotangent).gradient)[places]
-            if not step.any() or not np.isfinite(there.here(1)).all():
+            backward = problem.gradient(phi.cotangent)
+            gradient = there.adjoint(backward.gradient)[places]
+            if not step.any() or backward.is_stale(here) or not np.isfinite(there.here(1)).all():
                 return False
             return bool(_between_its_slopes(there, places, scale[places], gradient).all())
     except Exception:  # the point was only guessed to lie in the domain

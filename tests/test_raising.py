@@ -424,3 +424,10 @@ def test_what_a_module_remembers_is_forgotten(dtype):
 def test_a_simplex_in_float32():
     probabilities = torch.softmax(torch.randn(3, 4), -1)
     assert check(lambda p: (p * p.log()).sum(), probabilities, constraint="simplex")
+
+
+def test_a_domain_that_ends_at_the_point_in_float32():
+    """Points near by lie outside, where the loss raises."""
+    x = torch.tensor([0.9998, 0.3, 0.999])
+    report = check(lambda x: F.binary_cross_entropy(x, torch.ones(3)), x)
+    assert "edge of its domain" in str(report).replace("\n", " ")

@@ -5,7 +5,8 @@ it was written, as closely as rounding the arguments lets them be. What a backwa
 rounding is told by how its error, beside the same pass in float64, changes between points near by.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,8 +16,14 @@ from xgradcheck._differences import rms
 from xgradcheck._layout import BITS, Layout, Vector, bits_of
 from xgradcheck._phi import Phi
 
+Outputs = tuple[Vector, Sequence[Any]]
+
 FAR = 2.0**-6
-"""How far away a raised function has to be the same as well, as a share of the point."""
+"""How far away a raised function has to be the same as well, as a share of the point: one that
+reads other arrays than those that were raised does not follow there.
+"""
+SIMILAR = 0.05
+"""How far apart the gradients of a function and of the same one in float64 may lie."""
 MOVES, SAMPLES = 3, 4
 """How often the arguments are moved to the next floats, and to others near by."""
 NEAR = 2.0**-9
@@ -36,32 +43,75 @@ def ulps(problem: Problem) -> Vector:
     return np.asarray(distance * (problem.point != 0))
 
 
-def beside(phi: Phi, seed: int) -> tuple[list[Vector], list[Vector]]:
-    """The floating outputs and the gradients where the arguments are the next floats."""
-    rng, problem = np.random.default_rng([seed, 0x0175]), phi.problem
-    reach, outputs, gradients = ulps(problem), [], []
-    for _ in range(MOVES):
-        point = problem.point + phi.tangential(reach * rng.choice([-1.0, 1.0], reach.size))
-        outputs.append(outputs_at(problem, point)[0])
-        gradients.append(gradient_at(phi, point))
-    return [found for found in outputs if found.size], gradients
+@dataclass(frozen=True, slots=True)
+class AsFound:
+    """What a function gave before it was raised."""
 
-
-def gradients_near(phi: Phi, seed: int) -> tuple[tuple[Vector, Vector], ...]:
+    bits: int
+    outputs: Layout
+    here: Outputs
+    far: Vector
+    """A point some way off."""
+    there: Outputs
+    """The floating outputs at it."""
+    beside: list[Vector]
+    """The floating outputs where the arguments are the next floats."""
+    gradients: list[Vector]
+    """The gradients where the arguments are the next floats."""
+    near: tuple[tuple[Vector, Vector], ...]
     """Points near by that the dtypes of the leaves can hold, and the gradients there."""
-    rng, problem = np.random.default_rng([seed, 0x6AD]), phi.problem
-    reach, found = np.fmax(NEAR * np.abs(problem.point), 2 * ulps(problem)), []
-    for _ in range(SAMPLES):
-        step = phi.tangential(reach * rng.uniform(-1, 1, reach.size))
-        point = in_their_dtypes(problem.point + step, problem.layout)
-        found.append((point, gradient_at(phi, point)))
-    return tuple(found)
 
 
-def gradient_at(phi: Phi, point: Vector) -> Vector:
-    """The gradient at another point."""
-    with phi.problem.at(point):
-        return phi.adjoint(phi.problem.gradient(phi.cotangent).gradient)
+def as_found(phi: Phi, seed: int) -> AsFound:
+    """Look at a function before it is raised."""
+    rng, problem = np.random.default_rng([seed, 0x0175]), phi.problem
+
+    def moved(reach: Vector, draw: Callable[[int], Vector]) -> Vector:
+        step = phi.tangential(reach * draw(reach.size))
+        return in_their_dtypes(problem.point + step, problem.layout)
+
+    def signs(size: int) -> Vector:
+        return rng.choice([-1.0, 1.0], size)
+
+    units, size = ulps(problem), np.abs(problem.point)
+    next_floats = [moved(units, signs) for _ in range(MOVES)]
+    reach = np.fmax(NEAR * size, 2 * units)
+    samples = [moved(reach, lambda n: rng.uniform(-1, 1, n)) for _ in range(SAMPLES)]
+    far = moved(FAR * size, signs)
+    beside = [outputs_at(problem, point)[0] for point in next_floats]
+    gradients = [gradient_at(phi, point) for point in next_floats]
+    near = [(point, gradient_at(phi, point)) for point in samples]
+    return AsFound(
+        bits=problem.bits,
+        outputs=problem.outputs,
+        here=problem.values(),
+        far=far,
+        there=outputs_at(problem, far),
+        beside=[found for found in beside if found.size],
+        gradients=[found for found in gradients if found is not None],
+        near=tuple((point, found) for point, found in near if found is not None),
+    )
+
+
+def is_kept(found: AsFound, problem: Problem, apart: float) -> bool:
+    """Whether a function raised to float64 is still the one that was found, by its outputs, or by
+    outputs that are what is left of larger numbers and a gradient that is hardly ``apart``.
+    """
+    pairs = [(found.here, problem.values()), (found.there, outputs_at(problem, found.far))]
+    change = np.ptp([found.here[0], *found.beside], axis=0)
+    if all(is_the_same(*pair, change, found.outputs, found.bits) for pair in pairs):
+        return True
+    size = float(np.max(np.abs(problem.point)))
+    return apart <= SIMILAR and all(is_nearly_the_same(*pair, size, found.bits) for pair in pairs)
+
+
+def gradient_at(phi: Phi, point: Vector) -> Vector | None:
+    """The gradient at another point; None where there is none."""
+    try:
+        with phi.problem.at(point):
+            return phi.adjoint(phi.problem.gradient(phi.cotangent).gradient)
+    except Exception:  # beyond the edge of a domain, in the words of any function
+        return None
 
 
 def in_their_dtypes(point: Vector, layout: Layout) -> Vector:
@@ -71,17 +121,7 @@ def in_their_dtypes(point: Vector, layout: Layout) -> Vector:
     return np.asarray(np.ldexp(np.round(np.ldexp(significands, bits)), exponents - bits))
 
 
-def far_point(phi: Phi, seed: int) -> Vector:
-    """A point that the dtypes of the leaves can hold too, some way off: a function that reads other
-    arrays than those that were raised does not follow there.
-    """
-    problem = phi.problem
-    signs = np.random.default_rng([seed, 0xFA2]).choice([-1.0, 1.0], problem.point.size)
-    step = phi.tangential(FAR * signs * problem.point)
-    return in_their_dtypes(problem.point + step, problem.layout)
-
-
-def outputs_at(problem: Problem, point: Vector) -> tuple[Vector, Sequence[Any]]:
+def outputs_at(problem: Problem, point: Vector) -> Outputs:
     """The floating outputs at another point; none where the function has no values there."""
     try:
         with problem.at(point):
@@ -91,14 +131,14 @@ def outputs_at(problem: Problem, point: Vector) -> tuple[Vector, Sequence[Any]]:
 
 
 def is_the_same(
-    native: tuple[Vector, Sequence[Any]],
-    raised: tuple[Vector, Sequence[Any]],
-    near: list[Vector],
+    native: Outputs,
+    raised: Outputs,
+    change: Vector,
     outputs: Layout,
     bits: int,
 ) -> bool:
     """Whether a function raised to float64 is still the one that ran before in ``bits`` bits, by
-    their outputs; ``near`` are those of the latter near by.
+    their outputs; ``change`` is what rounding the arguments may do to them.
     """
     floating, others = native
     if not floating.size or not np.isfinite(floating).all():
@@ -106,7 +146,6 @@ def is_the_same(
     same = len(others) == len(raised[1]) and floating.shape == raised[0].shape
     if not same or not all(map(np.array_equal, others, raised[1])):
         return False
-    change = np.ptp(near, axis=0)
     for leaf in outputs:
         own, moved = floating[leaf.part], change[leaf.part]
         allowed = SAFETY * (moved + rms(moved)) + ROUNDINGS * 2.0**-bits * (np.abs(own) + rms(own))
@@ -149,8 +188,8 @@ def rounded(gradient: Vector, layout: Layout, is_all: bool = False) -> Vector:
 
 
 def is_nearly_the_same(
-    native: tuple[Vector, Sequence[Any]],
-    raised: tuple[Vector, Sequence[Any]],
+    native: Outputs,
+    raised: Outputs,
     size: float,
     bits: int,
 ) -> bool:

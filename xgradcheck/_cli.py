@@ -25,6 +25,7 @@ from xgradcheck._check import METHODS, check, environment
 from xgradcheck._constraints import NAMES
 from xgradcheck._errors import InvalidCase
 from xgradcheck._judge import Verdict
+from xgradcheck._measured import FORWARD, REVERSE
 from xgradcheck._tree import positional_parameters
 
 # Of several targets the first status that applies in this order is returned.
@@ -120,6 +121,15 @@ def _parser() -> argparse.ArgumentParser:
         default="auto",
         help="differences or the complex step (chosen where left out)",
     )
+    checking.add_argument(
+        "--order", type=int, choices=(1, 2), default=1, help="2: the second derivative as well (1)"
+    )
+    checking.add_argument(
+        "--mode",
+        choices=(REVERSE, FORWARD),
+        action="append",
+        help="what is checked; may be given twice (reverse)",
+    )
     checking.add_argument("--constraint", choices=NAMES, help="of every argument that satisfies it")
     checking.add_argument("--rtol", type=float, help="relative error allowed (1e-6)")
     checking.add_argument(
@@ -190,6 +200,8 @@ def _check_one(target: Target, options: argparse.Namespace, number: int) -> int:
             kwargs=kwargs,
             wrt=wrt,
             grads=grads,
+            order=options.order,
+            modes=options.mode or (REVERSE,),
             constraint=options.constraint,
             method=options.method,
             eps=options.eps,

@@ -810,8 +810,9 @@ def _module_states(name: str, module: nn.Module) -> Iterator[State]:
     prefix = "" if name == type(module).__name__ else f"{name}."
     for key, buffer in module._buffers.items():
         yield _buffer_state(f"the buffer {prefix}{key}", module, key, buffer)
-    yield from attribute_states(f"the buffer {prefix}", module._buffers, {*module._buffers})
-    yield from attribute_states(prefix or f"{name}.", vars(module), OWN)
+    yield from attribute_states("", module._buffers, {*module._buffers}, f"new buffers of {name}")
+    added = f"new attributes of {name}"
+    yield from attribute_states(prefix or f"{name}.", vars(module), OWN, added)
 
 
 def _buffer_state(name: str, module: nn.Module, key: str, found: torch.Tensor | None) -> State:

@@ -190,7 +190,9 @@ def mapping_state(name: str, mapping: dict[Any, Any]) -> State:
     return State(name, read, restore)
 
 
-def attribute_states(prefix: str, attributes: dict[str, Any], but: set[str]) -> Iterator[State]:
+def attribute_states(
+    prefix: str, attributes: dict[str, Any], but: set[str], added_name: str
+) -> Iterator[State]:
     """What an object's attributes are bound to, all ``but`` some, and which there are: an array
     that is put back needs the flag beside it that says that it is there.
     """
@@ -212,7 +214,7 @@ def attribute_states(prefix: str, attributes: dict[str, Any], but: set[str]) -> 
         for key in added().items:
             del attributes[key]
 
-    yield State(f"new attributes {prefix}*", added, remove)
+    yield State(added_name, added, remove)
 
 
 def _is_array(value: Any) -> bool:

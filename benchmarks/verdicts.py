@@ -37,7 +37,7 @@ ROWS: dict[str, tuple[bool, Any, Callable[[Any], Any], Callable[[Any, Any], Any]
     "sin": (True, X, np.sin, lambda x, g: g * np.cos(x)),
     "sin, scaled to 1e-6": (True, X, lambda x: 1e-6 * np.sin(x), lambda x, g: 1e-6 * g * np.cos(x)),
     "2 x at 1e11": (True, STEEP, lambda x: 2 * x, lambda x, g: 2 * g),
-    "relu at 0": (True, np.zeros((20, 20)), lambda x: np.maximum(x, 0), lambda x, g: 0 * g),
+    "relu at 0": (True, np.zeros((20, 20)), lambda x: np.maximum(x, 0), lambda x, g: g * (x > 0)),
     "gradient 0.05% too large": (False, X, np.sin, lambda x, g: 1.0005 * g * np.cos(x)),
     "one element of 400 zero": (False, X, np.sin, one_element),
     "gradient of size 1e-6 zero": (False, X, lambda x: 1e-6 * np.sin(x), lambda x, g: 0 * g),

@@ -13,7 +13,7 @@ import numpy as np
 
 from xgradcheck._adapters import Problem
 from xgradcheck._differences import rms
-from xgradcheck._layout import BITS, Layout, Vector, bits_of
+from xgradcheck._layout import BITS, Layout, Vector, bits_of, to_bits
 from xgradcheck._phi import Phi
 
 Outputs = tuple[Vector, Sequence[Any]]
@@ -68,7 +68,7 @@ def as_found(phi: Phi, seed: int) -> AsFound:
 
     def moved(reach: Vector, draw: Callable[[int], Vector]) -> Vector:
         step = phi.tangential(reach * draw(reach.size))
-        return in_their_dtypes(problem.point + step, problem.layout)
+        return to_bits(problem.point + step, problem.layout.significands())
 
     def signs(size: int) -> Vector:
         return rng.choice([-1.0, 1.0], size)
@@ -112,13 +112,6 @@ def gradient_at(phi: Phi, point: Vector) -> Vector | None:
             return phi.adjoint(phi.problem.gradient(phi.cotangent).gradient)
     except Exception:  # beyond the edge of a domain, in the words of any function
         return None
-
-
-def in_their_dtypes(point: Vector, layout: Layout) -> Vector:
-    """A point rounded to what the dtypes of the leaves can hold."""
-    significands, exponents = np.frexp(point)
-    bits = layout.significands()
-    return np.asarray(np.ldexp(np.round(np.ldexp(significands, bits)), exponents - bits))
 
 
 def outputs_at(problem: Problem, point: Vector) -> Outputs:

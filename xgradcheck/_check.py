@@ -11,7 +11,7 @@ import numpy as np
 from xgradcheck._adapters import Case, Problem, claim
 from xgradcheck._constraints import Constraint, tangents
 from xgradcheck._errors import InvalidCase
-from xgradcheck._layout import Layout, Vector, bits_of
+from xgradcheck._layout import Layout, Vector, bits_of, to_bits
 from xgradcheck._measure import Asked, measure, settled_value, varies
 from xgradcheck._measured import FORWARD, REVERSE
 from xgradcheck._outcome import joined, outcome, stochastic
@@ -336,9 +336,7 @@ def _cotangent(outputs: Layout, seed: int) -> Vector:
         size = np.where(rng.random(leaf.size) < 0.5, small, large)
         drawn = size * rng.choice([-1.0, 1.0], leaf.size)
         # The backward has to get the very cotangent that phi is made of.
-        significands, exponents = np.frexp(drawn)
-        bits = bits_of(leaf.dtype)
-        cotangent[leaf.part] = np.ldexp(np.round(np.ldexp(significands, bits)), exponents - bits)
+        cotangent[leaf.part] = to_bits(drawn, bits_of(leaf.dtype))
     return cotangent
 
 

@@ -22,9 +22,10 @@ Linear = Callable[[Vector], Vector]
 NAMES = ("symmetric", "simplex", "positive")
 TRIES = 4
 """Sums that a projection must respect to be called linear."""
-ROUNDINGS = 32.0
 CLOSE = 1e-8
 """How well a point has to satisfy its constraint, relative."""
+ROUNDINGS = 32.0
+"""Units of rounding of its dtype that it may miss it by, where those are more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,11 +106,14 @@ def _tangent(
     )
 
 
+def _close(leaf: Leaf) -> float:
+    return max(CLOSE, ROUNDINGS * 2.0 ** -bits_of(leaf.dtype))
+
+
 def _symmetric(leaf: Leaf, values: Vector) -> Tangent | str:
     if values.ndim < 2 or values.shape[-1] != values.shape[-2]:
         return f"{leaf.name} is not square, its shape is {list(leaf.shape)}"
-    close = max(CLOSE, ROUNDINGS * 2.0 ** -bits_of(leaf.dtype))
-    if np.abs(values - values.swapaxes(-1, -2)).max() > close * np.abs(values).max():
+    if np.abs(values - values.swapaxes(-1, -2)).max() > _close(leaf) * np.abs(values).max():
         return f"{leaf.name} is not symmetric"
 
     def project(flat: Vector) -> Vector:
@@ -124,7 +128,7 @@ def _simplex(leaf: Leaf, values: Vector) -> Tangent | str:
         return f"{leaf.name} has rows of one element, which cannot move"
     if not (values > 0).all():
         return f"{leaf.name} is not positive throughout"
-    if np.abs(values.sum(-1) - 1).max() > max(CLOSE, ROUNDINGS * 2.0 ** -bits_of(leaf.dtype)):
+    if np.abs(values.sum(-1) - 1).max() > _close(leaf):
         return f"{leaf.name} does not sum to 1 along its last axis"
 
     def project(flat: Vector) -> Vector:

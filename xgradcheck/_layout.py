@@ -23,6 +23,12 @@ BITS = {"bfloat16": 8, "float16": 11, "float32": 24}
 COMPLEX = {"complex64": 24, "complex128": DOUBLE}
 
 
+def to_bits(values: Vector, bits: int | Positions) -> Vector:
+    """Values rounded to significands of so many bits."""
+    significands, exponents = np.frexp(values)
+    return np.asarray(np.ldexp(np.round(np.ldexp(significands, bits)), exponents - bits))
+
+
 def bits_of(dtype: str) -> int:
     """The significant bits of a format, by its name."""
     return BITS.get(dtype) or COMPLEX.get(dtype, DOUBLE)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from xgradcheck._differences import Noise, snapped
-from xgradcheck._layout import BITS, DOUBLE, Vector
+from xgradcheck._layout import BITS, DOUBLE, Vector, to_bits
 
 Along = Callable[[Vector, Vector], Vector]
 
@@ -198,8 +198,8 @@ def _bits_of_the_argument(
     the cells beside it. Noise of other kinds does not keep to those cells.
     """
     for bits in BITS.values():
-        significands, exponents = np.frexp(point)
-        center = np.ldexp(np.round(np.ldexp(significands, bits)), exponents - bits)
+        center = to_bits(point, bits)
+        _, exponents = np.frexp(point)
         cell = np.ldexp(1.0, exponents - bits) * (point != 0)
         within = [center - point + cell * rng.uniform(-0.2, 0.2, point.size) for _ in range(3)]
         beside = center - point + cell * rng.choice([-2.0, 2.0], point.size)

@@ -8,6 +8,9 @@ RUN := $(VENV)/bin/python
 # Another index:   make test TORCH_INDEX=https://download.pytorch.org/whl/cpu   (after make clean)
 TORCH ?= $(shell sed -n 's/^\(torch==[^ ;]*\).*/\1/p' constraints.txt)
 TORCH_INDEX ?=
+# Another JAX:     make test JAX=jax==0.6.0
+JAX ?= $(shell sed -n 's/^\(jax==[^ ;]*\).*/\1/p' constraints.txt)
+OLDEST_JAX := jax==$(shell sed -n 's/^jax = \["jax>=\(.*\)"\]/\1/p' pyproject.toml)
 
 PIP := $(RUN) -m pip --disable-pip-version-check
 # make demo PIP_FLAGS= shows all that pip has to say.
@@ -17,7 +20,7 @@ PYTEST_ARGS ?=
 # On a machine with a GPU, JAX warns of a CUDA build that is not installed; all of this runs on the CPU.
 export JAX_PLATFORMS ?= cpu
 
-.PHONY: help demo test check slow bench dist format clean FORCE
+.PHONY: help demo test check slow oldest-jax bench dist format clean FORCE
 .DEFAULT_GOAL := help
 
 help:
@@ -25,6 +28,7 @@ help:
 	@echo 'make test    the tests, without the slow ones'
 	@echo 'make slow    the slow tests alone'
 	@echo 'make check   formatting, lint, types and the tests'
+	@echo 'make oldest-jax   the tests of JAX, with the oldest version that is supported'
 	@echo 'make bench   every script in benchmarks/'
 	@echo 'make dist    wheel and sdist, into dist/'
 	@echo 'make format  formats the code and applies the safe fixes of the linter'
@@ -32,6 +36,7 @@ help:
 	@echo
 	@echo 'PYTHON=python3.12             the Python to make .venv with; needs 3.11 or newer'
 	@echo 'TORCH=torch==2.6.0            another torch than $(TORCH)'
+	@echo 'JAX=jax==0.6.0                another JAX than $(JAX)'
 	@echo 'TORCH_INDEX=URL               another index for torch, such as the one of CPU builds'
 	@echo 'PYTEST_ARGS="-k sweep -x"     more arguments for pytest'
 
@@ -43,6 +48,10 @@ test: $(VENV)/installed
 
 slow: $(VENV)/installed
 	$(RUN) -m pytest -m slow $(PYTEST_ARGS)
+
+# In an environment of its own.
+oldest-jax:
+	@$(MAKE) test VENV=$(VENV)-oldest-jax JAX=$(OLDEST_JAX) PYTEST_ARGS="-k jax $(PYTEST_ARGS)"
 
 check: $(VENV)/installed
 	$(RUN) -m ruff format --check .
@@ -65,11 +74,11 @@ format: $(VENV)/installed
 	$(RUN) -m ruff check --fix .
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-oldest-jax build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Written last, so that an installation that broke off is taken up again.
-$(VENV)/installed: pyproject.toml constraints.txt $(VENV)/torch-wanted
+$(VENV)/installed: pyproject.toml constraints.txt $(VENV)/wanted
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo '$(PYTHON) is not Python 3.11 or newer; name one: make PYTHON=python3.11 ...' >&2; exit 1; }
 	@echo 'Making $(VENV) with $(PYTHON)'
@@ -78,14 +87,15 @@ $(VENV)/installed: pyproject.toml constraints.txt $(VENV)/torch-wanted
 	@$(PIP) install $(PIP_FLAGS) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) '$(TORCH)'
 	@echo 'Installing xgradcheck and its tools'
 	@# The torch that is there stays, whichever it is: the pin in constraints.txt would replace it.
-	@sed '/^torch==/d' constraints.txt > $(VENV)/constraints.txt
+	@sed '/^torch==/d; /^jax\(lib\)*==/d' constraints.txt > $(VENV)/constraints.txt
+	@echo '$(JAX)' >> $(VENV)/constraints.txt
 	@$(PIP) freeze | sed -n '/^torch==/p' >> $(VENV)/constraints.txt
 	@# Without isolation the project is built by the pinned setuptools, not by the newest one.
 	@$(PIP) install $(PIP_FLAGS) -c $(VENV)/constraints.txt setuptools wheel
 	@$(PIP) install $(PIP_FLAGS) -c $(VENV)/constraints.txt --no-build-isolation --editable '.[all,dev]'
 	@touch $@
 
-# Changes only when another torch is named, which is then installed in place of the first.
-$(VENV)/torch-wanted: FORCE
+# Changes only when another torch or JAX is named, which is then installed in place of the first.
+$(VENV)/wanted: FORCE
 	@mkdir -p $(VENV)
-	@echo '$(TORCH)' | cmp -s - $@ || echo '$(TORCH)' > $@
+	@echo '$(TORCH) $(JAX)' | cmp -s - $@ || echo '$(TORCH) $(JAX)' > $@

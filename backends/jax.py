@@ -41,6 +41,10 @@ CHUNK_BYTES = 1 << 24
 """How much memory one batch of points may take: large enough to fill the cores, small enough for
 any machine.
 """
+LARGE = 2048
+"""The smallest leaf that gets a program of its own, in which the others are not batched: computing
+them with it costs more than compiling then.
+"""
 
 
 def owns(contents: Any) -> bool:
@@ -121,7 +125,8 @@ class JaxProblem:
         # Read at once, which copies.
         self._given = None if case.grads is None or callable(case.grads) else self._read(case.grads)
         self._world = World(list(self._states()), list(number_states(self._reachable())))
-        self._is_moved = False
+        self._is_moved = self._is_single = False
+        self._programs: dict[int, Callable[..., Any]] = {}
         self._seen: list[Node] = []
         self._unread: frozenset[int] = frozenset()
         self.bits = DOUBLE
@@ -137,7 +142,8 @@ class JaxProblem:
         self._compiled_backward = jax.jit(self._pulled_back)
         self._compiled_outputs = jax.jit(self._everything_at)
         self._learn_outputs()
-        self._chunk = self._points_at_once()
+        self._chunk = self._points_at_once(self.layout.size)
+        self._programs = {}
         self._program = self._first_program_that_works()
 
     @contextmanager
@@ -151,6 +157,7 @@ class JaxProblem:
             "_compiled_outputs",
             "_chunk",
             "_program",
+            "_programs",
             "outputs",
             "bits",
         )
@@ -178,13 +185,14 @@ class JaxProblem:
         wrt = 0 if case.wrt is None and case.grads is not None else case.wrt
         if wrt is not None:
             if isinstance(wrt, int | tuple) and case.args:
-                # A Python number is a constant, unless its argument is asked for, as
-                # jax.grad(f)(3.0) does.
+                # A Python number is a constant, a rate of dropout, say; unless the argument that is
+                # asked for holds nothing else, as in jax.grad(f)(3.0).
+                arrays = {self._nodes[number].path[0] for number in floating}
                 asked = {
                     n % len(case.args)
                     for n in ((wrt,) if isinstance(wrt, int) else wrt)
                     if isinstance(n, int)
-                }
+                } - arrays
                 for number, node in enumerate(self._nodes):
                     if node.path[0] in asked and isinstance(node.value, float):
                         self._nodes[number] = Node(node.path, node.suffix, np.float64(node.value))
@@ -356,16 +364,18 @@ class JaxProblem:
         return self._outputs_at([part.astype(dtype) for part, dtype in pairs])
 
     def _phi(self, point: Any, cotangent: Any) -> Any:
-        outs = self._outputs_of(point)
-        parts = _handed.cut(cotangent, self.outputs)
-        total = sum(jnp.sum(part * out) for part, out in zip(parts, outs, strict=True))
+        total = self._inner(self._outputs_of(point), cotangent)
         # In a complex step the imaginary part is what is asked for.
         return total if jnp.iscomplexobj(point) else jnp.real(total)
 
-    def _points_at_once(self) -> int:
+    def _inner(self, outs: Sequence[Any], cotangent: Any) -> Any:
+        parts = _handed.cut(cotangent, self.outputs)
+        return sum(jnp.sum(part * out) for part, out in zip(parts, outs, strict=True))
+
+    def _points_at_once(self, size: int) -> int:
         """A function of shapes alone, so that a report can be repeated to the bit."""
-        width = 8 * (self.layout.size + self.outputs.size)
-        wanted = min(2 * self.layout.size, CHUNK_BYTES // width, 64)
+        width = 8 * (size + self.outputs.size)
+        wanted = min(2 * size, CHUNK_BYTES // width, 64)
         return 1 << max(int(wanted).bit_length() - 1, 3 if width * 8 <= CHUNK_BYTES else 0)
 
     def _first_program_that_works(self) -> Callable[[Any, Any], Any]:
@@ -433,7 +443,31 @@ class JaxProblem:
         points = np.stack([displaced(self.point, whole, step) for step in steps])
         return self._values(points, cotangent)
 
+    @property
+    def batch(self) -> int:
+        return max(map(self._points_of, range(len(self.layout))))
+
+    def _points_of(self, owner: int) -> int:
+        """How many points of a leaf its own program takes at once; 1 where it has none."""
+        leaf = self.layout.leaves[owner]
+        usual = self._is_single or not self._is_wide or self._chunk == 1
+        if usual or leaf.size < LARGE or leaf.is_complex:
+            return 1
+        return self._points_at_once(leaf.size)
+
+    def one_by_one(self) -> None:
+        self._is_single = True
+
     def each(self, index: Positions, steps: Vector, cotangent: Vector) -> Vector:
+        values, owners = np.empty(len(index)), self.layout.owners(index)
+        for owner in np.unique(owners):
+            own = np.flatnonzero(owners == owner)
+            one = self._of_leaf if len(own) >= self._points_of(owner) > 1 else self._of_all
+            values[own] = one(index[own], steps[own], cotangent)
+        return values
+
+    def _of_all(self, index: Positions, steps: Vector, cotangent: Vector) -> Vector:
+        """Points that move at one coordinate each, by the program for all points."""
         values = np.empty(len(index))
         for first in range(0, len(index), self._chunk):
             part = slice(first, first + self._chunk)
@@ -441,6 +475,41 @@ class JaxProblem:
             points[np.arange(len(points)), index[part]] += steps[part]
             values[part] = self._values(points, cotangent)
         return values
+
+    def _of_leaf(self, index: Positions, steps: Vector, cotangent: Vector) -> Vector:
+        """Points of one leaf, by a program that batches nothing else."""
+        owner = int(self.layout.owners(index[:1])[0])
+        count = self._points_of(owner)
+        try:
+            if owner not in self._programs:
+                self._programs[owner] = self._program_of(owner)
+            program, values = self._programs[owner], np.empty(len(index))
+            here = self._values(self.point[None], cotangent)[0]
+            for first in range(0, len(index), count - 1):
+                part = slice(first, first + count - 1)
+                places, moves = np.zeros(count, np.intp), np.zeros(count)
+                places[1 : 1 + len(index[part])] = index[part] - self.layout.leaves[owner].start
+                moves[1 : 1 + len(index[part])] = steps[part]
+                found = np.asarray(program(self.point, places, moves, cotangent))
+                # The first row is the point itself: how this program rounds is taken out.
+                values[part] = here + (found[1 : 1 + len(index[part])] - found[0])
+        except Exception:  # the program for all points will do, or tell why not
+            self.one_by_one()
+            return self._of_all(index, steps, cotangent)
+        return values
+
+    def _program_of(self, owner: int) -> Callable[..., Any]:
+        start, size = self.layout.leaves[owner].start, self.layout.leaves[owner].size
+
+        def moved(point: Any, place: Any, step: Any, cotangent: Any) -> Any:
+            leaf = point[start : start + size].at[place].add(step)
+            parts = _handed.cut(point, self.layout)
+            parts[owner] = leaf.reshape(self.layout.leaves[owner].shape)
+            pairs = zip(parts, self._dtypes, strict=True)
+            outs = self._outputs_at([part.astype(dtype) for part, dtype in pairs])
+            return jnp.real(self._inner(outs, cotangent))
+
+        return jax.jit(jax.vmap(moved, in_axes=(None, 0, 0, None)))
 
     @property
     def can_be_complex(self) -> bool:

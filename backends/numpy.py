@@ -404,6 +404,11 @@ class NumpyProblem:
         for slot, part in zip(self._slots, _handed.cut(point, self.layout), strict=True):
             slot.work[...] = part
 
+    batch = 1
+
+    def one_by_one(self) -> None:
+        """All points go one way as it is."""
+
     def each(self, index: Positions, steps: Vector, cotangent: Vector) -> Vector:
         cotangents = _handed.cut(cotangent, self.outputs)
         values = np.empty(len(index))

@@ -31,6 +31,7 @@ from xgradcheck._layout import (
 from xgradcheck._selection import Candidate, argument_nodes, closure_nodes, select
 from xgradcheck._tree import Node, Path, flatten, replaced
 
+from .torch_batches import FEWEST, Rows, points_at_once, together
 from .torch_raising import Draws, raised
 from .world import (
     TORCH,
@@ -306,6 +307,8 @@ class TorchProblem:
         self._grad_mode: Callable[[], Any] = torch.no_grad
         self._scope: Callable[[], AbstractContextManager[Any]] = nullcontext
         self._paths: list[Path] = []
+        self._batch: int | None = None
+        self._is_single = False
         self.outputs = Layout(())
         self.bits = DOUBLE
         with self.held():
@@ -544,21 +547,83 @@ class TorchProblem:
             for slot, part in zip(self._slots, _handed.cut(point, self.layout), strict=True):
                 slot.work.data.copy_(torch.from_numpy(part))
 
+    @property
+    def batch(self) -> int:
+        if self._batch is None:
+            self._batch = 1 if self._is_single else self._points_at_once()
+        return self._batch
+
+    def one_by_one(self) -> None:
+        self._is_single, self._batch = True, 1
+
+    def _points_at_once(self) -> int:
+        largest = max(slot.work.numel() * slot.work.itemsize for slot in self._slots)
+        self._world.reset()
+        try:
+            with self._grad_mode():
+                return points_at_once(self._call, largest)
+        except Exception:  # what cannot even be counted
+            return 1
+        finally:
+            self._world.reset()
+
     def each(self, index: Positions, steps: Vector, cotangent: Vector) -> Vector:
-        values = np.empty(len(index))
-        evaluate = self._evaluator(cotangent)
-        starts = [leaf.start for leaf in self.layout]
-        owners, base = self.layout.owners(index).tolist(), self.point[index]
-        moved = (base + steps).tolist()
+        values, owners = np.empty(len(index)), self.layout.owners(index)
+        for owner in np.unique(owners):
+            own = np.flatnonzero(owners == owner)
+            places, moved = index[own] - self.layout.leaves[owner].start, self.point[index[own]]
+            moved = moved + steps[own]
+            found = self._together(owner, places, moved, cotangent)
+            values[own] = self._singly(owner, places, moved, cotangent) if found is None else found
+        return values
+
+    def _singly(self, owner: int, places: Positions, moved: Vector, cotangent: Vector) -> Vector:
+        values, evaluate = np.empty(len(places)), self._evaluator(cotangent)
+        put, base = self._writers[owner], self.point[self.layout.leaves[owner].start + places]
+        steps = zip(places.tolist(), moved.tolist(), base.tolist(), strict=True)
         with self._grad_mode():
-            for number, (owner, position) in enumerate(zip(owners, index.tolist(), strict=True)):
-                put, place = self._writers[owner], position - starts[owner]
+            for number, (place, there, here) in enumerate(steps):
                 self._world.reset()
                 try:
-                    put(place, moved[number])
+                    put(place, there)
                     values[number] = evaluate()
                 finally:
-                    put(place, float(base[number]))
+                    put(place, here)
+        return values
+
+    def _together(
+        self, owner: int, places: Positions, moved: Vector, cotangent: Vector
+    ) -> Vector | None:
+        """Many points of one leaf in batches; None where single ones are as good, or have to be."""
+        leaf, work = self.layout.leaves[owner], self._slots[owner].work
+        if len(places) < FEWEST or self.batch == 1:
+            return None
+        count = min(self.batch, len(places) + 1)
+        rows, parts = Rows(work, count), self._cotangents(cotangent)
+        base = self.point[leaf.start + places]
+
+        def phi(other: Callable[[Any], Any]) -> Any:
+            outs = [other(out) for out in self._tensors(self._call())]
+            return _inner(parts, outs)
+
+        values = np.empty(len(places))
+        try:
+            with self._grad_mode():
+                self._world.reset()
+                here = self._evaluator(cotangent)()
+                for first in range(0, len(places), count - 1):
+                    part = slice(first, first + count - 1)
+                    self._world.reset()
+                    rows.put(places[part], moved[part])
+                    found = together(rows, work, self._world.written, phi)
+                    # The first row is the point itself: what rounding in batches does to it, it
+                    # does to all.
+                    values[part] = here + (found[1 : 1 + len(values[part])] - found[0])
+                    rows.put(places[part], base[part])
+        except Exception:  # no rule for batches, or a look at the values
+            self.one_by_one()
+            self._world.watch()
+            return None
         return values
 
     @property
@@ -700,10 +765,14 @@ def _graph(outs: Iterable[torch.Tensor]) -> set[Any]:
 
 def _paired(cotangents: Sequence[torch.Tensor], outs: Sequence[torch.Tensor]) -> float:
     """The inner product of cotangent and output: phi."""
+    return float(_inner(cotangents, [out.detach() for out in outs]))
+
+
+def _inner(cotangents: Sequence[torch.Tensor], outs: Sequence[torch.Tensor]) -> Any:
     # Multiply and sum: torch.dot loses a digit or two against this pairwise sum.
     pairs = zip(cotangents, outs, strict=True)
     # With the cotangent conjugated, as autograd has it: the real part of an inner product.
-    return sum(float((part.conj() * out.detach().to(part.dtype)).sum().real) for part, out in pairs)
+    return sum((part.conj() * out.to(part.dtype)).sum().real for part, out in pairs)
 
 
 def _array(value: Any) -> Any:
@@ -825,7 +894,7 @@ def _buffer_state(name: str, module: nn.Module, key: str, found: torch.Tensor | 
         if found is not None:
             _set_bytes(found, saved[1])
 
-    return State(name, read, restore)
+    return State(name, read, restore, holder=found)
 
 
 def _tensor_state(tensor: torch.Tensor) -> State:
@@ -854,4 +923,4 @@ def _tensor_state(tensor: torch.Tensor) -> State:
             if grad is not None:
                 _set_bytes(grad, saved[2][1])
 
-    return State("a tensor", read, restore)
+    return State("a tensor", read, restore, holder=tensor)

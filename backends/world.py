@@ -8,7 +8,7 @@ only those that the function changed are reset before each of the following ones
 import functools
 import random
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import BuiltinFunctionType, CellType, FunctionType, MethodType, ModuleType
@@ -27,6 +27,8 @@ class State:
     read: Callable[[], Any]
     restore: Callable[[Any], None]
     is_random: bool = False
+    holder: Any = None
+    """The tensor or array whose contents this is, where there is one."""
 
 
 def same(a: Any, b: Any) -> bool:
@@ -35,6 +37,8 @@ def same(a: Any, b: Any) -> bool:
         return isinstance(b, np.ndarray) and _same_bytes(a, b)
     if isinstance(a, Contents):
         return isinstance(b, Contents) and a.same(b)
+    if type(a) is tuple and set(map(type, a)) == {int}:  # 625 of them in a random state
+        return bool(a == b)
     if isinstance(a, list | tuple):
         return type(a) is type(b) and len(a) == len(b) and all(map(same, a, b))
     if isinstance(a, dict):
@@ -72,6 +76,12 @@ class World:
     def moving(self) -> list[str]:
         """What the function is known to change."""
         return [self.states[number].name for number in self._moving]
+
+    @property
+    def written(self) -> list[Any]:
+        """The tensors and arrays that the function is known to write to."""
+        holders = (self.states[number].holder for number in self._moving)
+        return [holder for holder in holders if holder is not None]
 
     def hold_numbers(self) -> list[str]:
         """Hold still those numbers too that the function has changed; their names."""
@@ -173,7 +183,7 @@ class Contents:
         return all(value is other.items[key] for key, value in self.items.items())
 
 
-def mapping_state(name: str, mapping: dict[Any, Any]) -> State:
+def mapping_state(name: str, mapping: MutableMapping[Any, Any]) -> State:
     """The arrays in a dict, or among an object's attributes, that the function may exchange.
 
     Arrays alone: a counter or a log that the user keeps in there is none of our business.
@@ -245,20 +255,56 @@ def plain_states(objects: Sequence[Any]) -> Iterator[State]:
                 yield array_state("an array", node)
         elif type(node) is dict:
             yield mapping_state("a dict", node)
-        elif _has_attributes(node):
-            yield mapping_state(f"the attributes of {type(node).__name__}", vars(node))
+        elif _is_of_the_user(node):
+            for attributes in _attributes(node):
+                yield mapping_state(f"the attributes of {type(node).__name__}", attributes)
 
 
 # Framework objects keep books of their own, and what they hold is reached through their interfaces.
 FOREIGN = ("numpy", "torch", "jax", "jaxlib", "builtins", "functools", "random", "types")
 
 
-def _has_attributes(node: Any) -> bool:
-    """Whether this is an object of the user's, whose attributes a method may exchange."""
+def _is_of_the_user(node: Any) -> bool:
+    """Whether this may be an object of the user's, whose attributes a method may exchange."""
     if isinstance(node, FunctionType | MethodType | ModuleType | type):
         return False
-    root = type(node).__module__.partition(".")[0]
-    return root not in FOREIGN and isinstance(getattr(node, "__dict__", None), dict)
+    return type(node).__module__.partition(".")[0] not in FOREIGN
+
+
+class Slots(MutableMapping[str, Any]):
+    """The attributes of an object that it keeps in ``__slots__``."""
+
+    def __init__(self, node: Any) -> None:
+        self._node = node
+        found = (vars(kind).get("__slots__", ()) for kind in type(node).__mro__)
+        names = [name for slots in found for name in ([slots] if isinstance(slots, str) else slots)]
+        self._names = [name for name in names if not name.startswith("__")]
+
+    def __getitem__(self, name: str) -> Any:
+        try:
+            return object.__getattribute__(self._node, name)
+        except AttributeError:  # not bound yet
+            raise KeyError(name) from None
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        object.__setattr__(self._node, name, value)
+
+    def __delitem__(self, name: str) -> None:
+        object.__delattr__(self._node, name)
+
+    def __iter__(self) -> Iterator[str]:
+        return (name for name in self._names if hasattr(self._node, name))
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+
+def _attributes(node: Any) -> Iterator[MutableMapping[str, Any]]:
+    """Where an object keeps its attributes: in a dict, in slots, or in both."""
+    if isinstance(getattr(node, "__dict__", None), dict):
+        yield vars(node)
+    if slots := Slots(node):
+        yield slots
 
 
 def number_states(objects: Sequence[Any]) -> Iterator[State]:
@@ -273,10 +319,10 @@ def number_states(objects: Sequence[Any]) -> Iterator[State]:
             yield from (state for name, cell in cells if (state := _cell_state(name, cell)))
             names = node.__code__.co_names
             yield from _numbers_in(node.__globals__, names, "the global {}".format)
-        elif _has_attributes(node):
+        elif _is_of_the_user(node):
             owner = type(node).__name__
-            attributes = vars(node)
-            yield from _numbers_in(attributes, list(attributes), f"{owner}.{{}}".format)
+            for attributes in _attributes(node):
+                yield from _numbers_in(attributes, list(attributes), f"{owner}.{{}}".format)
 
 
 def _is_number(value: Any) -> bool:
@@ -284,7 +330,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _numbers_in(
-    mapping: dict[Any, Any], keys: Iterable[Any], named: Callable[[Any], str]
+    mapping: MutableMapping[Any, Any], keys: Iterable[Any], named: Callable[[Any], str]
 ) -> Iterator[State]:
     for key in keys:
         if _is_number(mapping.get(key)):
@@ -346,8 +392,9 @@ def _held_by(node: Any) -> Iterator[Any]:
         yield from (node.__self__, node.__func__)
     elif isinstance(node, FunctionType):
         yield from _named_by(node)
-    elif _has_attributes(node):
-        yield from list(vars(node).values())
+    elif _is_of_the_user(node):
+        for attributes in _attributes(node):
+            yield from list(attributes.values())
 
 
 def _named_by(fn: FunctionType) -> Iterator[Any]:

@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import pytest
 import torch
+from xgradcheck.backends.jax_draws import x64
 
 from xgradcheck import check
 from xgradcheck._generic import _degenerate
@@ -147,7 +148,7 @@ def test_jax_arrays_are_moved():
 
 
 def test_a_jax_gradient_handed_in_is_asked_for_at_the_moved_point():
-    with jax.enable_x64(True):
+    with x64():
         x = jax.numpy.ones(3)
     assert check(cube, x, grads=lambda x: 3 * x**2).verdict == "PASS"
     assert check(cube, x, grads=lambda x: 3 * x, raise_exception=False).verdict == "FAIL"

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from xgradcheck.backends.jax import JaxProblem
 
 from xgradcheck import Verdict, check
 
@@ -179,3 +180,43 @@ def test_a_function_that_reads_no_leaf_is_refused_and_an_unread_leaf_noted() -> 
         in_jax(lambda x: jnp.ones(2).sum(), X)
     report = in_jax(lambda a, b: jnp.sum(jnp.sin(a)), X, X)
     assert any(note.startswith("b gets no gradient") for note in report.notes)
+
+
+def tanh_with(factor: float) -> Any:
+    @jax.custom_vjp
+    def tanh(x: Any) -> Any:
+        return jnp.tanh(x)
+
+    tanh.defvjp(lambda x: (jnp.tanh(x), x), lambda x, u: (factor * u / jnp.cosh(x) ** 2,))
+    return tanh
+
+
+def test_a_large_leaf_has_a_program_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    w, b, data = rng.normal(size=(48, 50)) / 7, rng.normal(size=(1, 50)), rng.normal(size=(3, 48))
+    programs = []
+    found = JaxProblem._program_of
+
+    def counted(self: Any, owner: int) -> Any:
+        programs.append(self.layout.leaves[owner].name)
+        return found(self, owner)
+
+    monkeypatch.setattr(JaxProblem, "_program_of", counted)
+    right, wrong = tanh_with(1.0), tanh_with(1.0001)
+    in_jax(lambda w, b: right(data @ w + b).sum(1), w, b)
+    assert programs == ["w"]
+    report = in_jax(lambda w, b: wrong(data @ w + b).sum(1), w, b, raise_exception=False)
+    assert report.leaves["w"].verdict is report.leaves["b"].verdict is Verdict.FAIL
+
+
+def test_a_program_that_gives_other_values_is_not_believed(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = JaxProblem._program_of
+
+    def wrong(self: Any, owner: int) -> Any:
+        program = found(self, owner)
+        # Off by as little as a rounding of float32.
+        return lambda x, places, moves, u: program(x, places, moves, u) + 1e-7 * (moves > 0)
+
+    monkeypatch.setattr(JaxProblem, "_program_of", wrong)
+    x = np.random.default_rng(0).normal(size=2100)
+    assert in_jax(lambda x: jnp.sin(x).sum(), x).verdict is Verdict.PASS

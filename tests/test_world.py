@@ -16,6 +16,7 @@ from fingerprint import fingerprint
 from torch import nn
 
 from xgradcheck import GradientMismatch, Report, check
+from xgradcheck.backends import jax_draws
 
 
 class Boom(Exception):
@@ -294,7 +295,7 @@ def torch_arguments(trap: Trap) -> World:
 
 
 def _jax_world(trap: Trap, traceable: bool) -> World:
-    with jax.enable_x64(True):
+    with jax_draws.x64():
         params = {"W": jnp.arange(6.0).reshape(2, 3) / 7, "b": np.linspace(0.1, 0.3, 3)}
         x = jnp.ones((2,))
     own, seen = np.random.default_rng(0), set()
@@ -321,7 +322,7 @@ def _jax_world(trap: Trap, traceable: bool) -> World:
         return check(fn, params, x, wrt=0, backend="jax", raise_exception=raises)
 
     def call():
-        with jax.enable_x64(True):
+        with jax_draws.x64():
             fn(params, x)
 
     def state():

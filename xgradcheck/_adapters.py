@@ -116,6 +116,17 @@ class Problem(Protocol):
         """phi with ``point[index[j]] += steps[j]``, for every j."""
         ...
 
+    @property
+    def batch(self) -> int:
+        """How many points of one leaf ``each`` evaluates together; ``along`` takes its points one
+        by one, or in the same way as ``each``.
+        """
+        ...
+
+    def one_by_one(self) -> None:
+        """Evaluate all points as ``along`` does: together they gave other values."""
+        ...
+
     def gradient(self, cotangent: Vector) -> Backward:
         """The backward pass under test."""
         ...

@@ -1,5 +1,6 @@
 """The verb, and the order of its stages: refuse, bind, evaluate, run the backward, sweep, judge."""
 
+import functools
 import sys
 import time
 import zlib
@@ -342,14 +343,19 @@ def _cotangent(outputs: Layout, seed: int) -> Vector:
 
 def environment() -> dict[str, str]:
     """Versions of what a report depends on."""
+    packages = ("numpy", "torch", "jax", "jaxlib")
+    return dict(_versions(("xgradcheck", *(name for name in packages if name in sys.modules))))
+
+
+@functools.cache
+def _versions(packages: tuple[str, ...]) -> dict[str, str]:
     import importlib.metadata  # slow to load, and wanted once a check is done
     import platform
 
     versions = {"python": platform.python_version(), "platform": platform.platform()}
-    for package in ("xgradcheck", "numpy", "torch", "jax", "jaxlib"):
-        if package in sys.modules or package == "xgradcheck":
-            try:
-                versions[package] = importlib.metadata.version(package)
-            except importlib.metadata.PackageNotFoundError:  # a checkout that was never installed
-                versions[package] = "unknown"
+    for package in packages:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:  # a checkout that was never installed
+            versions[package] = "unknown"
     return versions

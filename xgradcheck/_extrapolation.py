@@ -199,8 +199,8 @@ def _table(steps: Vector, slopes: Vector, sigmas: Vector, order: float) -> Estim
     def noise_of(weights: Vector) -> Vector:
         return spread(np.where(weights != 0, weights * sigmas / steps, 0.0))
 
-    steady = np.eye(levels) - np.eye(levels, k=-1)
-    jitter = NOISE_SIGMAS * np.array([noise_of(row[:, None] * np.ones(count)) for row in steady])
+    steady = (np.eye(levels) - np.eye(levels, k=-1))[:, :, None]
+    jitter = NOISE_SIGMAS * noise_of(steady)
     smooth, shrinking = _contraction(powers, slopes, change, jitter)
     entries: list[tuple[Vector, Vector, Vector, Any, int]] = []
     values, weights = slopes.copy(), np.eye(levels)[:, :, None] * np.ones(count)
@@ -211,6 +211,7 @@ def _table(steps: Vector, slopes: Vector, sigmas: Vector, order: float) -> Estim
             ratio = 1.0 / (powers[:-depth] / powers[depth:] - 1.0)
             values = values[1:] + (values[1:] - values[:-1]) * ratio
             weights = weights[1:] + (weights[1:] - weights[:-1]) * ratio[:, None]
+        noises = noise_of(weights)
         for entry in range(0 if depth else 1, levels - depth):
             row = entry + depth
             value = values[entry]
@@ -233,8 +234,7 @@ def _table(steps: Vector, slopes: Vector, sigmas: Vector, order: float) -> Estim
             reach = np.fmax(np.abs(value - slopes[row]), np.abs(value - after[row]))
             wary = np.maximum(np.fmax(truncation, reach), np.abs(change[row]))
             truncation = np.where(contracting, truncation, 3 * wary) + 2.0**-52 * np.abs(value)
-            noise = noise_of(weights[entry])
-            entries.append((value, truncation, noise, contracting | shrinking[row], row))
+            entries.append((value, truncation, noises[entry], contracting | shrinking[row], row))
     return _best(entries)
 
 
@@ -244,13 +244,13 @@ def _central_noise(shares: Vector) -> Vector:
 
 def _one_sided_noise(shares: Vector) -> Vector:
     # phi(x) stands in every one-sided quotient: its rounding does not average out.
-    return np.asarray(np.hypot(_root_sum_of_squares(shares), np.sum(shares, axis=0)))
+    return np.asarray(np.hypot(_root_sum_of_squares(shares), np.sum(shares, axis=-2)))
 
 
 def _root_sum_of_squares(shares: Vector) -> Vector:
-    largest = np.max(np.abs(shares), axis=0)
+    largest = np.max(np.abs(shares), axis=-2)
     unit = np.where((largest > 0) & np.isfinite(largest), largest, 1.0)
-    return np.asarray(unit * np.sqrt(np.sum((shares / unit) ** 2, axis=0)))
+    return np.asarray(unit * np.sqrt(np.sum((shares / unit[..., None, :]) ** 2, axis=-2)))
 
 
 def _contraction(powers: Vector, slopes: Vector, change: Vector, jitter: Vector) -> tuple[Any, Any]:

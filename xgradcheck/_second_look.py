@@ -6,7 +6,15 @@ import numpy as np
 
 from xgradcheck._complex import PRECISION, complex_slopes
 from xgradcheck._diagnose import Kind, remainder_order
-from xgradcheck._differences import EVEN, NOISE_SIGMAS, even_part, norm, rms
+from xgradcheck._differences import (
+    BAR_SIGMAS,
+    EVEN,
+    NOISE_SIGMAS,
+    even_part,
+    norm,
+    representable,
+    rms,
+)
 from xgradcheck._extrapolation import Estimate
 from xgradcheck._judge import Tolerance, exceeds, stand_still
 from xgradcheck._ladder import climb
@@ -17,6 +25,10 @@ from xgradcheck._truth import AUTO, Sweep, Truth
 UNEVEN = 0.5
 """How far the slopes of both sides may differ, as a share of the largest there is."""
 BATCH = 32
+WIDER, SAFE = 2.0, 4.0
+"""How much wider the steps of one more pair are; and how many times more than both pairs tell the
+first one is taken to be cut short.
+"""
 FAR, LITTLE = range(2, 28, 2), 1e-6
 """Exponents of two, of a coordinate's scale: how far out to look for a phi that does not move; and
 the share of its moves that is little.
@@ -27,6 +39,7 @@ def settle_suspicious(work: Sweep, truth: Truth) -> None:
     """Look again at what one pair could not decide, the worst first, until the leaf's verdict
     cannot change.
     """
+    _narrow_bars(work, truth)
     for leaf in work.layout:
         queue = leaf.start + np.flatnonzero(suspicious(work, truth, leaf.part))
         queue = queue[~truth.analytic[queue]]
@@ -53,6 +66,37 @@ def settle_suspicious(work: Sweep, truth: Truth) -> None:
     slopes, accused = truth.value.copy(), _accused(work, truth)
     _settle_ties(work, truth)
     _settle_meetings(work, truth, slopes, accused)
+
+
+def _narrow_bars(work: Sweep, truth: Truth) -> None:
+    """Bars of their own, from one more pair at wider steps, for coordinates of which the worst of
+    their leaf leaves open whether they are right.
+    """
+    if work.pairs is None:
+        return
+    queue = np.concatenate([_open_coordinates(work, truth, leaf) for leaf in work.layout])
+    if not queue.size:
+        return
+    steps, value = work.pairs[0, queue], truth.value[queue]
+    wide = representable(work.point[queue], WIDER * steps, work.noise.bits)
+    plus, minus = work.phi.pairs(queue, wide)
+    with np.errstate(all="ignore"):
+        ratio, apart = wide / steps, np.abs((plus - minus) / (2 * wide) - value)
+        truncation = SAFE * apart / (ratio**2 - 1)
+        peak = np.fmax(np.abs(plus), np.abs(minus))
+        noise = BAR_SIGMAS * work.noise.of(peak) / (np.sqrt(2) * steps)
+        bar = truncation + noise + 2.0**-52 * np.abs(value)
+    truth.bar[queue] = np.fmin(bar, truth.bar[queue])
+
+
+def _open_coordinates(work: Sweep, truth: Truth, leaf: Leaf) -> Positions:
+    """The coordinates of a leaf that are right as far as one pair tells, which is not enough."""
+    part = leaf.part
+    gradient, value = work.gradient[part], truth.value[part]
+    error = np.abs(gradient - value)
+    near = error <= work.allowed(gradient, value, rms(value), part)
+    near &= (gradient != 0) & ~truth.analytic[part] & ~_uneven(work, truth, part)
+    return leaf.start + np.flatnonzero(near & suspicious(work, truth, part))
 
 
 def _accused(work: Sweep, truth: Truth) -> Mask:

@@ -21,7 +21,7 @@ from xgradcheck._differences import (
 )
 from xgradcheck._judge import zero_below
 from xgradcheck._ladder import EXPONENTS
-from xgradcheck._layout import Positions, Vector
+from xgradcheck._layout import Leaf, Positions, Vector
 from xgradcheck._second_look import settle_suspicious, suspicious, take_complex_steps
 from xgradcheck._truth import COMPLEX, Sweep, Truth
 
@@ -37,7 +37,10 @@ FLAT = 1e8
 """How much more than it slopes a function bends over one step at its minimum."""
 SAFE = 4.0
 """How many times more than usual a coordinate is taken to bend."""
-BLOCK = 32
+BLOCK, BATCHES = 32, 4
+"""Coordinates between two looks at the progress: so many, or in so many batches."""
+BATCHED = 8
+"""The smallest leaf whose points may be evaluated together."""
 
 
 def sweep(work: Sweep, eps: Vector | None, seed: int) -> Truth:
@@ -162,11 +165,35 @@ def _truth(work: Sweep, slope: Vector, bar: Vector) -> Truth:
 def _pairs_in_blocks(work: Sweep, steps: Vector, done: int, total: int) -> tuple[Vector, Vector]:
     """All coordinates, leaf by leaf and in blocks, so that a long sweep can say how far it is."""
     plus, minus = np.empty_like(steps), np.empty_like(steps)
-    for first in range(0, steps.size, BLOCK):
-        index = np.arange(first, min(first + BLOCK, steps.size), dtype=np.intp)
+    large = [leaf for leaf in work.layout if leaf.size >= BATCHED]
+    batch = work.phi.problem.batch if large else 1
+    # Each batch holds the point itself, too.
+    block = max(BLOCK, BATCHES * (batch - 1))
+    for first in range(0, steps.size, block):
+        index = np.arange(first, min(first + block, steps.size), dtype=np.intp)
         plus[index], minus[index] = work.phi.pairs(index, steps[index])
         work.tick(done + len(index) + first, total)
+    if batch > 1 and not all(_are_values_of_one(work, leaf, steps, plus) for leaf in large):
+        work.phi.problem.one_by_one()
+        return _pairs_in_blocks(work, steps, done, total)
     return plus, minus
+
+
+def _are_values_of_one(work: Sweep, leaf: Leaf, steps: Vector, plus: Vector) -> bool:
+    """Whether phi is the same at a point of a leaf alone, where it moved most: what batches of
+    points give depends on rules that may be wrong.
+    """
+    found = plus[leaf.part]
+    with np.errstate(invalid="ignore"):
+        moves = np.abs(found - work.value)
+    place = int(np.argmax(np.where(np.isfinite(moves), moves, -1.0)))
+    unit = np.zeros(leaf.size)
+    unit[place] = 1.0
+    alone = work.phi.along(unit, steps[leaf.start + place : leaf.start + place + 1], leaf.start)[0]
+    if not np.isfinite(alone) or not np.isfinite(found[place]):
+        return bool(np.isfinite(alone) == np.isfinite(found[place]))
+    noise = float(work.noise.of(np.fmax(np.abs(alone), np.abs(work.value))))
+    return bool(abs(alone - found[place]) <= 2 * NOISE_SIGMAS * noise)
 
 
 def _textbook(work: Sweep, eps: Vector) -> Truth:

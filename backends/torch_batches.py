@@ -1,0 +1,182 @@
+"""Many points of one leaf evaluated at once, by ``torch.func.vmap``.
+
+The leaf alone is batched: what a function computes before it meets the leaf is computed once. Where
+an operation has no rule for batches, or something looks into the values, this raises, and points
+are evaluated one by one.
+"""
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch._functorch.autograd_function import custom_function_call
+from torch.autograd.function import _SingleLevelFunction
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from xgradcheck._layout import Positions, Vector
+
+from .torch_raising import mapped
+
+BATCH_BYTES = 3 << 23
+"""How much all that is computed on the way may take: larger batches only wait for the memory."""
+FEWEST, MOST = 8, 1024
+"""Points in a batch: fewer gain nothing."""
+SLOW = "There is a performance drop"
+"""How torch warns of an operation that it runs point by point inside a batch."""
+
+
+class Counted(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Adds up the bytes of everything that is computed."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.bytes = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **kwargs or {})
+        if func.is_view:
+            return out
+        tensors = [leaf for leaf in tree_leaves(out) if isinstance(leaf, torch.Tensor)]
+        self.bytes += sum(tensor.numel() * tensor.itemsize for tensor in tensors)
+        return out
+
+
+def points_at_once(call: Callable[[], Any], largest: int) -> int:
+    """How many points to evaluate together, by what one evaluation computes; 1 where that is too
+    much already. ``largest`` is the size of the largest leaf, in bytes.
+    """
+    with Counted() as counted:
+        call()
+    fitting = BATCH_BYTES // max(counted.bytes + largest, 1)
+    return 1 if fitting < FEWEST else min(fitting, MOST)
+
+
+class Rows:
+    """Copies of a leaf, strides and all; in each of them one element moves at a time."""
+
+    def __init__(self, leaf: torch.Tensor, count: int) -> None:
+        found, strides = leaf.detach(), leaf.stride()
+        width = 1 + sum((n - 1) * by for n, by in zip(found.shape, strides, strict=True))
+        memory = torch.empty(count * width, dtype=found.dtype, device=found.device)
+        self.tensor = memory.as_strided((count, *found.shape), (width, *strides))
+        self.tensor.copy_(found)
+        places = np.indices(found.shape).reshape(found.dim(), -1)
+        self._offsets = np.array(strides, np.intp) @ places
+        self._width = width
+        self._is_complex = found.is_complex()
+        self._memory = torch.view_as_real(memory).reshape(-1) if self._is_complex else memory
+
+    def put(self, places: Positions, values: Vector) -> None:
+        """Set element ``places[j]``, in the order of the flat vector, in row j + 1."""
+        size = len(self._offsets)
+        offsets = np.arange(1, len(places) + 1) * self._width + self._offsets[places % size]
+        if self._is_complex:
+            offsets = 2 * offsets + places // size
+        self._memory[torch.from_numpy(offsets)] = torch.from_numpy(values).to(self._memory)
+
+
+class Exchanged(TorchFunctionMode):
+    """Lets functions meet other tensors in the place of some."""
+
+    def __init__(self, others: dict[int, torch.Tensor]) -> None:
+        super().__init__()
+        self._others = others
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if kwargs:
+            kwargs = {key: self.other(value) for key, value in kwargs.items()}
+        return func(*map(self.other, args), **kwargs)
+
+    def other(self, value: Any) -> Any:
+        """What stands in the place of a value, or of what is in it; mostly the value itself."""
+        if isinstance(value, list | tuple | dict):
+            return mapped(self._other, value)
+        return self._other(value)
+
+    def _other(self, value: Any) -> Any:
+        return self._others.get(id(value), value)
+
+
+def together(
+    rows: Rows,
+    leaf: torch.Tensor,
+    written: Sequence[torch.Tensor],
+    phi: Callable[[Callable[[Any], Any]], torch.Tensor],
+) -> Vector:
+    """phi for each of the rows in the place of ``leaf``.
+
+    ``phi`` computes it as a tensor, and is given what stands in for what the function returns.
+    ``written`` are the tensors that the function writes to; each row gets copies of its own.
+    """
+
+    def one(row: torch.Tensor, *copies: torch.Tensor) -> torch.Tensor:
+        others = dict(zip(map(id, (leaf, *written)), (row, *copies), strict=True))
+        with Exchanged(others) as exchanged, _functions_opened(exchanged.other):
+            return phi(exchanged.other)
+
+    count = len(rows.tensor)
+    written = [tensor for tensor in written if tensor is not leaf]
+    copies = [tensor.detach().expand(count, *tensor.shape).clone() for tensor in written]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=SLOW)
+        values = torch.func.vmap(one, randomness="same")(rows.tensor, *copies)
+    return np.asarray(values.detach().to("cpu", torch.float64).numpy())
+
+
+class Context:
+    """Stands in for the ctx of a forward pass that no backward pass will follow."""
+
+    def __init__(self, needs_input_grad: tuple[bool, ...]) -> None:
+        self.needs_input_grad = needs_input_grad
+        self.saved_tensors: tuple[Any, ...] = ()
+
+    def save_for_backward(self, *tensors: Any) -> None:
+        """Keeps them for nobody, as a forward may read them back."""
+        self.saved_tensors = tensors
+
+    def _without_effect(self, *args: Any) -> None:
+        pass
+
+    save_for_forward = mark_dirty = mark_non_differentiable = _without_effect
+    set_materialize_grads = _without_effect
+
+
+@contextmanager
+def _functions_opened(other: Callable[[Any], Any]) -> Iterator[None]:
+    """Custom Functions without a rule for batches run as their plain forward.
+
+    ``Function.apply`` refuses them where it sees a transform, and else goes on to its base class;
+    methods that were bound before go the same way.
+    """
+    base: Any = _SingleLevelFunction
+    library: Any = torch._C
+    found, sees = vars(base).get("apply"), library._are_functorch_transforms_active
+
+    def apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
+        with library.DisableTorchFunction():
+            needs = tuple(isinstance(arg, torch.Tensor) and arg.requires_grad for arg in args)
+        args = tuple(map(other, args))
+        kwargs = {key: other(value) for key, value in kwargs.items()}
+        if cls.generate_vmap_rule or cls.vmap is not torch.autograd.Function.vmap:
+            return custom_function_call(cls, *args, **kwargs)
+        if torch.is_grad_enabled():
+            raise RuntimeError("a plain forward pass leaves no graph")
+        if cls.setup_context is not base.setup_context:
+            return cls.forward(*args, **kwargs)
+        return cls.forward(Context(needs), *args, **kwargs)
+
+    base.apply, library._are_functorch_transforms_active = classmethod(apply), lambda: False
+    try:
+        yield
+    finally:
+        library._are_functorch_transforms_active = sees
+        if found is None:
+            del base.apply
+        else:
+            base.apply = found

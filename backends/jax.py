@@ -77,6 +77,10 @@ def _is_floating(value: Any) -> bool:
     return is_array and bool(jnp.issubdtype(value.dtype, jnp.inexact))
 
 
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, np.ndarray | np.generic) and value.dtype.kind in "iub"
+
+
 def _argument_nodes(case: Case) -> list[Node]:
     """Every leaf of the arguments, named as JAX writes key paths."""
     names = argument_names(case.fn, len(case.args))
@@ -101,6 +105,8 @@ def _plain(entry: Any) -> Any:
 class JaxProblem:
     """One call of a JAX function, seen from the core."""
 
+    frozen: Positions = np.empty(0, np.intp)
+
     def __init__(self, case: Case, pulled: "tuple[Layout, Vector] | None" = None) -> None:
         self._case = case
         # Of second order: what the outputs are and for which cotangent their gradients are meant.
@@ -108,6 +114,11 @@ class JaxProblem:
         self._nodes = _argument_nodes(case)
         self._structure = tree_util.tree_structure((case.args, dict(case.kwargs)))
         self._numbers = self._chosen()
+        self._own = len(self._numbers)
+        self._nodes += self._cotangent_nodes()
+        self._numbers += range(
+            len(self._nodes) - (len(pulled[0]) if pulled else 0), len(self._nodes)
+        )
         leaves = [self._nodes[number] for number in self._numbers]
         for node in leaves:
             refuse_unless_known(node.suffix, str(node.value.dtype), CONVERT)
@@ -138,6 +149,16 @@ class JaxProblem:
             case.grads, len(case.args), case.kwargs, self.outputs
         )
 
+    def _cotangent_nodes(self) -> list[Node]:
+        """Of second order the cotangents are leaves too: a gradient depends on them."""
+        if self._pulled is None:
+            return []
+        outputs, cotangent = self._pulled
+        parts = zip(_handed.cut(cotangent, outputs), outputs, strict=True)
+        values = [np.asarray(part, jnp.dtype(leaf.dtype)) for part, leaf in parts]
+        names = zip(_handed.cotangent_names(outputs), values, strict=True)
+        return [Node((name,), name, value) for name, value in names]
+
     def _learn(self) -> None:
         self._compiled_backward = jax.jit(self._pulled_back)
         self._compiled_outputs = jax.jit(self._everything_at)
@@ -163,6 +184,11 @@ class JaxProblem:
         )
         kept = [getattr(self, name) for name in names]
         low = jnp.zeros(()).dtype == jnp.float32  # in the world of the user
+        # Whole numbers stay as wide as the function found them.
+        self._nodes = [
+            Node(n.path, n.suffix, jnp.asarray(n.value)) if _is_whole(n.value) else n
+            for n in self._nodes
+        ]
         try:
             with x64(), drawn_low() if low else nullcontext():
                 self._is_wide = True
@@ -283,10 +309,10 @@ class JaxProblem:
         """The floating outputs of the function, or their gradients."""
         if self._pulled is None:
             return self._first_outputs_at(leaves)
-        outs, pull = jax.vjp(self._first_outputs_at, leaves)
-        parts = zip(_handed.cut(self._pulled[1], self._pulled[0]), outs, strict=True)
-        grads = pull([jnp.asarray(part, out.dtype) for part, out in parts])[0]
-        names = [self._nodes[number].suffix for number in self._numbers]
+        outs, pull = jax.vjp(self._first_outputs_at, leaves[: self._own])
+        parts = zip(leaves[self._own :], outs, strict=True)
+        grads = pull([part.astype(out.dtype) for part, out in parts])[0]
+        names = [self._nodes[number].suffix for number in self._numbers[: self._own]]
         self._seen = [
             Node((name,), f"output[{name!r}]", grad)
             for name, grad in zip(names, grads, strict=True)
@@ -295,8 +321,10 @@ class JaxProblem:
 
     def _first_outputs_at(self, leaves: Sequence[Any]) -> list[Any]:
         """The floating outputs as a list; notes on the way what the function returned."""
-        values = [node.value for node in self._nodes]
-        for number, leaf in zip(self._numbers, leaves, strict=True):
+        values = [
+            node.value for node in self._nodes[: len(self._nodes) - len(self._numbers) + self._own]
+        ]
+        for number, leaf in zip(self._numbers[: self._own], leaves, strict=True):
             values[number] = leaf
         args, kwargs = tree_util.tree_unflatten(self._structure, values)
         out = self._case.output(args, kwargs)

@@ -405,6 +405,7 @@ class NumpyProblem:
             slot.work[...] = part
 
     batch = 1
+    frozen: Positions = np.empty(0, np.intp)
 
     def one_by_one(self) -> None:
         """All points go one way as it is."""

@@ -6,7 +6,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from torch import nn
 from torch.autograd import forward_ad
 
 from xgradcheck import _handed
-from xgradcheck._adapters import Backward, Case
+from xgradcheck._adapters import BATCHED, Backward, Case
 from xgradcheck._errors import InvalidCase
 from xgradcheck._layout import (
     DOUBLE,
@@ -32,6 +32,7 @@ from xgradcheck._selection import Candidate, argument_nodes, closure_nodes, sele
 from xgradcheck._tree import Node, Path, flatten, replaced
 
 from .torch_batches import FEWEST, Rows, points_at_once, together
+from .torch_exchanged import exchanged, mapped
 from .torch_raising import Draws, raised
 from .world import (
     TORCH,
@@ -279,6 +280,9 @@ def _refuse(slot: Slot) -> None:
 class TorchProblem:
     """One call of a PyTorch function, seen from the core."""
 
+    _differentiates = False
+    """Whether the outputs are gradients themselves."""
+
     def __init__(self, case: Case, binding: Binding) -> None:
         if not binding.slots:
             raise InvalidCase(
@@ -302,15 +306,17 @@ class TorchProblem:
         self._args, self._kwargs = case.arguments(works)
         self._found = reachable(case.fn, case.args, case.kwargs, case.wrt, case.loss, case.grads)
         self._modules = _named_modules(self._found)
+        _refuse_quantised(self._modules)
         self._others = binding.others
         self._world = self._surroundings()
         self._grad_mode: Callable[[], Any] = torch.no_grad
         self._scope: Callable[[], AbstractContextManager[Any]] = nullcontext
         self._paths: list[Path] = []
         self._batch: int | None = None
-        self._is_single = False
+        # A gradient for a leaf inside a batch would be one for the leaf outside of it.
+        self._is_single = self._differentiates
         self.outputs = Layout(())
-        self.bits = DOUBLE
+        self.bits, self.frozen = DOUBLE, np.empty(0, np.intp)
         with self.held():
             self._learn_outputs()
             self.bits = min(self.bits, self.layout.bits)
@@ -439,7 +445,23 @@ class TorchProblem:
         self.bits = min(self.outputs.bits, _lowest_bits([node.value for node in kept]))
         self._paths = [node.path for node in kept]
         self._device = kept[0].value.device
+        self.frozen = self._padding(kept)
         self._choose_grad_mode()
+
+    def _padding(self, outs: list[Node]) -> Positions:
+        """The rows of embeddings that are padding: torch gives them no gradient, whatever they do
+        to the output.
+        """
+        found = [np.empty(0, np.intp)]
+        rows = _padding_rows([node.value for node in outs])
+        for slot, leaf in zip(self._slots, self.layout, strict=True):
+            row = rows.get(id(slot.work))
+            if row is not None and slot.work.dim() == 2:
+                width = slot.work.shape[1]
+                found.append(leaf.start + row * width + np.arange(width))
+                said = f"{slot.name}[{row}]: the padding row, which torch holds constant"
+                self.skipped += [] if said in self.skipped else [said]
+        return np.concatenate(found)
 
     def _choose_grad_mode(self) -> None:
         """Evaluate without a graph, unless the function itself needs one (it differentiates
@@ -465,11 +487,6 @@ class TorchProblem:
     def pushed(self, cotangent: Vector) -> Backward:
         if self.is_handed:
             raise _handed.no_forward_mode()
-        if self._case.is_closure or isinstance(self._case.fn, nn.Module):
-            raise InvalidCase(
-                "modes='forward' pushes tangents through arguments: pass the parameters as some, "
-                "as with torch.func.functional_call."
-            )
         parts, gradient = self._cotangents(cotangent), np.empty(self.layout.size)
         for position, tangent in enumerate(np.eye(self.layout.size)):
             self._world.reset()
@@ -481,18 +498,21 @@ class TorchProblem:
     def _tangents(self, tangent: Vector) -> list[torch.Tensor | None]:
         """What forward mode makes of a tangent of the leaves, output by output."""
         ad: Any = forward_ad
-        nodes = [node for node in argument_nodes(self._case) if _is_floating(node.value)]
-        given = {node.path: node.value for node in nodes}
-        with ad.dual_level(), torch.no_grad(), self._scope():
+        found, duals = (self._args, self._kwargs), {}
+        with ad.dual_level():
             parts = _handed.cut(tangent, self.layout)
             for slot, part in zip(self._slots, parts, strict=True):
                 moved = torch.from_numpy(part.copy()).to(slot.work)
-                with warnings.catch_warnings():
+                with warnings.catch_warnings(), torch.set_grad_enabled(self._differentiates):
                     # Loading its own rules, torch warns of itself.
                     warnings.simplefilter("ignore", DeprecationWarning)
-                    dual = ad.make_dual(slot.work.detach(), moved)
-                given |= {node.path: dual for node in nodes if node.value is slot.found}
-            outs = self._tensors(self._case.output(*self._case.arguments(given)))
+                    duals[id(slot.work)] = ad.make_dual(slot.work, moved)
+            try:
+                self._args, self._kwargs = mapped(lambda leaf: duals.get(id(leaf), leaf), found)
+                with torch.no_grad(), exchanged(duals) as mode:
+                    outs = [mode.other(out) for out in self._tensors(self._call())]
+            finally:
+                self._args, self._kwargs = found
             return [ad.unpack_dual(out).tangent for out in outs]
 
     def second(self, cotangent: Vector) -> "TorchProblem":
@@ -596,7 +616,7 @@ class TorchProblem:
     ) -> Vector | None:
         """Many points of one leaf in batches; None where single ones are as good, or have to be."""
         leaf, work = self.layout.leaves[owner], self._slots[owner].work
-        if len(places) < FEWEST or self.batch == 1:
+        if leaf.size < BATCHED or len(places) < FEWEST or self.batch == 1:
             return None
         count = min(self.batch, len(places) + 1)
         rows, parts = Rows(work, count), self._cotangents(cotangent)
@@ -712,18 +732,27 @@ class TorchProblem:
 class _Second(TorchProblem):
     """The gradients of a problem as the outputs of another one."""
 
+    _differentiates = True
+
     def __init__(self, first: TorchProblem, cotangent: Vector) -> None:
-        self._first, self._parts = first, first._cotangents(cotangent)
-        super().__init__(first._case, first._binding)
+        pairs = zip(first._cotangents(cotangent), first.outputs, strict=True)
+        self._parts = [part.to(getattr(torch, leaf.dtype)) for part, leaf in pairs]
+        names = _handed.cotangent_names(first.outputs)
+        parts = zip(names, self._parts, strict=True)
+        # A gradient depends on its cotangent too: its derivative is the gradient's jvp.
+        cotangents = [Slot((name,), (name,), part, part) for name, part in parts]
+        self._first, found = first, first._binding
+        super().__init__(first._case, replace(found, slots=[*found.slots, *cotangents]))
 
     def _call(self) -> Any:
         graph = torch.is_grad_enabled()
         with torch.enable_grad():
             outs = self._first._tensors(super()._call())
-            # A backward that is marked once_differentiable says so if its cotangent requires grad.
-            pairs = zip(outs, [part.requires_grad_(graph) for part in self._parts], strict=True)
+            # A backward that is marked once_differentiable says so: its cotangent requires grad.
+            pairs = zip(outs, self._parts, strict=True)
             reached = [(out, part.to(out.dtype)) for out, part in pairs if out.requires_grad]
-            works = [slot.work for slot in self._slots]
+            slots = self._first._slots
+            works = [slot.work for slot in slots]
             grads: Sequence[torch.Tensor | None] = [None] * len(works)
             if reached:
                 tensors, parts = zip(*reached, strict=True)
@@ -734,7 +763,7 @@ class _Second(TorchProblem):
             raise InvalidCase("its backward pass is once_differentiable: check it with order=1.")
         return {
             slot.name: torch.zeros_like(slot.work) if grad is None else grad
-            for slot, grad in zip(self._slots, grads, strict=True)
+            for slot, grad in zip(slots, grads, strict=True)
         }
 
 
@@ -749,6 +778,18 @@ def _lowest_bits(outs: list[torch.Tensor]) -> int:
             if not is_void and (entry.dtype.is_floating_point or entry.dtype.is_complex):
                 lowest = min(lowest, 1 - round(math.log2(torch.finfo(entry.dtype).eps)))
     return lowest
+
+
+def _padding_rows(outs: list[torch.Tensor]) -> dict[int, int]:
+    """For tensors that embeddings alone read, all with one padding row, the number of that row."""
+    rows: dict[int, set[int | None]] = {}
+    for node in _graph(outs):
+        padding = getattr(node, "_saved_padding_idx", None)
+        for follower, _ in node.next_functions:
+            if (variable := getattr(follower, "variable", None)) is not None:
+                rows.setdefault(id(variable), set()).add(padding)
+    alone = {key: found.pop() for key, found in rows.items() if len(found) == 1}
+    return {key: row for key, row in alone.items() if row is not None and 0 <= row < 1 << 62}
 
 
 def _graph(outs: Iterable[torch.Tensor]) -> set[Any]:
@@ -810,6 +851,26 @@ def _named_modules(found: list[Any]) -> dict[str, nn.Module]:
                 seen.add(id(part))
                 named[name or type(part).__name__] = part
     return named
+
+
+def _refuse_quantised(modules: dict[str, nn.Module]) -> None:
+    """Raise for modules that round to a grid: their gradients are meant to be no derivatives."""
+    for name, module in modules.items():
+        kind = type(module)
+        if kind.__module__.startswith(("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized")):
+            raise InvalidCase(
+                f"module {name!r} is quantised ({kind.__name__}): it computes with whole numbers "
+                f"and has no gradient; check the model before it is converted."
+            )
+        # torch's own and torchao's; both can be switched off.
+        fake = any("FakeQuantize" in base.__name__ for base in kind.__mro__)
+        enabled = getattr(module, "fake_quant_enabled", getattr(module, "enabled", True))
+        if fake and bool(torch.as_tensor(enabled).any()):
+            raise InvalidCase(
+                f"module {name!r} is quantisation-aware ({kind.__name__}): its gradient is a "
+                f"straight-through estimate and no derivative; check the model before it is "
+                f"prepared, or with fake quantisation disabled."
+            )
 
 
 def _drops_out(module: nn.Module) -> bool:

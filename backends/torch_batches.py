@@ -13,14 +13,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch._functorch.autograd_function import custom_function_call
-from torch.autograd.function import _SingleLevelFunction
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from xgradcheck._layout import Positions, Vector
 
-from .torch_raising import mapped
+from .torch_exchanged import Exchanged, functions_applied
 
 BATCH_BYTES = 3 << 23
 """How much all that is computed on the way may take: larger batches only wait for the memory."""
@@ -80,29 +78,6 @@ class Rows:
         self._memory[torch.from_numpy(offsets)] = torch.from_numpy(values).to(self._memory)
 
 
-class Exchanged(TorchFunctionMode):
-    """Lets functions meet other tensors in the place of some."""
-
-    def __init__(self, others: dict[int, torch.Tensor]) -> None:
-        super().__init__()
-        self._others = others
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if kwargs:
-            kwargs = {key: self.other(value) for key, value in kwargs.items()}
-        return func(*map(self.other, args), **kwargs)
-
-    def other(self, value: Any) -> Any:
-        """What stands in the place of a value, or of what is in it; mostly the value itself."""
-        if isinstance(value, list | tuple | dict):
-            return mapped(self._other, value)
-        return self._other(value)
-
-    def _other(self, value: Any) -> Any:
-        return self._others.get(id(value), value)
-
-
 def together(
     rows: Rows,
     leaf: torch.Tensor,
@@ -151,14 +126,12 @@ class Context:
 def _functions_opened(other: Callable[[Any], Any]) -> Iterator[None]:
     """Custom Functions without a rule for batches run as their plain forward.
 
-    ``Function.apply`` refuses them where it sees a transform, and else goes on to its base class;
-    methods that were bound before go the same way.
+    ``Function.apply`` refuses them where it sees a transform, and else goes on to its base class.
     """
-    base: Any = _SingleLevelFunction
     library: Any = torch._C
-    found, sees = vars(base).get("apply"), library._are_functorch_transforms_active
+    sees = library._are_functorch_transforms_active
 
-    def apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
+    def apply(usual: Callable[..., Any], cls: Any, args: Any, kwargs: Any) -> Any:
         with library.DisableTorchFunction():
             needs = tuple(isinstance(arg, torch.Tensor) and arg.requires_grad for arg in args)
         args = tuple(map(other, args))
@@ -167,16 +140,13 @@ def _functions_opened(other: Callable[[Any], Any]) -> Iterator[None]:
             return custom_function_call(cls, *args, **kwargs)
         if torch.is_grad_enabled():
             raise RuntimeError("a plain forward pass leaves no graph")
-        if cls.setup_context is not base.setup_context:
+        if cls.setup_context is not torch.autograd.Function.setup_context:
             return cls.forward(*args, **kwargs)
         return cls.forward(Context(needs), *args, **kwargs)
 
-    base.apply, library._are_functorch_transforms_active = classmethod(apply), lambda: False
+    library._are_functorch_transforms_active = lambda: False
     try:
-        yield
+        with functions_applied(apply):
+            yield
     finally:
         library._are_functorch_transforms_active = sees
-        if found is None:
-            del base.apply
-        else:
-            base.apply = found

@@ -8,7 +8,7 @@ are drawn in the dtype that they would have been drawn in, since torch draws oth
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -16,6 +16,8 @@ from torch.autograd.function import BackwardCFunction
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
+
+from .torch_exchanged import functions_applied, mapped
 
 LOW = (torch.float32, torch.float16, torch.bfloat16)
 WIDE = dict.fromkeys(LOW, torch.float64) | {
@@ -29,11 +31,6 @@ CASTS = {
     torch.Tensor.half: torch.Tensor.double,
     torch.Tensor.bfloat16: torch.Tensor.double,
 }
-
-
-def mapped(change: Callable[[Any], Any], tree: Any) -> Any:
-    """A tree with its leaves changed; a shape is a leaf, and stays one."""
-    return tree_map(change, tree, is_leaf=lambda value: isinstance(value, torch.Size))
 
 
 class Raised:
@@ -179,26 +176,21 @@ def raised(tensors: Iterable[torch.Tensor]) -> Iterator[Raising]:
 
 @contextmanager
 def _functions_wrapped(mode: Raising) -> Iterator[None]:
-    """Custom Functions given what is raised, and their backward passes run under the mode.
-
-    Modes do not see ``Function.apply``: it is called on its base class, where the classes of users
-    find this one, also by a method that was bound long before.
-    """
-    base: Any = torch.autograd.Function.__mro__[1]
+    """Custom Functions given what is raised, and their backward passes run under the mode."""
     backward: Any = BackwardCFunction
     found = backward.apply
 
-    def apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
+    def apply(usual: Callable[..., Any], cls: Any, args: Any, kwargs: Any) -> Any:
         args, kwargs = mapped(mode.wide, (args, kwargs))
-        return mapped(mode.wide, super(base, cls).apply(*args, **kwargs))
+        return mapped(mode.wide, usual(*args, **kwargs))
 
     def pull_back(self: Any, *args: Any) -> Any:
         with mode:
             return found(self, *args)
 
-    with ExitStack() as stack:
-        base.apply = classmethod(apply)
-        stack.callback(delattr, base, "apply")
-        backward.apply = pull_back
-        stack.callback(setattr, backward, "apply", found)
-        yield
+    backward.apply = pull_back
+    try:
+        with functions_applied(apply):
+            yield
+    finally:
+        backward.apply = found

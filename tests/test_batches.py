@@ -150,7 +150,7 @@ def test_a_batch_says_what_single_points_say() -> None:
 
 def network() -> nn.Sequential:
     torch.manual_seed(0)
-    parts = nn.Linear(8, 5), nn.BatchNorm1d(5), nn.Tanh(), nn.Dropout(0.2), nn.Linear(5, 5)
+    parts = nn.Linear(8, 12), nn.BatchNorm1d(12), nn.Tanh(), nn.Dropout(0.2), nn.Linear(12, 5)
     return nn.Sequential(*parts).to(F64)
 
 

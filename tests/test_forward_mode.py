@@ -85,11 +85,48 @@ def test_complex_numbers_and_several_arguments():
     assert check(lambda z: z**2 * jnp.exp(z), z.numpy(), backend="jax", modes=BOTH)
 
 
+class Scaled(nn.Module):
+    """A parameter that a custom Function reads, beside a layer of torch's."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.inner, self.w = nn.Linear(3, 2), nn.Parameter(torch.tensor([0.4, -0.9]))
+
+    def forward(self, x):
+        return self.inner(x).tanh() * Sine.apply(self.w)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("as_closure", [False, True])
+def test_modules_and_closures(dtype, as_closure, monkeypatch):
+    model, x = Scaled().to(dtype), torch.from_numpy(X).to(dtype)
+
+    def report():
+        if as_closure:
+            return check(lambda: model(x), wrt=model, modes=BOTH, raise_exception=False)
+        return check(model, x, modes=BOTH, raise_exception=False)
+
+    assert report().verdict == "PASS"
+    monkeypatch.setattr(Sine, "forward_factor", 1.01)
+    leaves = report().leaves
+    assert {name: str(leaf.verdict) for name, leaf in leaves.items()} == {
+        "w": "FAIL",
+        "inner.weight": "PASS",
+        "inner.bias": "PASS",
+    }
+    assert {row.judged for row in leaves["w"].rows if row.verdict == "FAIL"} == {"forward"}
+
+
+def test_second_order_in_forward_mode():
+    x = torch.from_numpy(X)
+    assert check(lambda x: x.sin() * x.sum(), x, order=2, modes=BOTH)
+    assert check(lambda x: jnp.sin(x) * x.sum(), X, backend="jax", order=2, modes=BOTH)
+
+
 def test_refusals():
     x = torch.from_numpy(X)
     with pytest.raises(InvalidCase, match="modes='sideways'"):
         check(torch.sin, x, modes="sideways")
-    with pytest.raises(InvalidCase, match="functional_call"):
-        check(nn.Linear(3, 2).double(), x, modes=BOTH)
     with pytest.raises(InvalidCase, match="forward"):
         check(lambda x: (x**2).sum(), X, grads=lambda x: 2 * x, modes=BOTH)

@@ -61,7 +61,11 @@ def test_a_term_that_is_lost_in_the_second_derivative_is_seen(dtype):
     assert check(Cube.apply, x, order=2)
     assert check(CubeFromConstant.apply, x)
     report = check(CubeFromConstant.apply, x, order=2, raise_exception=False)
-    assert verdicts(report) == {"args[0]": "PASS", "args[0] (order 2)": "FAIL"}
+    assert verdicts(report) == {
+        "args[0]": "PASS",
+        "args[0] (order 2)": "FAIL",
+        "cotangent (order 2)": "PASS",
+    }
     assert report.findings[0].text.startswith("order 2: ")
     assert report.findings[0].leaf == "args[0] (order 2)"
 
@@ -82,7 +86,7 @@ def test_a_module():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Tanh(), nn.Linear(4, 1)).double()
     report = check(model, torch.randn(5, 3, dtype=torch.float64), order=2)
-    assert len(report.leaves) == 12 and report.precision == "float64"
+    assert len(report.leaves) == 13 and report.precision == "float64"
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
@@ -99,7 +103,50 @@ def test_a_custom_rule_of_jax(dtype, is_lost):
     sine.defvjp(lambda x: (jnp.sin(x), x), pull_back)
     x = X if dtype is np.float64 else jnp.asarray(X, dtype)
     report = check(sine, x, backend="jax", order=2, raise_exception=False)
-    assert verdicts(report) == {"x": "PASS", "x (order 2)": "FAIL" if is_lost else "PASS"}
+    assert verdicts(report) == {
+        "x": "PASS",
+        "x (order 2)": "FAIL" if is_lost else "PASS",
+        "cotangent (order 2)": "PASS",
+    }
+
+
+class SineOfDetached(torch.autograd.Function):
+    """Its backward is right, and forgets in turn that it is a function of its cotangent."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return torch.sin(x)
+
+    @staticmethod
+    def backward(ctx, g):
+        (x,) = ctx.saved_tensors
+        return g.detach() * torch.cos(x)
+
+
+def test_the_derivative_with_respect_to_the_cotangent():
+    x = torch.from_numpy(X)
+    report = check(lambda x: (SineOfDetached.apply(x), 2 * x), x, order=2, raise_exception=False)
+    assert verdicts(report) == {
+        "x": "PASS",
+        "x (order 2)": "PASS",
+        "cotangent of output[0] (order 2)": "FAIL",
+        "cotangent of output[1] (order 2)": "PASS",
+    }
+
+
+def test_the_derivative_with_respect_to_the_cotangent_in_jax():
+    @jax.custom_vjp
+    def sine(x):
+        return jnp.sin(x)
+
+    sine.defvjp(lambda x: (jnp.sin(x), x), lambda x, g: (jax.lax.stop_gradient(g) * jnp.cos(x),))
+    report = check(sine, X, backend="jax", order=2, raise_exception=False)
+    assert verdicts(report) == {
+        "x": "PASS",
+        "x (order 2)": "PASS",
+        "cotangent (order 2)": "FAIL",
+    }
 
 
 def test_a_gradient_that_is_handed_in_has_no_second_one():

@@ -1,5 +1,6 @@
 """PyTorch: functions, modules and closures, and what their leaves are called."""
 
+import warnings
 from collections import namedtuple
 from typing import Any
 
@@ -7,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
-from xgradcheck import ALL, Verdict, check
+from xgradcheck import ALL, InvalidCase, Verdict, check
 
 F64 = torch.float64
 X = torch.linspace(-1.2, 1.3, 12, dtype=F64).reshape(3, 4)
@@ -217,6 +219,64 @@ def test_inference_mode_is_left_for_the_check() -> None:
 def test_a_lazy_module_is_refused_by_name() -> None:
     with pytest.raises(ValueError, match=r"'weight' is not initialised yet"):
         check(nn.LazyLinear(3), X)
+
+
+def test_quantised_modules_are_refused_by_name() -> None:
+    quantization = pytest.importorskip("torch.ao.quantization")
+    model = nn.Sequential(nn.Linear(4, 3)).train()
+    model.qconfig = quantization.get_default_qat_qconfig("fbgemm")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch is about to move all this to torchao
+        model = quantization.prepare_qat(model)
+        model(X.float())
+        with pytest.raises(InvalidCase, match=r"'0\.weight_fake_quant' is quantisation-aware"):
+            check(model, X.float())
+        with pytest.raises(InvalidCase, match=r"'0\.weight_fake_quant' is quantisation-aware"):
+            check(lambda: model(X.float()).sum(), wrt=model)
+        model.apply(quantization.disable_fake_quant)
+        assert check(model, X.float())
+        with pytest.raises(InvalidCase, match="'0' is quantised"):
+            check(quantization.convert(model.eval()), X.float())
+
+
+@pytest.mark.parametrize("dtype", [F64, torch.float32])
+@pytest.mark.parametrize("sparse", [False, True])
+def test_the_padding_row_of_an_embedding_is_a_constant(dtype: Any, sparse: bool) -> None:
+    index = torch.tensor([[1, 0, 3], [0, 2, 1]])
+    net = nn.Embedding(5, 2, padding_idx=0, sparse=sparse).to(dtype)
+    with torch.no_grad():
+        net.weight[0] = 0.7
+    report = check(net, index)
+    assert "weight[0]: the padding row, which torch holds constant" in report.skipped
+
+    class Wrong(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = net
+
+        def forward(self, index: Any) -> Any:
+            return F.embedding(index, Half.apply(self.inner.weight), padding_idx=0)
+
+    # Behind another step the row is no longer torch's own: what it lacks is a mistake.
+    assert check(Wrong(), index, raise_exception=False).verdict is Verdict.FAIL
+
+
+class Half(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        return x / 2
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> torch.Tensor:
+        return grad / 2
+
+
+def test_a_wrong_gradient_beside_a_padding_row_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    net, index = nn.Embedding(5, 2, padding_idx=0).double(), torch.tensor([1, 0, 3])
+    monkeypatch.setattr(Cube, "factor", 3.03)
+    report = check(net, index, loss=Cube.apply, raise_exception=False)
+    worst = report.leaves["weight"].worst
+    assert report.verdict is Verdict.FAIL and worst is not None and worst.index[0] in (1, 3)
 
 
 def test_sparse_gradients_are_read() -> None:

@@ -16,6 +16,9 @@ from xgradcheck._errors import InvalidCase
 from xgradcheck._layout import ComplexVector, Layout, Positions, Vector
 from xgradcheck._tree import Path, replaced
 
+BATCHED = 8
+"""The smallest leaf whose points may be evaluated together."""
+
 
 class _Everything:
     """The type of ``ALL``, so that it prints as it is written."""
@@ -90,6 +93,8 @@ class Problem(Protocol):
     """The shortest significand, in bits, of leaves, outputs and what is computed on the way, as far
     as the framework tells; else 53.
     """
+    frozen: Positions
+    """Coordinates that the framework itself holds constant, as the padding row of an embedding."""
     unit_cotangent: bool
     """Whether the gradient was handed in for cotangent 1, so that no other can be asked for."""
 
@@ -118,8 +123,8 @@ class Problem(Protocol):
 
     @property
     def batch(self) -> int:
-        """How many points of one leaf ``each`` evaluates together; ``along`` takes its points one
-        by one, or in the same way as ``each``.
+        """How many points of one leaf of ``BATCHED`` elements or more ``each`` evaluates together;
+        ``along`` takes its points one by one, or in the same way as ``each``.
         """
         ...
 

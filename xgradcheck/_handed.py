@@ -177,3 +177,10 @@ def numbers(values: Any) -> Vector:
     """
     flat = np.ravel(values)
     return np.concatenate([flat.real, flat.imag]) if np.iscomplexobj(flat) else flat
+
+
+def cotangent_names(outputs: Layout) -> list[str]:
+    """What the cotangents of the outputs are called where they are leaves themselves."""
+    if len(outputs) == 1:
+        return ["cotangent"]
+    return [f"cotangent of {leaf.name}" for leaf in outputs]

@@ -65,9 +65,11 @@ class Phi:
         return self._mapped(gradient, lambda tangent: tangent.adjoint)
 
     def _mapped(self, vector: Vector, of: Callable[[Tangent], Linear]) -> Vector:
-        if not self.tangents:
+        frozen = self.problem.frozen
+        if not self.tangents and not frozen.size:
             return vector
         vector = vector.copy()
+        vector[frozen] = 0.0
         for number, tangent in self.tangents.items():
             part = self.problem.layout.leaves[number].part
             vector[part] = of(tangent)(vector[part])
@@ -97,6 +99,8 @@ class Phi:
         """phi one step above and one below the point, at each coordinate of ``index``."""
         if self.tangents:
             return self._tangential_pairs(index, steps)
+        if self.problem.frozen.size:
+            steps = np.where(np.isin(index, self.problem.frozen), 0.0, steps)
         places, signed = np.repeat(index, 2), np.stack([steps, -steps], axis=1).ravel()
         values = self._evaluated(
             2 * len(index),
@@ -118,7 +122,7 @@ class Phi:
 
     def along(self, direction: Vector, steps: Vector, start: int = 0) -> Vector:
         """phi on a line through the point, projected where a leaf is constrained."""
-        if self.tangents:
+        if self.tangents or self.problem.frozen.size:
             whole = np.zeros_like(self.problem.point)
             whole[start : start + direction.size] = direction
             direction, start = self.tangential(whole), 0

@@ -9,6 +9,7 @@ from itertools import pairwise
 
 import numpy as np
 
+from xgradcheck._adapters import BATCHED
 from xgradcheck._differences import (
     BAR_SIGMAS,
     FACTORS,
@@ -39,8 +40,6 @@ SAFE = 4.0
 """How many times more than usual a coordinate is taken to bend."""
 BLOCK, BATCHES = 32, 4
 """Coordinates between two looks at the progress: so many, or in so many batches."""
-BATCHED = 8
-"""The smallest leaf whose points may be evaluated together."""
 
 
 def sweep(work: Sweep, eps: Vector | None, seed: int) -> Truth:

@@ -1,0 +1,76 @@
+"""Other tensors in the place of those that a function reads, wherever it has them from."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch.autograd.function import _SingleLevelFunction
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map
+
+Apply = Callable[[Callable[..., Any], Any, Any, Any], Any]
+
+
+def mapped(change: Callable[[Any], Any], tree: Any) -> Any:
+    """A tree with its leaves changed; a shape is a leaf, and stays one."""
+    return tree_map(change, tree, is_leaf=lambda value: isinstance(value, torch.Size))
+
+
+class Exchanged(TorchFunctionMode):
+    """Lets functions meet other tensors in the place of some, which are given by their ids."""
+
+    def __init__(self, others: dict[int, torch.Tensor]) -> None:
+        super().__init__()
+        self._others = others
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if kwargs:
+            kwargs = {key: self.other(value) for key, value in kwargs.items()}
+        return func(*map(self.other, args), **kwargs)
+
+    def other(self, value: Any) -> Any:
+        """What stands in the place of a value, or of what is in it; mostly the value itself."""
+        if isinstance(value, list | tuple | dict):
+            return mapped(self._other, value)
+        return self._other(value)
+
+    def _other(self, value: Any) -> Any:
+        return self._others.get(id(value), value)
+
+
+@contextmanager
+def exchanged(others: dict[int, torch.Tensor]) -> Iterator[Exchanged]:
+    """The mode entered, and custom Functions given the others too."""
+    mode = Exchanged(others)
+
+    def apply(usual: Callable[..., Any], cls: Any, args: Any, kwargs: Any) -> Any:
+        return usual(*map(mode.other, args), **{k: mode.other(v) for k, v in kwargs.items()})
+
+    with mode, functions_applied(apply):
+        yield mode
+
+
+@contextmanager
+def functions_applied(apply: Apply) -> Iterator[None]:
+    """Custom Functions called through ``apply(usual, cls, args, kwargs)``.
+
+    Modes do not see ``Function.apply``: it is called on its base class, where the classes of users
+    find this one, also by a method that was bound long before.
+    """
+    base: Any = _SingleLevelFunction
+    found = vars(base).get("apply")
+
+    def applied(cls: Any, *args: Any, **kwargs: Any) -> Any:
+        usual = super(base, cls).apply if found is None else found.__get__(None, cls)
+        return apply(usual, cls, args, kwargs)
+
+    base.apply = classmethod(applied)
+    try:
+        yield
+    finally:
+        if found is None:
+            del base.apply
+        else:
+            base.apply = found

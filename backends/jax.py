@@ -2,8 +2,10 @@
 where it is asked for, whatever the global flag says.
 """
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -20,6 +22,7 @@ from xgradcheck._layout import (
     ComplexVector,
     Entry,
     Layout,
+    Leaf,
     Positions,
     Vector,
     bits_of,
@@ -31,6 +34,7 @@ from xgradcheck._selection import Candidate, select
 from xgradcheck._tree import Node, argument_names
 
 from .jax_draws import drawn_low, x64
+from .jax_raising import evaluate
 from .world import State, World, displaced, number_states, plain_states, random_states, reachable
 
 CONVERT = "convert it with .astype(jnp.float32)"
@@ -102,6 +106,21 @@ def _plain(entry: Any) -> Any:
     return str(entry)
 
 
+@dataclass(frozen=True, slots=True)
+class Functions:
+    """What is run: for leaves all outputs, floating ones first; for leaves and cotangents the
+    outputs and the gradients; for leaves and tangents the tangents of the outputs.
+    """
+
+    everything: Callable[[Any], tuple[list[Any], list[Any]]]
+    pulled: Callable[[Any, Any], tuple[list[Any], list[Any]]]
+    pushed: Callable[[Any, Any], list[Any]]
+
+
+def _wide(leaf: Leaf) -> str:
+    return "complex128" if leaf.is_complex else "float64"
+
+
 class JaxProblem:
     """One call of a JAX function, seen from the core."""
 
@@ -139,6 +158,7 @@ class JaxProblem:
         self._is_moved = self._is_single = False
         self._programs: dict[int, Callable[..., Any]] = {}
         self._seen: list[Node] = []
+        self._now = Functions(self._everything_at, self._pulled_back, self._pushed_at)
         self._unread: frozenset[int] = frozenset()
         self.bits = DOUBLE
         self.outputs = Layout(())
@@ -160,20 +180,33 @@ class JaxProblem:
         return [Node((name,), name, value) for name, value in names]
 
     def _learn(self) -> None:
-        self._compiled_backward = jax.jit(self._pulled_back)
-        self._compiled_outputs = jax.jit(self._everything_at)
+        self._compile()
         self._learn_outputs()
+        self._plan()
+
+    def _compile(self) -> None:
+        self._compiled_backward = jax.jit(self._now.pulled)
+        self._compiled_outputs = jax.jit(self._now.everything)
+
+    def _plan(self) -> None:
+        """How points are evaluated from now on."""
         self._chunk = self._points_at_once(self.layout.size)
         self._programs = {}
         self._program = self._first_program_that_works()
 
+    def raisings(self) -> Sequence[Callable[[], AbstractContextManager[None]]]:
+        # Only the function itself takes gradients that are handed in.
+        return [self._raised] if self.is_handed else [self._raised, self._raised_as_traced]
+
     @contextmanager
-    def raised(self) -> Iterator[None]:
+    def _kept(self) -> Iterator[None]:
+        """All that is known of the function in one world, for as long as it is in another."""
         names = (
             "_nodes",
             "_dtypes",
             "_is_wide",
             "_unread",
+            "_now",
             "_compiled_backward",
             "_compiled_outputs",
             "_chunk",
@@ -183,27 +216,69 @@ class JaxProblem:
             "bits",
         )
         kept = [getattr(self, name) for name in names]
-        low = jnp.zeros(()).dtype == jnp.float32  # in the world of the user
-        # Whole numbers stay as wide as the function found them.
-        self._nodes = [
-            Node(n.path, n.suffix, jnp.asarray(n.value)) if _is_whole(n.value) else n
-            for n in self._nodes
-        ]
         try:
-            with x64(), drawn_low() if low else nullcontext():
-                self._is_wide = True
-                self._dtypes = [
-                    "complex128" if leaf.is_complex else "float64" for leaf in self.layout
-                ]
-                self._nodes = [
-                    Node(n.path, n.suffix, _double(n.value)) if _is_floating(n.value) else n
-                    for n in self._nodes
-                ]
-                self._learn()
-                yield
+            yield
         finally:
             for name, value in zip(names, kept, strict=True):
                 setattr(self, name, value)
+
+    @contextmanager
+    def _raised(self) -> Iterator[None]:
+        """The function traced anew, for arguments of float64."""
+        with self._kept():
+            low = jnp.zeros(()).dtype == jnp.float32  # in the world of the user
+            # Whole numbers stay as wide as the function found them.
+            nodes = [
+                Node(n.path, n.suffix, jnp.asarray(n.value)) if _is_whole(n.value) else n
+                for n in self._nodes
+            ]
+            with x64(), drawn_low() if low else nullcontext():
+                self._nodes = [
+                    Node(n.path, n.suffix, _double(n.value)) if _is_floating(n.value) else n
+                    for n in nodes
+                ]
+                self._widen()
+                with warnings.catch_warnings():
+                    # Where a dtype is asked for by name, JAX warns of what does not fit in it.
+                    warnings.simplefilter("ignore")
+                    self._learn()
+                yield
+
+    @contextmanager
+    def _raised_as_traced(self) -> Iterator[None]:
+        """The operations that the function was traced to, in float64."""
+        found, count = self._found(), len(self.outputs)
+        cotangents = self._cotangents(np.zeros(self.outputs.size))
+        everything = jax.make_jaxpr(self._now.everything)(found)
+        backward = jax.make_jaxpr(self._now.pulled)(found, cotangents)
+
+        def run(leaves: Any) -> tuple[list[Any], list[Any]]:
+            values = evaluate(everything, *leaves)
+            return values[:count], values[count:]
+
+        def pull(leaves: Any, cotangents: Any) -> tuple[list[Any], list[Any]]:
+            values = evaluate(backward, *leaves, *cotangents)
+            return values[:count], values[count:]
+
+        def push(leaves: Any, tangents: Any) -> list[Any]:
+            with x64(False):
+                forward = jax.make_jaxpr(kept.pushed)(found, found)
+            return evaluate(forward, *leaves, *tangents)
+
+        kept = self._now
+        with self._kept(), x64():
+            self._widen()
+            wide = [replace(leaf, dtype=_wide(leaf)) for leaf in self.outputs]
+            self.outputs = Layout(tuple(wide))
+            self._now = Functions(run, pull, push)
+            self._compile()
+            self.bits = _lowest_bits(jax.make_jaxpr(run)(self._found()).jaxpr)
+            self._plan()
+            yield
+
+    def _widen(self) -> None:
+        self._is_wide = True
+        self._dtypes = [_wide(leaf) for leaf in self.layout]
 
     def _chosen(self) -> list[int]:
         case = self._case
@@ -290,7 +365,7 @@ class JaxProblem:
         def push(tangent: Any) -> Any:
             parts = zip(_handed.cut(tangent, self.layout), self._dtypes, strict=True)
             tangents = [part.astype(dtype) for part, dtype in parts]
-            return jax.jvp(self._outputs_at, (found,), (tangents,))[1]
+            return self._now.pushed(found, tangents)
 
         found, compiled = self._found(), jax.jit(push)
         gradient = np.empty(self.layout.size)
@@ -304,6 +379,10 @@ class JaxProblem:
         if self.is_handed:
             raise _handed.no_second_order()
         return JaxProblem(self._case, (self.outputs, cotangent))
+
+    def _pushed_at(self, leaves: Any, tangents: Any) -> list[Any]:
+        pushed: list[Any] = jax.jvp(self._outputs_at, (leaves,), (tangents,))[1]
+        return pushed
 
     def _outputs_at(self, leaves: Sequence[Any]) -> list[Any]:
         """The floating outputs of the function, or their gradients."""
@@ -347,7 +426,7 @@ class JaxProblem:
             floating, others = self._compiled_outputs(self._found())
         except Exception:
             self._world.reset()
-            floating, others = self._everything_at(self._found())
+            floating, others = self._now.everything(self._found())
         whole = np.concatenate([_handed.numbers(_double(part)) for part in floating])
         return whole, [np.asarray(other) for other in others]
 
@@ -386,10 +465,10 @@ class JaxProblem:
 
     def _outputs_of(self, point: Any) -> list[Any]:
         parts = _handed.cut(point, self.layout)
-        if jnp.iscomplexobj(point):  # a complex step
-            return self._outputs_at(parts)
-        pairs = zip(parts, self._dtypes, strict=True)
-        return self._outputs_at([part.astype(dtype) for part, dtype in pairs])
+        if not jnp.iscomplexobj(point):  # no complex step
+            pairs = zip(parts, self._dtypes, strict=True)
+            parts = [part.astype(dtype) for part, dtype in pairs]
+        return self._now.everything(parts)[0]
 
     def _phi(self, point: Any, cotangent: Any) -> Any:
         total = self._inner(self._outputs_of(point), cotangent)
@@ -534,7 +613,7 @@ class JaxProblem:
             parts = _handed.cut(point, self.layout)
             parts[owner] = leaf.reshape(self.layout.leaves[owner].shape)
             pairs = zip(parts, self._dtypes, strict=True)
-            outs = self._outputs_at([part.astype(dtype) for part, dtype in pairs])
+            outs = self._now.everything([part.astype(dtype) for part, dtype in pairs])[0]
             return jnp.real(self._inner(outs, cotangent))
 
         return jax.jit(jax.vmap(moved, in_axes=(None, 0, 0, None)))
@@ -562,7 +641,7 @@ class JaxProblem:
         except Exception:
             # Not traceable, or wrong: running it tells, with the user's own exception.
             self._world.reset()
-            outs, grads = self._pulled_back(self._found(), cotangents)
+            outs, grads = self._now.pulled(self._found(), cotangents)
         value = float(np.concatenate([_handed.numbers(_conj(out)) for out in outs]) @ cotangent)
         gradient = np.concatenate([_handed.numbers(_conj(grad)) for grad in grads])
         return Backward(value, gradient, self._unread)

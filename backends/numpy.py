@@ -3,8 +3,8 @@ object.
 """
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -255,8 +255,11 @@ class NumpyProblem:
     def _surroundings(self) -> World:
         return World(list(self._states()), list(number_states(self._reachable())))
 
+    def raisings(self) -> Sequence[Callable[[], AbstractContextManager[None]]]:
+        return [self._raised]
+
     @contextmanager
-    def raised(self) -> Iterator[None]:
+    def _raised(self) -> Iterator[None]:
         if self._case.is_closure and any(slot.give is None for slot in self._slots):
             raise InvalidCase("a closure reads arrays that cannot be exchanged for others")
         kept = self._world, self._writers, self.outputs, self._cotangent_tree, self.bits

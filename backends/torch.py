@@ -344,8 +344,11 @@ class TorchProblem:
         for module in self._modules.values():
             yield from (buffer for buffer in module._buffers.values() if buffer is not None)
 
+    def raisings(self) -> Sequence[Callable[[], AbstractContextManager[None]]]:
+        return [self._raised]
+
     @contextmanager
-    def raised(self) -> Iterator[None]:
+    def _raised(self) -> Iterator[None]:
         draws = any(name.startswith(TORCH) for name in self.moving)
         kept = self._world, self._writers, self.outputs, self.bits, self._grad_mode, self._scope
         native, default = self._slots[0].found.dtype.to_real(), torch.get_default_dtype()

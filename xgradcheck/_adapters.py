@@ -150,9 +150,9 @@ class Problem(Protocol):
         """
         ...
 
-    def raised(self) -> AbstractContextManager[None]:
-        """Everything computed in float64, as long as the context lasts; entering it raises where
-        that cannot be.
+    def raisings(self) -> Sequence[Callable[[], AbstractContextManager[None]]]:
+        """Ways to have everything computed in float64 for as long as a context lasts, the best
+        first; entering it raises where that cannot be.
         """
         ...
 

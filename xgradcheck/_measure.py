@@ -56,32 +56,46 @@ def measure(phi: Phi, value: float, spread: float, asked: Asked) -> list[Measure
         return _with_other_modes(phi, _measured(phi, value, spread, run, asked), asked)
     found = as_found(phi, asked.seed)
     own = replace(run, near=found.near, bits=found.bits)
-    with ExitStack() as raising:
-        try:
-            raising.enter_context(problem.raised())
-            wide_value, wide_spread = settled_value(phi)
-            wide = _run(phi, asked.modes[0])
-            apart = distance(wide.backward.gradient, run.backward.gradient)
-            if not is_kept(found, problem, apart):
-                raise InvalidCase("its outputs are others then")
-        except Exception as error:  # whatever a function has against float64
-            why = str(error) if isinstance(error, InvalidCase) else repr(error)
-        else:
-            if not problem.can_move:
-                # A tree that was handed in is what it is, and judged once.
-                return [_measured(phi, wide_value, wide_spread, own, asked)]
-            # Where both forward passes differ, numbers are drawn or rounded as they were before.
-            at_hand = wide.backward.value
-            differs = at_hand is not None and varies(phi, wide_value, abs(at_hand - wide_value))
-            lost = rounded(wide.backward.gradient, problem.layout, differs)
-            wide = replace(wide, rounding=lost)
-            measured = _measured(phi, wide_value, wide_spread, wide, asked)
-            as_run = _judged_beside(phi, measured, own, asked)
-            return [*_with_other_modes(phi, measured, asked), as_run]
+    why, ways = "", list(problem.raisings())
+    # Best is a way in which all is computed in float64, next one in which nothing else changes.
+    for least in (DOUBLE, 0):
+        for raised in tuple(ways):
+            with ExitStack() as raising:
+                try:
+                    raising.enter_context(raised())
+                    if problem.bits < least:
+                        continue
+                    wide_value, wide_spread = settled_value(phi)
+                    wide = _run(phi, asked.modes[0])
+                    apart = distance(wide.backward.gradient, run.backward.gradient)
+                    if not is_kept(found, problem, apart):
+                        raise InvalidCase("its outputs are others then")
+                except Exception as error:  # whatever a function has against float64
+                    why = why or (str(error) if isinstance(error, InvalidCase) else repr(error))
+                    ways.remove(raised)
+                else:
+                    return _in_float64(phi, (wide_value, wide_spread, wide), own, asked)
     # Nothing in float64 to tell rounding from: what the next floats change has to do.
     lost = rounding([run.backward.gradient, *found.gradients], problem.layout)
     own = replace(own, rounding=lost)
     return [replace(_measured(phi, value, spread, own, asked), unraised=why)]
+
+
+def _in_float64(
+    phi: Phi, found: tuple[float, float, Run], own: Run, asked: Asked
+) -> list[Measured]:
+    """What was measured of a function that is raised: there, and of its own run beside that."""
+    value, spread, wide = found
+    if not phi.problem.can_move:
+        # A tree that was handed in is what it is, and judged once.
+        return [_measured(phi, value, spread, own, asked)]
+    # Where both forward passes differ, numbers are drawn or rounded as they were before.
+    at_hand = wide.backward.value
+    differs = at_hand is not None and varies(phi, value, abs(at_hand - value))
+    lost = rounded(wide.backward.gradient, phi.problem.layout, differs)
+    measured = _measured(phi, value, spread, replace(wide, rounding=lost), asked)
+    as_run = _judged_beside(phi, measured, own, asked)
+    return [*_with_other_modes(phi, measured, asked), as_run]
 
 
 def _with_other_modes(phi: Phi, first: Measured, asked: Asked) -> list[Measured]:

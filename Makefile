@@ -10,6 +10,8 @@ TORCH ?= $(shell sed -n 's/^\(torch==[^ ;]*\).*/\1/p' constraints.txt)
 TORCH_INDEX ?=
 # Another JAX:     make test JAX=jax==0.6.0
 JAX ?= $(shell sed -n 's/^\(jax==[^ ;]*\).*/\1/p' constraints.txt)
+# What is installed beside the project; libraries is what some tests of JAX are about.
+EXTRAS ?= all,dev,libraries
 OLDEST_JAX := jax==$(shell sed -n 's/^jax = \["jax>=\(.*\)"\]/\1/p' pyproject.toml)
 
 PIP := $(RUN) -m pip --disable-pip-version-check
@@ -51,7 +53,7 @@ slow: $(VENV)/installed
 
 # In an environment of its own.
 oldest-jax:
-	@$(MAKE) test VENV=$(VENV)-oldest-jax JAX=$(OLDEST_JAX) PYTEST_ARGS="-k jax $(PYTEST_ARGS)"
+	@$(MAKE) test VENV=$(VENV)-oldest-jax JAX=$(OLDEST_JAX) EXTRAS=all,dev PYTEST_ARGS="-k jax $(PYTEST_ARGS)"
 
 check: $(VENV)/installed
 	$(RUN) -m ruff format --check .
@@ -92,7 +94,7 @@ $(VENV)/installed: pyproject.toml constraints.txt $(VENV)/wanted
 	@$(PIP) freeze | sed -n '/^torch==/p' >> $(VENV)/constraints.txt
 	@# Without isolation the project is built by the pinned setuptools, not by the newest one.
 	@$(PIP) install $(PIP_FLAGS) -c $(VENV)/constraints.txt setuptools wheel
-	@$(PIP) install $(PIP_FLAGS) -c $(VENV)/constraints.txt --no-build-isolation --editable '.[all,dev]'
+	@$(PIP) install $(PIP_FLAGS) -c $(VENV)/constraints.txt --no-build-isolation --editable '.[$(EXTRAS)]'
 	@touch $@
 
 # Changes only when another torch or JAX is named, which is then installed in place of the first.

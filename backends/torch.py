@@ -32,7 +32,7 @@ from xgradcheck._selection import Candidate, argument_nodes, closure_nodes, sele
 from xgradcheck._tree import Node, Path, flatten, replaced
 
 from .torch_batches import FEWEST, Rows, points_at_once, together
-from .torch_exchanged import exchanged, mapped
+from .torch_exchanged import eager, exchanged, mapped
 from .torch_raising import Draws, raised
 from .world import (
     TORCH,
@@ -247,10 +247,6 @@ def _in_copy(slot: Slot) -> Slot:
 def _in_place(slot: Slot) -> Slot:
     """Let the user's own tensor be perturbed."""
     _refuse(slot)
-    if _overlaps(slot.found):
-        raise InvalidCase(
-            f"{slot.name} is expanded, its elements share memory: pass {slot.name}.contiguous()."
-        )
     return slot
 
 
@@ -360,7 +356,7 @@ class TorchProblem:
 
             @contextmanager
             def raising() -> Iterator[None]:
-                with drawing(), mode:
+                with drawing(), eager(), mode:
                     yield
 
             try:
@@ -385,11 +381,27 @@ class TorchProblem:
         try:
             for work in asked:
                 work.requires_grad_()
-            with torch.inference_mode(False), self._world.held():
+            with torch.inference_mode(False), self._apart(), self._world.held():
                 yield
         finally:
             for work in asked:
                 work.requires_grad_(False)
+
+    @contextmanager
+    def _apart(self) -> Iterator[None]:
+        """Elements that lie on one number, as after expand, each in a place of its own."""
+        shared = [slot.work for slot in self._slots if _overlaps(slot.work)]
+        found, writers = [work.data for work in shared], self._writers
+        try:
+            for work in shared:
+                work.data = work.detach().clone(memory_format=torch.contiguous_format)
+            if shared:
+                self._writers = [_writer(slot.work) for slot in self._slots]
+            yield
+        finally:
+            self._writers = writers
+            for work, data in zip(shared, found, strict=True):
+                work.data = data
 
     @property
     def moving(self) -> list[str]:
@@ -512,7 +524,7 @@ class TorchProblem:
                     duals[id(slot.work)] = ad.make_dual(slot.work, moved)
             try:
                 self._args, self._kwargs = mapped(lambda leaf: duals.get(id(leaf), leaf), found)
-                with torch.no_grad(), exchanged(duals) as mode:
+                with torch.no_grad(), eager(), exchanged(duals) as mode:
                     outs = [mode.other(out) for out in self._tensors(self._call())]
             finally:
                 self._args, self._kwargs = found

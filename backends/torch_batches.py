@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves
 
 from xgradcheck._layout import Positions, Vector
 
-from .torch_exchanged import Exchanged, functions_applied
+from .torch_exchanged import Exchanged, eager, functions_applied
 
 BATCH_BYTES = 3 << 23
 """How much all that is computed on the way may take: larger batches only wait for the memory."""
@@ -48,7 +48,7 @@ def points_at_once(call: Callable[[], Any], largest: int) -> int:
     """How many points to evaluate together, by what one evaluation computes; 1 where that is too
     much already. ``largest`` is the size of the largest leaf, in bytes.
     """
-    with Counted() as counted:
+    with eager(), Counted() as counted:
         call()
     fitting = BATCH_BYTES // max(counted.bytes + largest, 1)
     return 1 if fitting < FEWEST else min(fitting, MOST)
@@ -98,7 +98,7 @@ def together(
     count = len(rows.tensor)
     written = [tensor for tensor in written if tensor is not leaf]
     copies = [tensor.detach().expand(count, *tensor.shape).clone() for tensor in written]
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), eager():
         warnings.filterwarnings("error", message=SLOW)
         values = torch.func.vmap(one, randomness="same")(rows.tensor, *copies)
     return np.asarray(values.detach().to("cpu", torch.float64).numpy())

@@ -1,7 +1,8 @@
 """Other tensors in the place of those that a function reads, wherever it has them from."""
 
+import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -74,3 +75,11 @@ def functions_applied(apply: Apply) -> Iterator[None]:
             del base.apply
         else:
             base.apply = found
+
+
+def eager() -> AbstractContextManager[None]:
+    """What ``torch.compile`` has compiled runs as it was written, so that modes see it."""
+    if "torch._dynamo" not in sys.modules:
+        return nullcontext()
+    scope: AbstractContextManager[None] = torch.compiler.set_stance("force_eager")
+    return scope

@@ -2,6 +2,7 @@
 
 import os
 import sys
+import tempfile
 
 from hypothesis import settings
 
@@ -9,6 +10,12 @@ pytest_plugins = ["pytester"]
 
 # The arrays here are small: threads cost more than they bring, many times more on a busy machine.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# Many tests compile the same programs: each is compiled once in a session. As below, JAX reads the
+# variables when it is imported.
+_compiled = tempfile.TemporaryDirectory(prefix="xgradcheck-jax-")
+os.environ["JAX_COMPILATION_CACHE_DIR"] = _compiled.name
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 # An array of shape (3,) that meets one of shape (2, 3) is a mistake until somebody says otherwise.
 # JAX reads the variable when it is imported, so that this file need not import it.

@@ -15,9 +15,10 @@ from torch import nn
 from torch.autograd import forward_ad
 
 from xgradcheck import _handed
-from xgradcheck._adapters import BATCHED, Backward, Case
+from xgradcheck._adapters import Backward, Case
 from xgradcheck._errors import InvalidCase
 from xgradcheck._layout import (
+    BATCHED,
     DOUBLE,
     ComplexVector,
     Entry,

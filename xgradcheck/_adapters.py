@@ -16,9 +16,6 @@ from xgradcheck._errors import InvalidCase
 from xgradcheck._layout import ComplexVector, Layout, Positions, Vector
 from xgradcheck._tree import Path, replaced
 
-BATCHED = 8
-"""The smallest leaf whose points may be evaluated together."""
-
 
 class _Everything:
     """The type of ``ALL``, so that it prints as it is written."""

@@ -34,6 +34,10 @@ def bits_of(dtype: str) -> int:
     return BITS.get(dtype) or COMPLEX.get(dtype, DOUBLE)
 
 
+BATCHED = 8
+"""The size of the smallest leaf whose points may be evaluated together."""
+
+
 @dataclass(frozen=True, slots=True)
 class Leaf:
     """One named array and its place in the flat vector, where a complex one lies twice: first all

@@ -9,7 +9,6 @@ from itertools import pairwise
 
 import numpy as np
 
-from xgradcheck._adapters import BATCHED
 from xgradcheck._differences import (
     BAR_SIGMAS,
     FACTORS,
@@ -22,7 +21,7 @@ from xgradcheck._differences import (
 )
 from xgradcheck._judge import zero_below
 from xgradcheck._ladder import EXPONENTS
-from xgradcheck._layout import Leaf, Positions, Vector
+from xgradcheck._layout import BATCHED, Leaf, Positions, Vector
 from xgradcheck._second_look import settle_suspicious, suspicious, take_complex_steps
 from xgradcheck._truth import COMPLEX, Sweep, Truth
 

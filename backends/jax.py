@@ -586,18 +586,17 @@ class JaxProblem:
     def _of_leaf(self, index: Positions, steps: Vector, cotangent: Vector) -> Vector:
         """Points of one leaf, by a program that batches nothing else."""
         owner = int(self.layout.owners(index[:1])[0])
-        count = self._points_of(owner)
+        leaf, count = self.layout.leaves[owner], self._points_of(owner)
         try:
-            if owner not in self._programs:
-                self._programs[owner] = self._program_of(owner)
-            program, values = self._programs[owner], np.empty(len(index))
+            program, values = self._program_of(owner), np.empty(len(index))
             here = self._values(self.point[None], cotangent)[0]
             for first in range(0, len(index), count - 1):
                 part = slice(first, first + count - 1)
                 places, moves = np.zeros(count, np.intp), np.zeros(count)
-                places[1 : 1 + len(index[part])] = index[part] - self.layout.leaves[owner].start
+                places[1 : 1 + len(index[part])] = index[part] - leaf.start
                 moves[1 : 1 + len(index[part])] = steps[part]
-                found = np.asarray(program(self.point, places, moves, cotangent))
+                still = np.zeros(count), np.zeros(leaf.size)
+                found = np.asarray(program(self.point, places, moves, *still, cotangent))
                 # The first row is the point itself: how this program rounds is taken out.
                 values[part] = here + (found[1 : 1 + len(index[part])] - found[0])
         except Exception:  # the program for all points will do, or tell why not
@@ -605,18 +604,42 @@ class JaxProblem:
             return self._of_all(index, steps, cotangent)
         return values
 
-    def _program_of(self, owner: int) -> Callable[..., Any]:
-        start, size = self.layout.leaves[owner].start, self.layout.leaves[owner].size
+    def batched(
+        self, direction: Vector, steps: Vector, start: int, cotangent: Vector
+    ) -> Vector | None:
+        owner = int(self.layout.owners(np.array([start]))[0])
+        count = self._points_of(owner)
+        if count < len(steps):
+            return None
+        places, moves, wide = np.zeros(count, np.intp), np.zeros(count), np.zeros(count)
+        wide[: len(steps)] = steps
+        try:
+            program = self._program_of(owner)
+            found = np.asarray(program(self.point, places, moves, wide, direction, cotangent))
+        except Exception:  # the program for all points will do, or tell why not
+            self.one_by_one()
+            return None
+        return found[: len(steps)]
 
-        def moved(point: Any, place: Any, step: Any, cotangent: Any) -> Any:
-            leaf = point[start : start + size].at[place].add(step)
+    def _program_of(self, owner: int) -> Callable[..., Any]:
+        """phi with one leaf moved, at one place and along a direction; many points of it."""
+        if owner in self._programs:
+            return self._programs[owner]
+        leaf = self.layout.leaves[owner]
+
+        def moved(
+            point: Any, place: Any, step: Any, wide: Any, direction: Any, cotangent: Any
+        ) -> Any:
+            own = point[leaf.part].at[place].add(step) + wide * direction
             parts = _handed.cut(point, self.layout)
-            parts[owner] = leaf.reshape(self.layout.leaves[owner].shape)
+            parts[owner] = own.reshape(leaf.shape)
             pairs = zip(parts, self._dtypes, strict=True)
             outs = self._now.everything([part.astype(dtype) for part, dtype in pairs])[0]
             return jnp.real(self._inner(outs, cotangent))
 
-        return jax.jit(jax.vmap(moved, in_axes=(None, 0, 0, None)))
+        batch = jax.jit(jax.vmap(moved, in_axes=(None, 0, 0, 0, None, None)))
+        self._programs[owner] = batch
+        return batch
 
     @property
     def can_be_complex(self) -> bool:

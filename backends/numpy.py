@@ -410,6 +410,11 @@ class NumpyProblem:
     batch = 1
     frozen: Positions = np.empty(0, np.intp)
 
+    def batched(
+        self, direction: Vector, steps: Vector, start: int, cotangent: Vector
+    ) -> Vector | None:
+        """There are no batches."""
+
     def one_by_one(self) -> None:
         """All points go one way as it is."""
 

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -248,6 +249,11 @@ def _in_copy(slot: Slot) -> Slot:
 def _in_place(slot: Slot) -> Slot:
     """Let the user's own tensor be perturbed."""
     _refuse(slot)
+    if slot.found.is_conj() or slot.found.is_neg():
+        raise InvalidCase(
+            f"{slot.name} is conjugated or negated on reading: pass {slot.name}.resolve_conj() or "
+            f".resolve_neg()."
+        )
     return slot
 
 
@@ -264,6 +270,28 @@ def _overlaps(tensor: torch.Tensor) -> bool:
             return True
         reach += stride * (size - 1)
     return False
+
+
+def _refuse_shared(slots: list[Slot]) -> None:
+    """Raise where two leaves lie on the same numbers: no step moves one of them alone."""
+    owners: dict[int, list[Slot]] = {}
+    for slot in slots:
+        if slot.work.numel():
+            owners.setdefault(slot.work.untyped_storage().data_ptr(), []).append(slot)
+    for sharing in owners.values():
+        for first, second in combinations(sharing, 2):
+            if np.intersect1d(_places(first.work), _places(second.work)).size:
+                raise InvalidCase(
+                    f"{first.name} and {second.name} lie in the same memory, and no step moves "
+                    f"one alone: make them one tensor, or name one with wrt=."
+                )
+
+
+def _places(tensor: torch.Tensor) -> Positions:
+    """Where the elements lie in their storage, in bytes."""
+    places = np.indices(tensor.shape).reshape(tensor.dim(), -1)
+    offsets = np.array(tensor.stride(), np.intp) @ places + tensor.storage_offset()
+    return np.asarray(offsets * tensor.itemsize, np.intp)
 
 
 def _refuse(slot: Slot) -> None:
@@ -301,6 +329,7 @@ class TorchProblem:
                 node.path: slot.work for node in argument_nodes(case) if node.value is slot.found
             }
         self._args, self._kwargs = case.arguments(works)
+        _refuse_shared(self._slots)
         self._found = reachable(case.fn, case.args, case.kwargs, case.wrt, case.loss, case.grads)
         self._modules = _named_modules(self._found)
         _refuse_quantised(self._modules)
@@ -503,13 +532,36 @@ class TorchProblem:
     def pushed(self, cotangent: Vector) -> Backward:
         if self.is_handed:
             raise _handed.no_forward_mode()
+        self._refuse_views_made_before()
         parts, gradient = self._cotangents(cotangent), np.empty(self.layout.size)
         for position, tangent in enumerate(np.eye(self.layout.size)):
             self._world.reset()
-            pairs = zip(parts, self._tangents(tangent), strict=True)
+            try:
+                tangents = self._tangents(tangent)
+            except NotImplementedError as error:
+                raise InvalidCase(
+                    f"it has no rule for forward mode ({str(error).splitlines()[0]}): leave modes "
+                    f"out."
+                ) from None
+            pairs = zip(parts, tangents, strict=True)
             moved = [(part, own) for part, own in pairs if own is not None]
             gradient[position] = _paired(*zip(*moved, strict=True)) if moved else 0.0
         return Backward(None, gradient, frozenset())
+
+    def _refuse_views_made_before(self) -> None:
+        """Raise where something else reads the memory of a leaf: no tangent gets there."""
+        memory = {slot.work.untyped_storage().data_ptr(): slot for slot in self._slots}
+        works = {id(slot.work) for slot in self._slots} | {id(slot.found) for slot in self._slots}
+        for tensor in self._found:
+            if not isinstance(tensor, torch.Tensor) or id(tensor) in works:
+                continue
+            if tensor.layout is torch.strided and tensor.numel():
+                slot = memory.get(tensor.untyped_storage().data_ptr())
+                if slot is not None:
+                    raise InvalidCase(
+                        f"a view of {slot.name} was made before the call, and tangents do not "
+                        f"reach it: make it inside the function, or leave modes out."
+                    )
 
     def _tangents(self, tangent: Vector) -> list[torch.Tensor | None]:
         """What forward mode makes of a tangent of the leaves, output by output."""
@@ -635,23 +687,16 @@ class TorchProblem:
         if leaf.size < BATCHED or len(places) < FEWEST or self.batch == 1:
             return None
         count = min(self.batch, len(places) + 1)
-        rows, parts = Rows(work, count), self._cotangents(cotangent)
+        rows, values = Rows(work, count), np.empty(len(places))
         base = self.point[leaf.start + places]
-
-        def phi(other: Callable[[Any], Any]) -> Any:
-            outs = [other(out) for out in self._tensors(self._call())]
-            return _inner(parts, outs)
-
-        values = np.empty(len(places))
         try:
             with self._grad_mode():
                 self._world.reset()
                 here = self._evaluator(cotangent)()
                 for first in range(0, len(places), count - 1):
                     part = slice(first, first + count - 1)
-                    self._world.reset()
                     rows.put(places[part], moved[part])
-                    found = together(rows, work, self._world.written, phi)
+                    found = self._of_rows(rows, work, cotangent)
                     # The first row is the point itself: what rounding in batches does to it, it
                     # does to all.
                     values[part] = here + (found[1 : 1 + len(values[part])] - found[0])
@@ -661,6 +706,36 @@ class TorchProblem:
             self._world.watch()
             return None
         return values
+
+    def _of_rows(self, rows: Rows, work: torch.Tensor, cotangent: Vector) -> Vector:
+        parts = self._cotangents(cotangent)
+
+        def phi(other: Callable[[Any], Any]) -> Any:
+            outs = [other(out) for out in self._tensors(self._call())]
+            return _inner(parts, outs)
+
+        self._world.reset()
+        return together(rows, work, self._world.written, phi)
+
+    def batched(
+        self, direction: Vector, steps: Vector, start: int, cotangent: Vector
+    ) -> Vector | None:
+        owner = int(self.layout.owners(np.array([start]))[0])
+        leaf, work = self.layout.leaves[owner], self._slots[owner].work
+        if leaf.size < BATCHED or self.batch == 1:
+            return None
+        rows = Rows(work, len(steps))
+        try:
+            for row, step in enumerate(steps):
+                moved = displaced(self.point[leaf.part], direction, step).reshape(leaf.grid)
+                whole = moved[0] + 1j * moved[1] if leaf.is_complex else moved
+                rows.put_whole(row, torch.from_numpy(whole))
+            with self._grad_mode():
+                return self._of_rows(rows, work, cotangent)
+        except Exception:  # no rule for batches, or a look at the values
+            self.one_by_one()
+            self._world.watch()
+            return None
 
     @property
     def can_be_complex(self) -> bool:
@@ -953,6 +1028,10 @@ def _module_states(name: str, module: nn.Module) -> Iterator[State]:
         module.training = saved
 
     yield State(f"the mode of {name}", lambda: module.training, set_training)
+    if isinstance(module, torch.jit.ScriptModule):  # keeps its attributes for itself
+        for own, tensor in module.named_buffers(recurse=False):
+            yield _tensor_state(tensor, f"the buffer {own}")
+        return
     prefix = "" if name == type(module).__name__ else f"{name}."
     for key, buffer in module._buffers.items():
         yield _buffer_state(f"the buffer {prefix}{key}", module, key, buffer)
@@ -974,7 +1053,7 @@ def _buffer_state(name: str, module: nn.Module, key: str, found: torch.Tensor | 
     return State(name, read, restore, holder=found)
 
 
-def _tensor_state(tensor: torch.Tensor) -> State:
+def _tensor_state(tensor: torch.Tensor, name: str = "a tensor") -> State:
     """A tensor's values, its ``.grad`` and whether it requires one."""
 
     def own_grad() -> torch.Tensor | None:
@@ -1000,4 +1079,4 @@ def _tensor_state(tensor: torch.Tensor) -> State:
             if grad is not None:
                 _set_bytes(grad, saved[2][1])
 
-    return State("a tensor", read, restore, holder=tensor)
+    return State(name, read, restore, holder=tensor)

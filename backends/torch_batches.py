@@ -5,7 +5,7 @@ an operation has no rule for batches, or something looks into the values, this r
 are evaluated one by one.
 """
 
-import warnings
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch._functorch.autograd_function import custom_function_call
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -24,8 +25,6 @@ BATCH_BYTES = 3 << 23
 """How much all that is computed on the way may take: larger batches only wait for the memory."""
 FEWEST, MOST = 8, 1024
 """Points in a batch: fewer gain nothing."""
-SLOW = "There is a performance drop"
-"""How torch warns of an operation that it runs point by point inside a batch."""
 
 
 class Counted(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -44,22 +43,48 @@ class Counted(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return out
 
 
+class Kept(TorchFunctionMode):
+    """Remembers what functions return, to tell what outlives a call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.made: list[weakref.ref[torch.Tensor]] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **kwargs or {})
+        given = set(map(id, tree_leaves((args, kwargs))))
+        found = [leaf for leaf in tree_leaves(out) if isinstance(leaf, torch.Tensor)]
+        self.made += [weakref.ref(tensor) for tensor in found if id(tensor) not in given]
+        return out
+
+
 def points_at_once(call: Callable[[], Any], largest: int) -> int:
     """How many points to evaluate together, by what one evaluation computes; 1 where that is too
-    much already. ``largest`` is the size of the largest leaf, in bytes.
+    much already, or where a call keeps what it computes: nobody could use what it would keep of a
+    batch. ``largest`` is the size of the largest leaf, in bytes.
     """
-    with eager(), Counted() as counted:
+    with eager(), Counted() as counted, Kept() as kept:
         call()
+    if any(made() is not None for made in kept.made):
+        return 1
     fitting = BATCH_BYTES // max(counted.bytes + largest, 1)
     return 1 if fitting < FEWEST else min(fitting, MOST)
 
 
+def _width(shape: Sequence[int], strides: Sequence[int]) -> int:
+    """How many elements of memory a tensor reaches over."""
+    return 1 + sum((n - 1) * by for n, by in zip(shape, strides, strict=True))
+
+
 class Rows:
-    """Copies of a leaf, strides and all; in each of them one element moves at a time."""
+    """Copies of a leaf, strides and all where it is dense; in each of them one element moves."""
 
     def __init__(self, leaf: torch.Tensor, count: int) -> None:
         found, strides = leaf.detach(), leaf.stride()
-        width = 1 + sum((n - 1) * by for n, by in zip(found.shape, strides, strict=True))
+        width = _width(found.shape, strides)
+        if width > found.numel():  # a part of something larger: what lies between is left out
+            strides = torch.empty(found.shape, device="meta").stride()
+            width = found.numel()
         memory = torch.empty(count * width, dtype=found.dtype, device=found.device)
         self.tensor = memory.as_strided((count, *found.shape), (width, *strides))
         self.tensor.copy_(found)
@@ -76,6 +101,10 @@ class Rows:
         if self._is_complex:
             offsets = 2 * offsets + places // size
         self._memory[torch.from_numpy(offsets)] = torch.from_numpy(values).to(self._memory)
+
+    def put_whole(self, row: int, values: torch.Tensor) -> None:
+        """Set all elements of one row."""
+        self.tensor[row].copy_(values)
 
 
 def together(
@@ -98,10 +127,21 @@ def together(
     count = len(rows.tensor)
     written = [tensor for tensor in written if tensor is not leaf]
     copies = [tensor.detach().expand(count, *tensor.shape).clone() for tensor in written]
-    with warnings.catch_warnings(), eager():
-        warnings.filterwarnings("error", message=SLOW)
+    with _without_fallback(), eager():
         values = torch.func.vmap(one, randomness="same")(rows.tensor, *copies)
     return np.asarray(values.detach().to("cpu", torch.float64).numpy())
+
+
+@contextmanager
+def _without_fallback() -> Iterator[None]:
+    """An operation without a rule for batches raises, and is not run point by point inside."""
+    library: Any = torch._C._functorch
+    found = library._is_vmap_fallback_enabled()
+    library._set_vmap_fallback_enabled(False)
+    try:
+        yield
+    finally:
+        library._set_vmap_fallback_enabled(found)
 
 
 class Context:
@@ -131,20 +171,27 @@ def _functions_opened(other: Callable[[Any], Any]) -> Iterator[None]:
     library: Any = torch._C
     sees = library._are_functorch_transforms_active
 
+    def sees_none() -> bool:
+        return False
+
     def apply(usual: Callable[..., Any], cls: Any, args: Any, kwargs: Any) -> Any:
         with library.DisableTorchFunction():
             needs = tuple(isinstance(arg, torch.Tensor) and arg.requires_grad for arg in args)
         args = tuple(map(other, args))
         kwargs = {key: other(value) for key, value in kwargs.items()}
-        if cls.generate_vmap_rule or cls.vmap is not torch.autograd.Function.vmap:
-            return custom_function_call(cls, *args, **kwargs)
+        if cls.vmap is not torch.autograd.Function.vmap:
+            library._are_functorch_transforms_active = sees
+            try:
+                return custom_function_call(cls, *args, **kwargs)
+            finally:
+                library._are_functorch_transforms_active = sees_none
         if torch.is_grad_enabled():
             raise RuntimeError("a plain forward pass leaves no graph")
         if cls.setup_context is not torch.autograd.Function.setup_context:
             return cls.forward(*args, **kwargs)
         return cls.forward(Context(needs), *args, **kwargs)
 
-    library._are_functorch_transforms_active = lambda: False
+    library._are_functorch_transforms_active = sees_none
     try:
         with functions_applied(apply):
             yield

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ def normal(*shape: int, seed: int = 0, dtype: Any = F64) -> torch.Tensor:
 
 
 X = normal(6, 8)
+PLACES = torch.arange(48).reshape(6, 8) % 8
 
 
 class Calls:
@@ -77,6 +79,23 @@ class WrongRule(WithSetup):
         return x.sin() * (1 + 1e-7 * x), in_dims[0]
 
 
+class RightRule(WithSetup):
+    """With a rule of its own, which counts how often it is asked."""
+
+    asked = 0
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, x: torch.Tensor) -> Any:
+        RightRule.asked += 1
+        return x.sin(), in_dims[0]
+
+
+class Generated(WithSetup):
+    """With a rule that torch makes."""
+
+    generate_vmap_rule = True
+
+
 class ThroughNumpy(Square):
     """Looks into the values."""
 
@@ -96,11 +115,33 @@ BATCHED: dict[str, Callable[[torch.Tensor], Any]] = {
     "a custom Function": lambda x: Square.apply(x).sum(1),
     "a Function that was bound before": Calls(Square.apply),
     "the form with setup_context": lambda x: WithSetup.apply(x),
+    "a rule of its own": lambda x: RightRule.apply(x),
+    "a rule that is generated": lambda x: Generated.apply(x),
     "dropout": mask_of,
     "attention": lambda x: F.scaled_dot_product_attention(x[None], x[None], x[None]),
     "complex numbers on the way": lambda x: torch.fft.rfft(x).abs(),
 }
+POOL = ThreadPoolExecutor(1)
+KEPT: list[torch.Tensor] = []
+
+
+def keeps(x: torch.Tensor) -> torch.Tensor:
+    out = x.sin()
+    KEPT.append(out)
+    return out
+
+
+def elsewhere(x: torch.Tensor) -> torch.Tensor:
+    """Modes and batches are those of one thread."""
+    small: torch.Tensor = POOL.submit(lambda: (x[0] ** 2).sum() * 0.01).result()
+    return small + 10 * x[1:].sin().sum()
+
+
 ONE_BY_ONE: dict[str, Callable[[torch.Tensor], Any]] = {
+    "another thread": elsewhere,
+    "a list that keeps what is computed": keeps,
+    "an operation without a rule": lambda x: torch.zeros(6, 8, dtype=F64).scatter_(1, PLACES, x),
+    "dropout in another order of memory": lambda x: F.dropout(x.T * 1, 0.5),
     "a look at the values": lambda x: x.exp() if x.sum() > -100 else x,
     "numpy inside": lambda x: ThroughNumpy.apply(x),
     "a wrong rule for batches": lambda x: WrongRule.apply(x),
@@ -125,6 +166,59 @@ def test_what_cannot_be_batched_is_evaluated_one_by_one(name: str) -> None:
         warnings.simplefilter("error")
         report = check(fn, X)
     assert report.verdict is Verdict.PASS and fn.calls >= 2 * X.numel()
+
+
+def test_what_a_function_keeps_can_be_used() -> None:
+    KEPT.clear()
+    check(keeps, X)
+    assert KEPT and all(np.isfinite(out.sum().item()) for out in KEPT)
+
+
+def test_nothing_is_printed_below_python(capfd: pytest.CaptureFixture[str]) -> None:
+    check(ONE_BY_ONE["an operation without a rule"], X)
+    assert capfd.readouterr() == ("", "")
+
+
+class Drop(torch.autograd.Function):
+    """Its backward draws the mask again, in another order of memory."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        torch.manual_seed(3)
+        return x * torch.empty_like(x).bernoulli_(0.5)
+
+    @staticmethod
+    def backward(ctx: Any, u: torch.Tensor) -> torch.Tensor:
+        torch.manual_seed(3)
+        return u * torch.empty(u.shape, dtype=u.dtype).bernoulli_(0.5)
+
+
+def test_a_mask_that_is_drawn_again_in_another_order() -> None:
+    assert check(lambda x: Drop.apply(x * 1), X)
+    report = check(lambda x: Drop.apply(x.T * 1), X, raise_exception=False)
+    assert report.verdict is Verdict.FAIL
+
+
+class Flat(nn.Module):
+    """Layers that are views of one parameter, made once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flat = nn.Parameter(normal(24))
+        self.views = [self.flat[4:16].view(3, 4)]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x @ self.views[0].T + self.flat[:3]
+
+
+def test_views_that_were_made_before() -> None:
+    assert check(Flat(), normal(5, 4)).verdict is Verdict.PASS
+    w = normal(24).requires_grad_()
+    head = w.detach()[:3]
+    report = check(
+        lambda: (10 * w[3:] ** 2).sum() + 0.01 * head.sum(), wrt=[w], raise_exception=False
+    )
+    assert report.verdict is Verdict.FAIL
 
 
 def test_a_wrong_element_is_found_in_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:

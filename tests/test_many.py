@@ -55,6 +55,9 @@ class Cubes:
         moved = a * steps * (1 + 3 * x**2 + steps * (3 * x + steps))
         return self.value + moved + self._noise(len(index))
 
+    def batched(self, direction, steps, start, cotangent):
+        return None
+
     def gradient(self, cotangent):
         return Backward(None, self.slope, frozenset())
 

@@ -9,7 +9,7 @@ import torch
 from fingerprint import fingerprint
 from torch import nn
 
-from xgradcheck import Report, Verdict, check
+from xgradcheck import InvalidCase, Report, Verdict, check
 
 F64, F32 = torch.float64, torch.float32
 DTYPES = pytest.mark.parametrize("dtype", [F64, F32], ids=str)
@@ -185,6 +185,43 @@ def test_shared_memory_is_put_back_after_an_exception() -> None:
     with pytest.raises(KeyboardInterrupt):
         check(broken, wrt=[leaf])
     assert (fingerprint(leaf), leaf.data_ptr(), leaf.stride()) == before
+
+
+def test_leaves_in_the_same_memory_are_refused_by_name() -> None:
+    tied = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)).to(F64)
+    tied[1].weight.data = tied[0].weight.data
+    with pytest.raises(InvalidCase, match=r"0\.weight and 1\.weight lie in the same memory"):
+        check(tied, normal(3, 4))
+    base = normal(12)
+    with pytest.raises(InvalidCase, match="same memory"):
+        check(lambda: base.sin().sum(), wrt={"base": base, "part": base[3:5]})
+    odd, even = base[1::2], base[::2]
+    assert check(lambda: (odd * even).sin().sum(), wrt={"odd": odd, "even": even})
+
+
+def test_a_view_that_was_made_before_is_refused_in_forward_mode() -> None:
+    leaf = normal(6).requires_grad_()
+    part = leaf[:4].view(2, 2)
+    assert check(lambda: part.sin().sum() + leaf[4:].square().sum(), wrt=[leaf])
+    with pytest.raises(InvalidCase, match="was made before the call"):
+        check(lambda: part.sin().sum(), wrt=[leaf], modes=("reverse", "forward"))
+
+
+def test_a_conjugated_leaf_of_a_closure_is_refused_by_name() -> None:
+    leaf = torch.complex(normal(3), normal(3)).conj()
+    with pytest.raises(InvalidCase, match="resolve_conj"):
+        check(lambda: (leaf * leaf).abs().sum(), wrt={"leaf": leaf})
+    assert check(lambda leaf: (leaf * leaf).abs().sum(), leaf)
+
+
+@DTYPES
+def test_scripted_modules(dtype: Any) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch is about to drop them
+        net = torch.jit.script(nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3)).to(dtype))
+        before = [buffer.clone() for buffer in net.buffers()]
+        assert check(net, normal(5, 4, dtype=dtype), loss=lambda y: y[:, 0] ** 2)
+    assert all(map(torch.equal, before, net.buffers()))
 
 
 def test_nothing_of_all_this_warns() -> None:

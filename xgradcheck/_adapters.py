@@ -125,6 +125,14 @@ class Problem(Protocol):
         """
         ...
 
+    def batched(
+        self, direction: Vector, steps: Vector, start: int, cotangent: Vector
+    ) -> Vector | None:
+        """phi along a direction in one leaf, as ``each`` computes it together; None where it takes
+        its points one by one.
+        """
+        ...
+
     def one_by_one(self) -> None:
         """Evaluate all points as ``along`` does: together they gave other values."""
         ...

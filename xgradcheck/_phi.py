@@ -131,6 +131,12 @@ class Phi:
             lambda chosen: self.problem.along(direction, steps[chosen], start, self.cotangent),
         )
 
+    def batched(self, direction: Vector, steps: Vector, start: int) -> Vector | None:
+        """phi on a line in one leaf, computed together; None where that is not done."""
+        if self.tangents or self.problem.frozen.size:
+            return None
+        return self.problem.batched(direction, steps, start, self.cotangent)
+
     @property
     def can_be_complex(self) -> bool:
         """Whether a complex step can be tried."""

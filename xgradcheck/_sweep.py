@@ -21,7 +21,7 @@ from xgradcheck._differences import (
 )
 from xgradcheck._judge import zero_below
 from xgradcheck._ladder import EXPONENTS
-from xgradcheck._layout import BATCHED, Leaf, Positions, Vector
+from xgradcheck._layout import BATCHED, Positions, Vector
 from xgradcheck._second_look import settle_suspicious, suspicious, take_complex_steps
 from xgradcheck._truth import COMPLEX, Sweep, Truth
 
@@ -37,6 +37,8 @@ FLAT = 1e8
 """How much more than it slopes a function bends over one step at its minimum."""
 SAFE = 4.0
 """How many times more than usual a coordinate is taken to bend."""
+TRIED = (2.0**-10, -(2.0**-10), 2.0**-4)
+"""Where batches have to give what single points do, of a full change."""
 BLOCK, BATCHES = 32, 4
 """Coordinates between two looks at the progress: so many, or in so many batches."""
 
@@ -46,6 +48,7 @@ def sweep(work: Sweep, eps: Vector | None, seed: int) -> Truth:
     allowance.
     """
     rng = np.random.default_rng([seed, 0x5EED])
+    _trust_batches(work, np.random.default_rng([seed, 0xBA7C4]))
     truth = _one_pair_each(work, *_steps(work, rng)) if eps is None else _textbook(work, eps)
     if work.method == COMPLEX:
         take_complex_steps(work, truth, np.arange(work.point.size, dtype=np.intp))
@@ -163,7 +166,7 @@ def _truth(work: Sweep, slope: Vector, bar: Vector) -> Truth:
 def _pairs_in_blocks(work: Sweep, steps: Vector, done: int, total: int) -> tuple[Vector, Vector]:
     """All coordinates, leaf by leaf and in blocks, so that a long sweep can say how far it is."""
     plus, minus = np.empty_like(steps), np.empty_like(steps)
-    large = [leaf for leaf in work.layout if leaf.size >= BATCHED]
+    large = any(leaf.size >= BATCHED for leaf in work.layout)
     batch = work.phi.problem.batch if large else 1
     # Each batch holds the point itself, too.
     block = max(BLOCK, BATCHES * (batch - 1))
@@ -171,27 +174,30 @@ def _pairs_in_blocks(work: Sweep, steps: Vector, done: int, total: int) -> tuple
         index = np.arange(first, min(first + block, steps.size), dtype=np.intp)
         plus[index], minus[index] = work.phi.pairs(index, steps[index])
         work.tick(done + len(index) + first, total)
-    if batch > 1 and not all(_are_values_of_one(work, leaf, steps, plus) for leaf in large):
-        work.phi.problem.one_by_one()
-        return _pairs_in_blocks(work, steps, done, total)
     return plus, minus
 
 
-def _are_values_of_one(work: Sweep, leaf: Leaf, steps: Vector, plus: Vector) -> bool:
-    """Whether phi is the same at a point of a leaf alone, where it moved most: what batches of
-    points give depends on rules that may be wrong.
+def _trust_batches(work: Sweep, rng: np.random.Generator) -> None:
+    """Have points evaluated one by one where several together give other values: rules for batches
+    may be wrong, random numbers may fall elsewhere, and what was made of a leaf before may not
+    follow it.
     """
-    found = plus[leaf.part]
-    with np.errstate(invalid="ignore"):
-        moves = np.abs(found - work.value)
-    place = int(np.argmax(np.where(np.isfinite(moves), moves, -1.0)))
-    unit = np.zeros(leaf.size)
-    unit[place] = 1.0
-    alone = work.phi.along(unit, steps[leaf.start + place : leaf.start + place + 1], leaf.start)[0]
-    if not np.isfinite(alone) or not np.isfinite(found[place]):
-        return bool(np.isfinite(alone) == np.isfinite(found[place]))
-    noise = float(work.noise.of(np.fmax(np.abs(alone), np.abs(work.value))))
-    return bool(abs(alone - found[place]) <= 2 * NOISE_SIGMAS * noise)
+    problem = work.phi.problem
+    for leaf in work.layout:
+        if leaf.size < BATCHED or problem.batch == 1:
+            continue
+        # All elements at once: one that is left behind is missed.
+        direction = rng.choice([-1.0, 1.0], leaf.size) * rng.uniform(0.75, 1.25, leaf.size)
+        direction, steps = direction * work.scale[leaf.part], np.array([0.0, *TRIED])
+        found = work.phi.batched(direction, steps, leaf.start)
+        if found is None:
+            continue
+        alone = work.phi.along(direction, steps, leaf.start)
+        noise = work.noise.of(np.fmax(np.abs(alone), np.abs(work.value)))
+        same = np.abs(alone - found) <= 2 * NOISE_SIGMAS * noise
+        if not (same | (~np.isfinite(alone) & ~np.isfinite(found))).all():
+            problem.one_by_one()
+            return
 
 
 def _textbook(work: Sweep, eps: Vector) -> Truth:

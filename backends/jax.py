@@ -250,7 +250,10 @@ class JaxProblem:
         found, count = self._found(), len(self.outputs)
         cotangents = self._cotangents(np.zeros(self.outputs.size))
         everything = jax.make_jaxpr(self._now.everything)(found)
-        backward = jax.make_jaxpr(self._now.pulled)(found, cotangents)
+        try:
+            backward = jax.make_jaxpr(self._now.pulled)(found, cotangents)
+        except Exception:  # a loop that has forward mode only: nobody has asked for a gradient
+            backward = None
 
         def run(leaves: Any) -> tuple[list[Any], list[Any]]:
             values = evaluate(everything, *leaves)
@@ -370,7 +373,14 @@ class JaxProblem:
         found, compiled = self._found(), jax.jit(push)
         gradient = np.empty(self.layout.size)
         for position, tangent in enumerate(np.eye(self.layout.size)):
-            outs = compiled(tangent)
+            try:
+                outs = compiled(tangent)
+            except TypeError as error:
+                if "custom_vjp" not in str(error):
+                    raise
+                raise InvalidCase(
+                    "a custom_vjp function has no rule for forward mode: leave modes out."
+                ) from None
             pushed = np.concatenate([_handed.numbers(_conj(out)) for out in outs])
             gradient[position] = pushed @ cotangent
         return Backward(None, gradient, frozenset())
@@ -648,7 +658,10 @@ class JaxProblem:
     def imaginary(self, index: Positions, steps: Vector, cotangent: Vector) -> ComplexVector:
         points = np.repeat(self.point[None].astype(complex), len(index), axis=0)
         points[np.arange(len(index)), index] += 1j * steps
-        values: Any = self._values(points, cotangent)
+        with warnings.catch_warnings():
+            # What casts to real numbers on its way is found out by its value.
+            warnings.simplefilter("ignore")
+            values: Any = self._values(points, cotangent)
         return values if np.iscomplexobj(values) else np.full(len(index), complex(np.nan))
 
     def gradient(self, cotangent: Vector) -> Backward:

@@ -37,18 +37,14 @@ IN_THEIR_WIDTH = {
     "ffi_call",
     "reduce_precision",
     "rng_uniform",
+    "random_gamma",
 }
 SCATTERS = {
-    "scatter": lax.scatter,
-    "scatter-add": lax.scatter_add,
-    "scatter_add": lax.scatter_add,
-    "scatter-mul": lax.scatter_mul,
-    "scatter_mul": lax.scatter_mul,
-    "scatter-min": lax.scatter_min,
-    "scatter_min": lax.scatter_min,
-    "scatter-max": lax.scatter_max,
-    "scatter_max": lax.scatter_max,
-}
+    f"scatter{sign}{kind}": getattr(lax, f"scatter_{kind}")
+    for kind in ("add", "sub", "mul", "min", "max")
+    for sign in "-_"
+    if hasattr(lax, f"scatter_{kind}")  # one came later than the others
+} | {"scatter": lax.scatter}
 
 
 def wide(dtype: Any) -> Any:
@@ -102,10 +98,10 @@ def _step(step: Any, given: list[Any]) -> Sequence[Any]:
     if name in CALLING:
         inner = next(params[key] for key in CALLS if key in params)
         return _called(inner, given)
-    if name in SCATTERS:
+    if name in SCATTERS and not (name == "scatter" and _computes(params["update_jaxpr"])):
         kept = ("dimension_numbers", "indices_are_sorted", "unique_indices", "mode")
         return [SCATTERS[name](*given, **{key: params[key] for key in kept})]
-    if name in IN_THEIR_WIDTH:
+    if name in IN_THEIR_WIDTH or name == "scatter":
         narrow = [
             value if value.dtype == var.aval.dtype else value.astype(var.aval.dtype)
             for value, var in zip(given, step.invars, strict=True)
@@ -113,6 +109,12 @@ def _step(step: Any, given: list[Any]) -> Sequence[Any]:
         outs = _bound(step, narrow, params)
         return [widened(out) for out in outs]
     return _bound(step, given, {key: _wide_parameter(value) for key, value in params.items()})
+
+
+def _computes(update: Any) -> bool:
+    """Whether a scatter does more than to put its updates in place."""
+    inner = getattr(update, "jaxpr", update)
+    return inner is not None and bool(inner.eqns)
 
 
 def _bound(step: Any, given: list[Any], params: dict[str, Any]) -> Sequence[Any]:
@@ -154,10 +156,54 @@ def _scanned(params: dict[str, Any], given: list[Any]) -> Sequence[Any]:
 def _while(params: dict[str, Any], given: list[Any]) -> Sequence[Any]:
     tested, moved = params["cond_nconsts"], params["body_nconsts"]
     test, move = given[:tested], given[tested : tested + moved]
+
+    def goes_on(state: Sequence[Any]) -> Any:
+        return _called(params["cond_jaxpr"], [*test, *state])[0]
+
+    def body(state: Sequence[Any]) -> list[Any]:
+        after, goes = _called(params["body_jaxpr"], [*move, *state]), goes_on(state)
+        if not goes.ndim:
+            return after
+        # In a batch each example stops by itself.
+        shaped = [goes.reshape(goes.shape + (1,) * (new.ndim - goes.ndim)) for new in after]
+        return [jnp.where(*part) for part in zip(shaped, after, state, strict=True)]
+
     found: Sequence[Any] = lax.while_loop(
-        lambda state: _called(params["cond_jaxpr"], [*test, *state])[0],
-        lambda state: _called(params["body_jaxpr"], [*move, *state]),
-        list(given[tested + moved :]),
+        lambda state: jnp.any(goes_on(state)), body, list(given[tested + moved :])
+    )
+    return found
+
+
+def _solved(params: dict[str, Any], given: list[Any]) -> Sequence[Any]:
+    """The solution of a linear system, by the program that is given for it."""
+    lengths = params["const_lengths"]
+    before = lengths.matvec + lengths.vecmat
+    whole = before + lengths.solve + lengths.transpose_solve
+    return _called(
+        params["jaxprs"].solve, [*given[before : before + lengths.solve], *given[whole:]]
+    )
+
+
+def _reducer(params: dict[str, Any]) -> Callable[[Any, Any], Any]:
+    return lambda a, b: tuple(_called(params["jaxpr"], [*a, *b]))
+
+
+def _reduced(params: dict[str, Any], given: list[Any]) -> Sequence[Any]:
+    count = len(given) // 2
+    found: Sequence[Any] = lax.reduce(
+        tuple(given[:count]), tuple(given[count:]), _reducer(params), params["dimensions"]
+    )
+    return found
+
+
+def _reduced_in_windows(params: dict[str, Any], given: list[Any]) -> Sequence[Any]:
+    count = len(given) // 2
+    names = "window_dimensions", "window_strides", "padding", "base_dilation", "window_dilation"
+    found: Sequence[Any] = lax.reduce_window(
+        tuple(given[:count]),
+        tuple(given[count:]),
+        _reducer(params),
+        *(params[name] for name in names),
     )
     return found
 
@@ -171,7 +217,10 @@ def _branched(params: dict[str, Any], given: list[Any]) -> Sequence[Any]:
 
 
 def _converted(params: dict[str, Any], given: list[Any]) -> Sequence[Any]:
-    return [lax.convert_element_type(given[0], wide(params["new_dtype"]))]
+    (value,), dtype = given, wide(params["new_dtype"])
+    if jnp.iscomplexobj(value) and not jnp.issubdtype(dtype, jnp.complexfloating):
+        value = lax.real(value)  # which converting would do too, with a warning
+    return [lax.convert_element_type(value, dtype)]
 
 
 STEPS: dict[str, Callable[[dict[str, Any], list[Any]], Sequence[Any]]] = {
@@ -179,4 +228,7 @@ STEPS: dict[str, Callable[[dict[str, Any], list[Any]], Sequence[Any]]] = {
     "while": _while,
     "cond": _branched,
     "convert_element_type": _converted,
+    "custom_linear_solve": _solved,
+    "reduce": _reduced,
+    "reduce_window": _reduced_in_windows,
 }

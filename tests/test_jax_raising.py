@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.experimental import pallas as pl
 
-from xgradcheck import check
+from xgradcheck import InvalidCase, check
 
 KEY = jax.random.key(3)
 X = jnp.array([0.7, -0.4, 1.3, 0.2, -1.1, 0.9], jnp.float32)
@@ -150,7 +150,42 @@ def counts(x):
     return jax.lax.cond(count > 2, lambda c: c + 1, lambda c: c * 2, count) * jnp.sin(x)
 
 
-TRACED = [loops, branches, scatters, multiplies, factorises, recomputes, convolves, counts]
+def solves(x):
+    a = (jnp.outer(x, x) + 2 * jnp.eye(6)).astype(jnp.float32)
+    return jnp.linalg.solve(a, jnp.ones(6, jnp.float32)) + jnp.linalg.slogdet(a)[1]
+
+
+def subtracts(x):
+    return jnp.ones(6, jnp.float32).at[jnp.array([0, 2])].subtract(jnp.exp(x[:2]).astype(x.dtype))
+
+
+def reduces(x):
+    """By functions that JAX does not know, and cannot differentiate: of what is constant."""
+    rows, zero = jnp.stack([jnp.cos(jnp.arange(6.0)), jnp.arange(6.0)]), jnp.float32(0)
+    total = jax.lax.reduce(rows, zero, lambda a, b: a + b, (0,))
+    windows = jax.lax.reduce_window(rows, zero, lambda a, b: a + b, (2, 2), (1, 1), "SAME")
+    return jnp.sin(x).astype(jnp.float32) * (total + windows.sum(0))
+
+
+def spectrum(x):
+    return jnp.abs(jnp.fft.fft(x.astype(jnp.float32)))
+
+
+def stops_by_itself(x):
+    """A loop in a batch, each example of which has its own end; beside it, to be differentiated."""
+
+    def halved(v):
+        return jax.lax.while_loop(lambda s: s > 0.3, lambda s: (s / 2).astype(jnp.float32), v)
+
+    return jnp.sin(x).astype(jnp.float32) * jax.vmap(halved)(jax.lax.stop_gradient(x * 0 + 1.7))
+
+
+def draws_gamma(x):
+    return jax.random.gamma(KEY, 2.0, (6,)).astype(jnp.float32) * x.astype(jnp.float32)
+
+
+TRACED = [solves, subtracts, reduces, spectrum, stops_by_itself, draws_gamma]
+TRACED += [loops, branches, scatters, multiplies, factorises, recomputes, convolves, counts]
 
 
 @pytest.mark.parametrize("compiled", [False, True])
@@ -164,6 +199,28 @@ def test_casts_inside_are_no_obstacle_to_float64(fn, compiled):
         wrong = check(lambda x: fn(spoil(x, jnp.ones(6))), X, raise_exception=False)
     assert leaf.rows[0].judged == "float64" and leaf.rows[0].precision == "float64"
     assert wrong.verdict == "FAIL"
+
+
+@pytest.mark.parametrize("fn", [solves, spectrum, draws_gamma], ids=lambda fn: fn.__name__)
+def test_nothing_is_printed_below_python(fn, capfd):
+    check(fn, X)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_loop_that_has_forward_mode_only():
+    def fn(x):
+        def body(state):
+            return state[0] + 1, jnp.sin(state[1]).astype(jnp.float32)
+
+        return jax.lax.while_loop(lambda state: state[0] < 3, body, (0, x))[1]
+
+    (leaf,) = check(fn, X, modes="forward").leaves.values()
+    assert leaf.rows[0].precision == "float64"
+
+
+def test_a_custom_vjp_has_no_forward_mode():
+    with pytest.raises(InvalidCase, match="custom_vjp"):
+        check(lambda x: scaled(1.0)(x, x), X, modes=("reverse", "forward"))
 
 
 def test_a_custom_jvp_that_casts_is_judged_in_forward_mode_too():

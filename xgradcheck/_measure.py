@@ -11,6 +11,7 @@ import numpy as np
 from xgradcheck._as_run import as_found, gradient_at, is_kept, rounded, rounding
 from xgradcheck._constraints import Tangent
 from xgradcheck._diagnose import Kind
+from xgradcheck._differences import rms
 from xgradcheck._errors import InvalidCase
 from xgradcheck._generic import NearBy, look_near_by
 from xgradcheck._judge import distance, tolerance, zero_below
@@ -157,7 +158,9 @@ def _dust(work: Sweep, truth: Truth, gradient: Vector, bits: int, size: float) -
     """What rounding may leave of elements that are zero, or nearly: where phi is flat a backward
     pass has nothing but the difference of numbers of the ``size`` of phi or what it is made of.
     """
-    reach = (DUST if bits == DOUBLE else DUST_AS_RUN) * 2.0**-bits * size / work.scale
+    # A bias is small beside what it is added to, and that is what is rounded.
+    scale = work.scale if bits == DOUBLE else np.fmax(work.scale, rms(work.scale))
+    reach = (DUST if bits == DOUBLE else DUST_AS_RUN) * 2.0**-bits * size / scale
     null = np.abs(truth.value) <= (truth.bar if bits == DOUBLE else reach)
     return np.where(null & (np.abs(gradient) <= reach), reach, 0.0)
 

@@ -18,6 +18,8 @@ PIP := $(RUN) -m pip --disable-pip-version-check
 # make demo PIP_FLAGS= shows all that pip has to say.
 PIP_FLAGS ?= --quiet
 PYTEST_ARGS ?=
+# Processes that share the tests among them.
+JOBS ?= 2
 
 # On a machine with a GPU, JAX warns of a CUDA build that is not installed; all of this runs on the CPU.
 export JAX_PLATFORMS ?= cpu
@@ -40,16 +42,17 @@ help:
 	@echo 'TORCH=torch==2.6.0            another torch than $(TORCH)'
 	@echo 'JAX=jax==0.6.0                another JAX than $(JAX)'
 	@echo 'TORCH_INDEX=URL               another index for torch, such as the one of CPU builds'
+	@echo 'JOBS=4                        processes for the tests, in place of $(JOBS)'
 	@echo 'PYTEST_ARGS="-k sweep -x"     more arguments for pytest'
 
 demo: $(VENV)/installed
 	@$(RUN) examples/demo.py
 
 test: $(VENV)/installed
-	$(RUN) -m pytest $(PYTEST_ARGS)
+	$(RUN) -m pytest -n $(JOBS) $(PYTEST_ARGS)
 
 slow: $(VENV)/installed
-	$(RUN) -m pytest -m slow $(PYTEST_ARGS)
+	$(RUN) -m pytest -n $(JOBS) -m slow $(PYTEST_ARGS)
 
 # In an environment of its own.
 oldest-jax:
@@ -59,7 +62,7 @@ check: $(VENV)/installed
 	$(RUN) -m ruff format --check .
 	$(RUN) -m ruff check .
 	$(RUN) -m mypy
-	$(RUN) -m pytest $(PYTEST_ARGS)
+	$(RUN) -m pytest -n $(JOBS) $(PYTEST_ARGS)
 
 bench: $(VENV)/installed
 	@set -e; for script in $(or $(filter-out benchmarks/_%,$(wildcard benchmarks/*.py)),$(error no script in benchmarks/)); do \

@@ -123,7 +123,7 @@ def test_a_framework_that_the_package_loads_is_noticed(framework, tmp_path):
 
 
 def test_the_package_adds_little_to_the_time_that_numpy_takes(tmp_path):
-    assert least_import_ms(CHECKOUT, tmp_path, attempts=10) < LIMIT_MS
+    assert least_import_ms(CHECKOUT, tmp_path, attempts=40) < LIMIT_MS
 
 
 def test_a_package_that_takes_long_to_import_is_noticed(tmp_path):

@@ -133,11 +133,9 @@ class JaxProblem:
         self._nodes = _argument_nodes(case)
         self._structure = tree_util.tree_structure((case.args, dict(case.kwargs)))
         self._numbers = self._chosen()
-        self._own = len(self._numbers)
+        self._own, before = len(self._numbers), len(self._nodes)
         self._nodes += self._cotangent_nodes()
-        self._numbers += range(
-            len(self._nodes) - (len(pulled[0]) if pulled else 0), len(self._nodes)
-        )
+        self._numbers += range(before, len(self._nodes))
         leaves = [self._nodes[number] for number in self._numbers]
         for node in leaves:
             refuse_unless_known(node.suffix, str(node.value.dtype), CONVERT)
@@ -247,11 +245,11 @@ class JaxProblem:
     @contextmanager
     def _raised_as_traced(self) -> Iterator[None]:
         """The operations that the function was traced to, in float64."""
-        found, count = self._found(), len(self.outputs)
+        found, count, kept = self._found(), len(self.outputs), self._now
         cotangents = self._cotangents(np.zeros(self.outputs.size))
-        everything = jax.make_jaxpr(self._now.everything)(found)
+        everything = jax.make_jaxpr(kept.everything)(found)
         try:
-            backward = jax.make_jaxpr(self._now.pulled)(found, cotangents)
+            backward = jax.make_jaxpr(kept.pulled)(found, cotangents)
         except Exception:  # a loop that has forward mode only: nobody has asked for a gradient
             backward = None
 
@@ -268,7 +266,6 @@ class JaxProblem:
                 forward = jax.make_jaxpr(kept.pushed)(found, found)
             return evaluate(forward, *leaves, *tangents)
 
-        kept = self._now
         with self._kept(), x64():
             self._widen()
             wide = [replace(leaf, dtype=_wide(leaf)) for leaf in self.outputs]

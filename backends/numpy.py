@@ -224,6 +224,9 @@ def _kind(value: Any) -> str:
 class NumpyProblem:
     """One call of a NumPy function, seen from the core."""
 
+    batch = 1
+    frozen: Positions = np.empty(0, np.intp)
+
     def __init__(self, case: Case, binding: Binding) -> None:
         self._case, self._slots, self._places = case, binding.slots, binding.places
         for slot in self._slots:
@@ -406,9 +409,6 @@ class NumpyProblem:
     def _write_all(self, point: Vector) -> None:
         for slot, part in zip(self._slots, _handed.cut(point, self.layout), strict=True):
             slot.work[...] = part
-
-    batch = 1
-    frozen: Positions = np.empty(0, np.intp)
 
     def batched(
         self, direction: Vector, steps: Vector, start: int, cotangent: Vector

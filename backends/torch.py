@@ -33,7 +33,7 @@ from xgradcheck._layout import (
 from xgradcheck._selection import Candidate, argument_nodes, closure_nodes, select
 from xgradcheck._tree import Node, Path, flatten, replaced
 
-from .torch_batches import FEWEST, Rows, points_at_once, together
+from .torch_batches import FEWEST, Rows, offsets, points_at_once, together
 from .torch_exchanged import eager, exchanged, mapped
 from .torch_raising import Draws, raised
 from .world import (
@@ -289,9 +289,8 @@ def _refuse_shared(slots: list[Slot]) -> None:
 
 def _places(tensor: torch.Tensor) -> Positions:
     """Where the elements lie in their storage, in bytes."""
-    places = np.indices(tensor.shape).reshape(tensor.dim(), -1)
-    offsets = np.array(tensor.stride(), np.intp) @ places + tensor.storage_offset()
-    return np.asarray(offsets * tensor.itemsize, np.intp)
+    places = offsets(tensor.shape, tensor.stride()) + tensor.storage_offset()
+    return np.asarray(places * tensor.itemsize)
 
 
 def _refuse(slot: Slot) -> None:
@@ -683,59 +682,73 @@ class TorchProblem:
         self, owner: int, places: Positions, moved: Vector, cotangent: Vector
     ) -> Vector | None:
         """Many points of one leaf in batches; None where single ones are as good, or have to be."""
-        leaf, work = self.layout.leaves[owner], self._slots[owner].work
-        if leaf.size < BATCHED or len(places) < FEWEST or self.batch == 1:
+        if len(places) < FEWEST or not self._has_batches(owner):
             return None
         count = min(self.batch, len(places) + 1)
-        rows, values = Rows(work, count), np.empty(len(places))
-        base = self.point[leaf.start + places]
-        try:
-            with self._grad_mode():
-                self._world.reset()
-                here = self._evaluator(cotangent)()
-                for first in range(0, len(places), count - 1):
-                    part = slice(first, first + count - 1)
-                    rows.put(places[part], moved[part])
-                    found = self._of_rows(rows, work, cotangent)
-                    # The first row is the point itself: what rounding in batches does to it, it
-                    # does to all.
-                    values[part] = here + (found[1 : 1 + len(values[part])] - found[0])
-                    rows.put(places[part], base[part])
-        except Exception:  # no rule for batches, or a look at the values
-            self.one_by_one()
-            self._world.watch()
-            return None
-        return values
+        base = self.point[self.layout.leaves[owner].start + places]
 
-    def _of_rows(self, rows: Rows, work: torch.Tensor, cotangent: Vector) -> Vector:
-        parts = self._cotangents(cotangent)
+        def run() -> Vector:
+            rows, values = Rows(self._slots[owner].work, count), np.empty(len(places))
+            phi = self._phi_of_rows(rows, owner, cotangent)
+            self._world.reset()
+            here = self._evaluator(cotangent)()
+            for first in range(0, len(places), count - 1):
+                part = slice(first, first + count - 1)
+                rows.put(places[part], moved[part])
+                found = phi()
+                # The first row is the point itself: what rounding in batches does to it, it does
+                # to all.
+                values[part] = here + (found[1 : 1 + len(values[part])] - found[0])
+                rows.put(places[part], base[part])
+            return values
 
-        def phi(other: Callable[[Any], Any]) -> Any:
-            outs = [other(out) for out in self._tensors(self._call())]
-            return _inner(parts, outs)
-
-        self._world.reset()
-        return together(rows, work, self._world.written, phi)
+        return self._tried(run)
 
     def batched(
         self, direction: Vector, steps: Vector, start: int, cotangent: Vector
     ) -> Vector | None:
         owner = int(self.layout.owners(np.array([start]))[0])
-        leaf, work = self.layout.leaves[owner], self._slots[owner].work
-        if leaf.size < BATCHED or self.batch == 1:
+        if not self._has_batches(owner):
             return None
-        rows = Rows(work, len(steps))
-        try:
+        leaf = self.layout.leaves[owner]
+
+        def run() -> Vector:
+            rows = Rows(self._slots[owner].work, len(steps))
             for row, step in enumerate(steps):
                 moved = displaced(self.point[leaf.part], direction, step).reshape(leaf.grid)
                 whole = moved[0] + 1j * moved[1] if leaf.is_complex else moved
                 rows.put_whole(row, torch.from_numpy(whole))
+            return self._phi_of_rows(rows, owner, cotangent)()
+
+        return self._tried(run)
+
+    def _has_batches(self, owner: int) -> bool:
+        return self.layout.leaves[owner].size >= BATCHED and self.batch > 1
+
+    def _tried(self, run: Callable[[], Vector]) -> Vector | None:
+        """What batches give; None, and single points from now on, where there is no rule for them,
+        or something looks at the values.
+        """
+        try:
             with self._grad_mode():
-                return self._of_rows(rows, work, cotangent)
-        except Exception:  # no rule for batches, or a look at the values
+                return run()
+        except Exception:
             self.one_by_one()
             self._world.watch()
             return None
+
+    def _phi_of_rows(self, rows: Rows, owner: int, cotangent: Vector) -> Callable[[], Vector]:
+        """phi for the rows as they stand, in the place of a leaf."""
+        parts, work = self._cotangents(cotangent), self._slots[owner].work
+
+        def of_one(other: Callable[[Any], Any]) -> Any:
+            return _inner(parts, [other(out) for out in self._tensors(self._call())])
+
+        def of_all() -> Vector:
+            self._world.reset()
+            return together(rows, work, self._world.written, of_one)
+
+        return of_all
 
     @property
     def can_be_complex(self) -> bool:

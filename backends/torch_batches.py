@@ -76,6 +76,11 @@ def _width(shape: Sequence[int], strides: Sequence[int]) -> int:
     return 1 + sum((n - 1) * by for n, by in zip(shape, strides, strict=True))
 
 
+def offsets(shape: Sequence[int], strides: Sequence[int]) -> Positions:
+    """Where the elements lie in memory, in C order, counted in elements from the first."""
+    return np.asarray(np.array(strides, np.intp) @ np.indices(shape).reshape(len(shape), -1))
+
+
 class Rows:
     """Copies of a leaf, strides and all where it is dense; in each of them one element moves."""
 
@@ -88,8 +93,7 @@ class Rows:
         memory = torch.empty(count * width, dtype=found.dtype, device=found.device)
         self.tensor = memory.as_strided((count, *found.shape), (width, *strides))
         self.tensor.copy_(found)
-        places = np.indices(found.shape).reshape(found.dim(), -1)
-        self._offsets = np.array(strides, np.intp) @ places
+        self._offsets = offsets(found.shape, strides)
         self._width = width
         self._is_complex = found.is_complex()
         self._memory = torch.view_as_real(memory).reshape(-1) if self._is_complex else memory
@@ -97,10 +101,10 @@ class Rows:
     def put(self, places: Positions, values: Vector) -> None:
         """Set element ``places[j]``, in the order of the flat vector, in row j + 1."""
         size = len(self._offsets)
-        offsets = np.arange(1, len(places) + 1) * self._width + self._offsets[places % size]
+        there = np.arange(1, len(places) + 1) * self._width + self._offsets[places % size]
         if self._is_complex:
-            offsets = 2 * offsets + places // size
-        self._memory[torch.from_numpy(offsets)] = torch.from_numpy(values).to(self._memory)
+            there = 2 * there + places // size
+        self._memory[torch.from_numpy(there)] = torch.from_numpy(values).to(self._memory)
 
     def put_whole(self, row: int, values: torch.Tensor) -> None:
         """Set all elements of one row."""
@@ -121,7 +125,7 @@ def together(
 
     def one(row: torch.Tensor, *copies: torch.Tensor) -> torch.Tensor:
         others = dict(zip(map(id, (leaf, *written)), (row, *copies), strict=True))
-        with Exchanged(others) as exchanged, _functions_opened(exchanged.other):
+        with Exchanged(others) as exchanged, _functions_opened(exchanged):
             return phi(exchanged.other)
 
     count = len(rows.tensor)
@@ -163,7 +167,7 @@ class Context:
 
 
 @contextmanager
-def _functions_opened(other: Callable[[Any], Any]) -> Iterator[None]:
+def _functions_opened(exchanged: Exchanged) -> Iterator[None]:
     """Custom Functions without a rule for batches run as their plain forward.
 
     ``Function.apply`` refuses them where it sees a transform, and else goes on to its base class.
@@ -177,8 +181,7 @@ def _functions_opened(other: Callable[[Any], Any]) -> Iterator[None]:
     def apply(usual: Callable[..., Any], cls: Any, args: Any, kwargs: Any) -> Any:
         with library.DisableTorchFunction():
             needs = tuple(isinstance(arg, torch.Tensor) and arg.requires_grad for arg in args)
-        args = tuple(map(other, args))
-        kwargs = {key: other(value) for key, value in kwargs.items()}
+        args, kwargs = exchanged.arguments(args, kwargs)
         if cls.vmap is not torch.autograd.Function.vmap:
             library._are_functorch_transforms_active = sees
             try:

@@ -26,10 +26,12 @@ class Exchanged(TorchFunctionMode):
         self._others = others
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if kwargs:
-            kwargs = {key: self.other(value) for key, value in kwargs.items()}
-        return func(*map(self.other, args), **kwargs)
+        args, kwargs = self.arguments(args, kwargs or {})
+        return func(*args, **kwargs)
+
+    def arguments(self, args: Any, kwargs: Any) -> tuple[list[Any], dict[str, Any]]:
+        """What a function is given in the place of its arguments."""
+        return [*map(self.other, args)], {k: self.other(value) for k, value in kwargs.items()}
 
     def other(self, value: Any) -> Any:
         """What stands in the place of a value, or of what is in it; mostly the value itself."""
@@ -47,7 +49,8 @@ def exchanged(others: dict[int, torch.Tensor]) -> Iterator[Exchanged]:
     mode = Exchanged(others)
 
     def apply(usual: Callable[..., Any], cls: Any, args: Any, kwargs: Any) -> Any:
-        return usual(*map(mode.other, args), **{k: mode.other(v) for k, v in kwargs.items()})
+        args, kwargs = mode.arguments(args, kwargs)
+        return usual(*args, **kwargs)
 
     with mode, functions_applied(apply):
         yield mode

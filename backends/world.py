@@ -255,7 +255,7 @@ def plain_states(objects: Sequence[Any]) -> Iterator[State]:
                 yield array_state("an array", node)
         elif type(node) is dict:
             yield mapping_state("a dict", node)
-        elif _is_of_the_user(node):
+        else:
             for attributes in _attributes(node):
                 yield mapping_state(f"the attributes of {type(node).__name__}", attributes)
 
@@ -300,7 +300,9 @@ class Slots(MutableMapping[str, Any]):
 
 
 def _attributes(node: Any) -> Iterator[MutableMapping[str, Any]]:
-    """Where an object keeps its attributes: in a dict, in slots, or in both."""
+    """Where an object of the user's keeps its attributes: in a dict, in slots, or in both."""
+    if not _is_of_the_user(node):
+        return
     if isinstance(getattr(node, "__dict__", None), dict):
         yield vars(node)
     if slots := Slots(node):
@@ -319,7 +321,7 @@ def number_states(objects: Sequence[Any]) -> Iterator[State]:
             yield from (state for name, cell in cells if (state := _cell_state(name, cell)))
             names = node.__code__.co_names
             yield from _numbers_in(node.__globals__, names, "the global {}".format)
-        elif _is_of_the_user(node):
+        else:
             owner = type(node).__name__
             for attributes in _attributes(node):
                 yield from _numbers_in(attributes, list(attributes), f"{owner}.{{}}".format)
@@ -392,7 +394,7 @@ def _held_by(node: Any) -> Iterator[Any]:
         yield from (node.__self__, node.__func__)
     elif isinstance(node, FunctionType):
         yield from _named_by(node)
-    elif _is_of_the_user(node):
+    else:
         for attributes in _attributes(node):
             yield from list(attributes.values())
 

@@ -17,6 +17,7 @@ import jax
 import jax.test_util
 import numpy as np
 import torch
+from _timing import best_of
 from rich.console import Console
 from rich.table import Table
 
@@ -65,16 +66,6 @@ class Swish(torch.autograd.Function):
         (x,) = ctx.saved_tensors
         s = torch.sigmoid(x)
         return u * (s + x * s * (1 - s))
-
-
-def best_of(run: Callable[[], Any], repeats: int = REPEATS) -> float:
-    """Seconds of the fastest of several runs."""
-    times = []
-    for _ in range(repeats):
-        started = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - started)
-    return min(times)
 
 
 def torch_rows() -> list[dict[str, Any]]:

@@ -5,12 +5,11 @@ beside this file. Run: python benchmarks/sweep.py
 """
 
 import json
-import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
+from _timing import best_of
 from rich.console import Console
 from rich.table import Table
 from torch import nn
@@ -19,15 +18,6 @@ from xgradcheck import check
 from xgradcheck._check import environment
 
 REPEATS = 5
-
-
-def best_of(run: Callable[[], Any]) -> float:
-    times = []
-    for _ in range(REPEATS):
-        started = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - started)
-    return min(times)
 
 
 def textbook_loop(fn: Callable[..., torch.Tensor], x: torch.Tensor, eps: float = 1e-7) -> None:
@@ -71,9 +61,9 @@ def main() -> None:
         generator = torch.Generator().manual_seed(0)
         x = torch.randn(shape, dtype=torch.float64, generator=generator).requires_grad_()
         report = check(fn, x)
-        peer = best_of(lambda fn=fn, x=x: torch.autograd.gradcheck(fn, (x,)))
-        ours = best_of(lambda fn=fn, x=x: check(fn, x))
-        loop = best_of(lambda fn=fn, x=x: textbook_loop(fn, x))
+        peer = best_of(lambda fn=fn, x=x: torch.autograd.gradcheck(fn, (x,)), REPEATS)
+        ours = best_of(lambda fn=fn, x=x: check(fn, x), REPEATS)
+        loop = best_of(lambda fn=fn, x=x: textbook_loop(fn, x), REPEATS)
         rows.append(
             {
                 "case": name,

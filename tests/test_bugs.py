@@ -1,21 +1,12 @@
 """Every planted bug is caught and named, and its mended twin accepted, over many seeds."""
 
-from collections.abc import Iterator
-
 import pytest
-import torch
 from bugs import BUGS, Bug
 
 SEEDS = range(20)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    # On a busy machine threads that share sixty numbers wait for each other ten times as long.
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def _name(bug: Bug) -> str:

@@ -1,6 +1,5 @@
 """Real models as they are: no alarm, and every planted twin found and named."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import jax_models
@@ -15,13 +14,7 @@ IN_TORCH = [torch.float64, torch.float32]
 IN_JAX = ["float64", "float32"]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Tensors this small gain nothing from threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def judged(forms: Any, spoilt: Any, seed: int) -> None:

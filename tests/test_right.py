@@ -1,9 +1,6 @@
 """A right gradient raises no alarm: row by row of the table in ``right.py``, over many seeds."""
 
-from collections.abc import Iterator
-
 import pytest
-import torch
 from right import RIGHT, Right
 
 SEEDS, SAMPLED = 1000, {"numpy": 20, "torch": 20, "jax": 8}
@@ -12,13 +9,7 @@ default run takes a sample, and ``pytest -m slow`` all the seeds of every row, h
 """
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Tensors this small gain nothing from threads; on a busy machine they wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def _name(row: Right) -> str:

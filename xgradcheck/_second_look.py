@@ -83,8 +83,7 @@ def _narrow_bars(work: Sweep, truth: Truth) -> None:
     with np.errstate(all="ignore"):
         ratio, apart = wide / steps, np.abs((plus - minus) / (2 * wide) - value)
         truncation = SAFE * apart / (ratio**2 - 1)
-        peak = np.fmax(np.abs(plus), np.abs(minus))
-        noise = BAR_SIGMAS * work.noise.of(peak) / (np.sqrt(2) * steps)
+        noise = BAR_SIGMAS * work.slope_noise(plus, minus, steps)
         bar = truncation + noise + 2.0**-52 * np.abs(value)
     truth.bar[queue] = np.fmin(bar, truth.bar[queue])
 

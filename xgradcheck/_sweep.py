@@ -128,7 +128,7 @@ def _one_pair_each(
         slope = (plus - minus) / (2 * steps)
         curvature = np.fmax(curvature, _usual_curvature(work, slope, sampled, bend))
         truncation = 3 * curvature / work.scale * (steps / work.scale) ** 2
-        noise = _slope_noise(work, plus, minus, steps)
+        noise = work.slope_noise(plus, minus, steps)
         gap = even_part(plus, minus, work.value) / steps
     truth = _truth(work, slope, truncation + BAR_SIGMAS * noise + 2.0**-52 * np.abs(slope))
     truth.stationary = gap > FLAT * np.fmax(np.abs(slope), np.abs(work.gradient))
@@ -148,12 +148,6 @@ def _usual_curvature(work: Sweep, slope: Vector, sampled: Positions, bend: Vecto
     share = share[np.isfinite(share)]
     # Not the worst of the sample: that may lie next to a kink.
     return SAFE * float(np.quantile(share, 0.8)) * influence if share.size else 0 * influence
-
-
-def _slope_noise(work: Sweep, plus: Vector, minus: Vector, steps: Vector) -> Vector:
-    """The standard deviation of a central difference: phi's noise, or its rounding where larger."""
-    peak = np.fmax(np.abs(plus), np.abs(minus))
-    return np.asarray(work.noise.of(peak) / (np.sqrt(2) * steps))
 
 
 def _truth(work: Sweep, slope: Vector, bar: Vector) -> Truth:
@@ -212,7 +206,7 @@ def _textbook(work: Sweep, eps: Vector) -> Truth:
         # Twice the step errs by four times the truncation: the difference holds three times that
         # of eps.
         truncation = np.abs((plus2 - minus2) / (4 * eps) - slope)
-        noise = _slope_noise(work, plus, minus, eps)
+        noise = work.slope_noise(plus, minus, eps)
         # theta + eps is rounded: the step that was taken is not the step that is divided by.
         travelled = (work.point + eps) - (work.point - eps)
         misstep = np.abs(slope) * np.abs(travelled / (2 * eps) - 1)

@@ -92,3 +92,10 @@ class Sweep:
     def allowed(self, gradient: Vector, truth: Vector, leaf_rms: float, where: Any) -> Vector:
         """The allowed error of the elements at ``where``."""
         return np.asarray(self.allowance.allowed(gradient, truth, leaf_rms) + self.slack[where])
+
+    def slope_noise(self, plus: Vector, minus: Vector, steps: Vector) -> Vector:
+        """The standard deviation of a central difference: phi's noise, or its rounding where
+        larger.
+        """
+        peak = np.fmax(np.abs(plus), np.abs(minus))
+        return np.asarray(self.noise.of(peak) / (np.sqrt(2) * steps))

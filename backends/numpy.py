@@ -16,6 +16,7 @@ from xgradcheck._errors import InvalidCase
 from xgradcheck._layout import (
     DOUBLE,
     ComplexVector,
+    Direction,
     Entry,
     Layout,
     Positions,
@@ -392,7 +393,7 @@ class NumpyProblem:
         # With the cotangent conjugated: the real part of an inner product.
         return float(sum(np.sum(np.conj(part) * parts[leaf.path]).real for part, leaf in pairs))
 
-    def along(self, direction: Vector, steps: Vector, start: int, cotangent: Vector) -> Vector:
+    def along(self, direction: Direction, steps: Vector, start: int, cotangent: Vector) -> Vector:
         cotangents = _handed.cut(cotangent, self.outputs)
         whole = np.zeros_like(self.point)
         whole[start : start + direction.size] = direction

@@ -199,22 +199,38 @@ MAY_IMPORT = {
     "_handed": SEAM,
     "_progress": set(),
     "_text": {"_judge"},
-    "_report": WORDS | {"_text"},
+    "_report": WORDS | {"_budget", "_text"},
     "_constraints": {"_errors", "_layout"},
-    "_phi": NUMBERS | {"_adapters", "_constraints"},
-    "_generic": NUMBERS | {"_adapters", "_as_run", "_phi"},
+    "_phi": NUMBERS | {"_adapters", "_budget", "_constraints", "_progress"},
+    "_budget": {"_errors"},
+    "_certificate": NUMBERS,
+    "_directions": NUMBERS,
+    "_slopes": NUMBERS | {"_certificate", "_directions", "_phi"},
+    "_localise": NUMBERS | {"_certificate", "_directions", "_phi"},
+    "_projection": NUMBERS | {"_certificate", "_directions", "_localise", "_phi", "_slopes"},
+    "_restricted": {"_adapters", "_layout"},
+    "_generic": NUMBERS | {"_adapters", "_as_run", "_phi", "_projection", "_slopes"},
     "_complex": NUMBERS | {"_phi"},
     "_ties": NUMBERS | {"_phi"},
-    "_truth": NUMBERS | {"_phi"},
+    "_truth": NUMBERS | {"_phi", "_progress"},
     "_second_look": NUMBERS | {"_complex", "_phi", "_ties", "_truth"},
     "_sweep": NUMBERS | {"_phi", "_second_look", "_truth"},
     "_as_run": NUMBERS | {"_adapters", "_phi"},
     "_measured": NUMBERS | {"_adapters", "_constraints", "_generic", "_truth"},
-    "_measure": NUMBERS
+    "_rows": NUMBERS
     | {"_as_run", "_constraints", "_errors", "_generic", "_measured"}
-    | {"_phi", "_second_look", "_sweep", "_truth"},
-    "_findings": NUMBERS | {"_adapters", "_generic", "_measured", "_report", "_truth"},
-    "_outcome": NUMBERS | {"_adapters", "_findings", "_measured", "_report"},
+    | {"_phi", "_progress", "_second_look", "_sweep", "_truth"},
+    "_projected": NUMBERS
+    | {"_budget", "_directions", "_generic", "_measured", "_phi", "_projection"}
+    | {"_restricted", "_rows", "_slopes", "_truth"},
+    "_measure": NUMBERS
+    | {"_as_run", "_errors", "_measured", "_phi", "_projected", "_projection", "_rows"},
+    "_findings": NUMBERS
+    | {"_adapters", "_generic", "_localise", "_measured", "_projection", "_report", "_slopes"}
+    | {"_truth"},
+    "_outcome": NUMBERS | {"_adapters", "_budget", "_findings", "_measured", "_report"},
+    "_projected_outcome": NUMBERS
+    | {"_adapters", "_findings", "_measured", "_outcome", "_projected", "_projection", "_report"},
     "backends": set(),
 }
 

@@ -203,9 +203,11 @@ def test_a_large_leaf_has_a_program_of_its_own(monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(JaxProblem, "_program_of", counted)
     right, wrong = tanh_with(1.0), tanh_with(1.0001)
-    in_jax(lambda w, b: right(data @ w + b).sum(1), w, b)
+    in_jax(lambda w, b: right(data @ w + b).sum(1), w, b, coverage="sweep")
     assert set(programs) == {"w"}
-    report = in_jax(lambda w, b: wrong(data @ w + b).sum(1), w, b, raise_exception=False)
+    report = in_jax(
+        lambda w, b: wrong(data @ w + b).sum(1), w, b, coverage="sweep", raise_exception=False
+    )
     assert report.leaves["w"].verdict is report.leaves["b"].verdict is Verdict.FAIL
 
 

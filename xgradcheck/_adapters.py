@@ -13,7 +13,7 @@ from types import ModuleType
 from typing import Any, NamedTuple, Protocol
 
 from xgradcheck._errors import InvalidCase
-from xgradcheck._layout import ComplexVector, Layout, Positions, Vector
+from xgradcheck._layout import ComplexVector, Direction, Layout, Positions, Vector
 from xgradcheck._tree import Path, replaced
 
 
@@ -110,7 +110,7 @@ class Problem(Protocol):
         """Hold still the plain numbers too that the function has changed so far; their names."""
         ...
 
-    def along(self, direction: Vector, steps: Vector, start: int, cotangent: Vector) -> Vector:
+    def along(self, direction: Direction, steps: Vector, start: int, cotangent: Vector) -> Vector:
         """phi at ``point + step * direction``, the direction lying on ``point[start:]``."""
         ...
 

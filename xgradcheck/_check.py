@@ -10,19 +10,23 @@ from typing import Any, TypeGuard
 import numpy as np
 
 from xgradcheck._adapters import Case, Problem, claim
+from xgradcheck._budget import Budget, Plan, budget_of, plan
 from xgradcheck._constraints import Constraint, tangents
 from xgradcheck._errors import InvalidCase
 from xgradcheck._layout import Layout, Vector, bits_of, to_bits
-from xgradcheck._measure import Asked, measure, settled_value, varies
+from xgradcheck._measure import Stochastic, measure
 from xgradcheck._measured import FORWARD, REVERSE
-from xgradcheck._outcome import joined, outcome, stochastic
+from xgradcheck._outcome import joined, outcome, stochastic, within_budget
 from xgradcheck._phi import Phi
 from xgradcheck._progress import progress
+from xgradcheck._projected import Projected, wants_projection
+from xgradcheck._projected_outcome import projected_outcome
 from xgradcheck._report import Report
+from xgradcheck._rows import Asked
 from xgradcheck._tree import required_arguments
 from xgradcheck._truth import COMPLEX
 
-COVERAGES = ("auto", "sweep")
+COVERAGES = ("auto", "sweep", "rows", "projection")
 METHODS = ("auto", "central", "complex-step")
 
 
@@ -41,6 +45,7 @@ def check(
     eps: float | Mapping[str, float] | None = None,
     rtol: float | None = None,
     atol: float = 0.0,
+    budget: int | str | None = None,
     seed: int = 0,
     name: str | None = None,
     backend: str | None = None,
@@ -126,7 +131,7 @@ def check(
     title = name or _title(fn)
     try:
         modes = _modes(modes)
-        _refuse_options(fn, args, kwargs, loss, order, coverage, method, rtol, atol, seed)
+        _refuse_options(fn, args, kwargs, loss, order, coverage, method, eps, rtol, atol, seed)
         report = _checked(
             Case(fn, args, dict(kwargs or {}), _materialised(wrt), loss, grads),
             title,
@@ -139,6 +144,8 @@ def check(
             seed,
             modes,
             order,
+            coverage,
+            budget_of(budget),
         )
     except InvalidCase as refusal:
         raise InvalidCase(f"{title}: {refusal}") from None
@@ -186,6 +193,7 @@ def _refuse_options(
     order: int,
     coverage: str,
     method: str,
+    eps: Any,
     rtol: float | None,
     atol: float,
     seed: int,
@@ -211,6 +219,11 @@ def _refuse_options(
         raise InvalidCase(f"order={order!r} is not 1 or 2.")
     if not isinstance(coverage, str) or coverage not in COVERAGES:
         raise InvalidCase(f"coverage={coverage!r} is not one of {', '.join(map(repr, COVERAGES))}.")
+    if coverage in ("rows", "projection") and (eps is not None or method == COMPLEX):
+        raise InvalidCase(
+            f"coverage={coverage!r} chooses its own steps: leave eps and method out, or take "
+            f"coverage='sweep'."
+        )
     if not isinstance(method, str) or method not in METHODS:
         raise InvalidCase(f"method={method!r} is not one of {', '.join(map(repr, METHODS))}.")
     for option, value in (("rtol", rtol), ("atol", atol)):
@@ -265,6 +278,8 @@ def _checked(
     seed: int,
     modes: Sequence[str],
     order: int,
+    coverage: str,
+    budget: Budget,
 ) -> Report:
     adapter = claim(case, backend)
     problem = adapter.bind(case)
@@ -291,7 +306,7 @@ def _checked(
         if number > 1:
             problem = problem.second(cotangent)
             cotangent = _cotangent(problem.outputs, int(seed))
-        phi = Phi(problem, cotangent, spaces)
+        phi = Phi(problem, cotangent, spaces, budget=budget)
         if method == COMPLEX and (eps is not None or not phi.can_be_complex):
             raise InvalidCase(
                 "method='complex-step' has to pass complex numbers as arguments, and goes with "
@@ -299,7 +314,10 @@ def _checked(
             )
         # Overflow at the edge of what a float holds ends in an uncertain verdict, not in a warning.
         with problem.held(), progress(title) as tick, np.errstate(all="ignore"):
-            asked = Asked(method, rtol, atol, steps, int(seed), spaces, tick, modes, number)
+            asked = Asked(
+                method, rtol, atol, steps, int(seed), spaces, tick, modes, number, coverage
+            )
+            phi.tick = tick
             own = _judged(problem, phi, title, asked, started)
         report = own if report is None else joined(report, own)
     assert report is not None
@@ -308,20 +326,39 @@ def _checked(
 
 def _judged(problem: Problem, phi: Phi, title: str, asked: Asked, started: float) -> Report:
     """The report on one problem."""
-    value, spread = settled_value(phi)
-    rows = [] if varies(phi, value, spread) else measure(phi, value, spread, asked)
+    found = measure(phi, asked)
     frame = {
         "name": title,
         "skipped": tuple(problem.skipped),
-        "coverage": "sweep",
+        "coverage": _coverage(found, asked),
         "evaluations": phi.evaluations,
         "elapsed_s": time.perf_counter() - started,
         "seed": asked.seed,
         "environment": environment(),
+        "plan": _plan(phi, asked),
     }
-    if not rows:
-        return stochastic(problem, value, spread, frame)
-    return outcome(problem, rows, asked.steps, frame)
+    if isinstance(found, Stochastic):
+        return stochastic(problem, found.value, found.spread, frame)
+    if isinstance(found, Projected):
+        report = projected_outcome(problem, found, frame)
+    else:
+        report = outcome(problem, found, asked.steps, frame)
+    return within_budget(report, phi.budget) if phi.budget.is_cut else report
+
+
+def _plan(phi: Phi, asked: Asked) -> Plan:
+    """What was to be expected once the backward pass had run once."""
+    layout, coverage = phi.problem.layout, asked.coverage
+    if coverage == "auto":
+        coverage = "projection" if wants_projection(phi, asked) else "sweep"
+    rows = sum(leaf.size // (leaf.grid[-1] if leaf.grid else 1) for leaf in layout if leaf.size)
+    return plan(coverage, layout.size, rows, phi.backward_s)
+
+
+def _coverage(found: Any, asked: Asked) -> str:
+    if isinstance(found, Projected):
+        return "rows" if asked.coverage == "rows" else "projection"
+    return "sweep"
 
 
 def _cotangent(outputs: Layout, seed: int) -> Vector:

@@ -93,6 +93,10 @@ def even_part(plus: Vector, minus: Vector, value: float) -> Vector:
 
 def norm(vector: Vector) -> float:
     """The Euclidean norm, safe from overflow and underflow."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        square = float(np.dot(vector, vector))
+    if 1e-250 < square < 1e250:
+        return math.sqrt(square)
     largest = float(np.max(np.abs(vector), initial=0.0))
     if largest == 0 or not np.isfinite(largest):
         return largest

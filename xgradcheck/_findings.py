@@ -1,16 +1,20 @@
 """What is said about a place: findings and notes, with the numbers that support them."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from xgradcheck._adapters import Problem
 from xgradcheck._diagnose import Kind, Kinds
-from xgradcheck._generic import DIAGONAL, SYMMETRIC, Mistake, NearBy
+from xgradcheck._generic import DIAGONAL, SYMMETRIC, NearBy
 from xgradcheck._judge import Judged
 from xgradcheck._layout import BITS, DOUBLE, Leaf, Vector
+from xgradcheck._localise import Node
 from xgradcheck._measured import Measured
+from xgradcheck._projection import Suspect
 from xgradcheck._report import Finding
+from xgradcheck._slopes import Mistake
 from xgradcheck._truth import Truth
 
 SHOWN = 20
@@ -146,6 +150,14 @@ def only_here(leaf: Leaf, mistake: Mistake, why: dict[int, str]) -> Finding:
     return Finding(leaf.name, "only right at this point", text)
 
 
+def along_directions(leaf: Leaf, mistake: Mistake) -> Finding:
+    text = (
+        f"{leaf.name}: along a random direction backward gives {mistake.analytic:.6g}, differences "
+        f"give {mistake.truth:.6g} ± {mistake.bar:.1g}; along others they differ as well"
+    )
+    return Finding(leaf.name, "wrong gradient", text)
+
+
 def on_repeats(problem: Problem, measured: Measured) -> tuple[list[str], list[Finding]]:
     """Notes on leaves whose gradient varies by rounding, findings on those where it is random."""
     notes: list[str] = []
@@ -194,23 +206,17 @@ def precision(bits: int) -> str:
     return next((name for name, length in BITS.items() if length == bits), "float64")
 
 
-def not_raised(measured: Measured) -> Finding:
-    dtype = precision(measured.bits)
-    text = (
-        f"{dtype}: raising changes this function ({measured.unraised}), so it was differenced as "
-        f"it runs"
-    )
+def not_raised(bits: int, why: str) -> Finding:
+    dtype = precision(bits)
+    text = f"{dtype}: raising changes this function ({why}), so it was differenced as it runs"
     return Finding("", f"truth in {dtype}", text)
 
 
-def low_precision(measured: Measured) -> Finding | None:
-    bits, allowance = measured.truth.noise.bits, measured.allowance
-    if bits == DOUBLE or measured.unraised:
-        return None
+def low_precision(bits: int, rtol: float) -> Finding:
     dtype = precision(bits)
     text = (
         f"{dtype}: the function computes in {dtype} on its way, so its differences are noisier and "
-        f"rtol {allowance.rtol:.0e} is allowed"
+        f"rtol {rtol:.0e} is allowed"
     )
     return Finding("", "low precision inside", text)
 
@@ -231,3 +237,40 @@ def forward_mismatch(problem: Problem, measured: Measured) -> Finding | None:
         f"the forward pass that the backward belongs to gives {own:.9g}, the plain one {value:.9g}"
     )
     return Finding("", "forward", text)
+
+
+def suspects(leaf: Leaf, suspect: Suspect, finding: Finding) -> Finding:
+    """A finding about some coordinates, with all that a search has found in the leaf."""
+    if finding.kind == "not finite":
+        first, bad = leaf.element(finding.indices[0]), suspect.size
+        text = f"the gradient is not finite at {bad} of {leaf.size} elements, first at {first}"
+        return replace(finding, text=f"{leaf.name}: {text}")
+    if finding.kind != "wrong gradient":
+        return finding
+    parts = [_named(leaf, node, suspect.probes(node)) for node in suspect.dense]
+    if suspect.lone:
+        mask = np.zeros(leaf.size, bool)
+        mask[np.array([*suspect.lone], np.intp) - leaf.start] = True
+        count = len(suspect.lone)
+        parts.append(f"{count} of {leaf.size} elements, {_places(leaf, mask)}")
+    worst = [*suspect.off][:SHOWN]
+    where = tuple(leaf.index(position) for position in sorted(worst))
+    _, semicolon, remainder = finding.text.partition(";")
+    text = f"{leaf.name}, {' and '.join(parts)}{semicolon}{remainder}"
+    return Finding(leaf.name, finding.kind, text, where)
+
+
+def _named(leaf: Leaf, node: Node, probes: int) -> str:
+    """A part of a leaf, as a reader would write it."""
+    if node.size == leaf.size:
+        return f"every element, as far as {probes} of {leaf.size} tell"
+    if node.box is not None:
+        sides = zip(node.box, leaf.grid, strict=True)
+        ranges = [":" if side == (0, size) else f"{side[0]}:{side[1]}" for side, size in sides]
+        return f"{leaf.element(tuple(ranges))} ({node.size} elements)"
+    first, last = leaf.index(node.position(0)), leaf.index(node.position(node.size - 1))
+    if node.size > 1 and node.position(1) - node.position(0) > 1:
+        return f"column {first[-1]} ({node.size} elements)"
+    if len(first) > 1 and first[:-1] == last[:-1] and node.size == leaf.shape[-1]:
+        return f"row {', '.join(map(str, first[:-1]))} ({node.size} elements)"
+    return f"{node.size} elements from {leaf.element(first)} to {leaf.element(last)}"

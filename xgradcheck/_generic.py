@@ -10,11 +10,11 @@ import numpy as np
 
 from xgradcheck._adapters import Backward
 from xgradcheck._as_run import rounded
-from xgradcheck._derivative import derivative
-from xgradcheck._differences import Noise, norm
-from xgradcheck._judge import Tolerance, exceeds, zero_below
+from xgradcheck._judge import Tolerance, zero_below
 from xgradcheck._layout import DOUBLE, Layout, Leaf, Vector
 from xgradcheck._phi import Phi, noise_of
+from xgradcheck._projection import is_certified
+from xgradcheck._slopes import Mistake, slope_along
 
 NEAR = (0.4, 0.01)
 """How far away, as a share of the leaf's scale; the second where the first leaves the domain."""
@@ -23,17 +23,10 @@ TRIES = 2
 
 
 SYMMETRIC, DIAGONAL = "it is symmetric", "it is diagonal"
+LOOKED_AT, SAMPLED = 64, 4096
+"""How many of a leaf's values are looked at before all are, and how many where some tell enough."""
 WHOLE = 1e6
 """Larger numbers may be whole because they have no bits left for less."""
-
-
-@dataclass(frozen=True, slots=True)
-class Mistake:
-    """A leaf that is wrong away from the point, along one direction."""
-
-    analytic: float
-    truth: float
-    bar: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,37 +74,44 @@ def look_near_by(
 def _degenerate(layout: Layout, point: Vector) -> dict[int, str]:
     """Leaf numbers to why their values hide mistakes: "all its values are 1"."""
     found: dict[int, str] = {}
-    seen: dict[tuple[tuple[int, ...], bytes], str] = {}
+    seen: dict[tuple[tuple[int, ...], bytes], list[Leaf]] = {}
     for number, leaf in enumerate(layout):
         if not leaf.size:
             continue
         values = point[leaf.part].reshape(leaf.grid)
-        twin = seen.setdefault((leaf.shape, values.tobytes()), leaf.name)
-        why = _why(values) or ("" if twin == leaf.name else f"it equals {twin}")
+        alike = seen.setdefault((leaf.shape, values.ravel()[:LOOKED_AT].tobytes()), [])
+        twins = (other for other in alike if np.array_equal(point[other.part], point[leaf.part]))
+        twin = next(twins, None)
+        alike.append(leaf)
+        why = _why(values) or ("" if twin is None else f"it equals {twin.name}")
         if why:
             found[number] = why
     return found
 
 
 def _why(values: Vector) -> str:
-    first, sizes = values.flat[0], np.abs(values)
-    if values.size > 1 and (values == first).all():
+    flat = values.ravel()
+    first, few = flat[0], flat[:LOOKED_AT]
+    # What most leaves are not is seen by their first values.
+    if values.size > 1 and (few == first).all() and (flat == first).all():
         return f"all its values are {first:g}"
-    if (values == np.round(values)).all() and sizes.max() < WHOLE:
+    whole = (few == np.round(few)).all() and (flat == np.round(flat)).all()
+    if whole and np.abs(flat).max() < WHOLE:
         return f"it is {first:g}" if values.size == 1 else "its values are whole numbers"
     if _is_square(values):
         if _is_diagonal(values):
             return DIAGONAL
-        if (values == values.swapaxes(-1, -2)).all():
+        if is_symmetric(values):
             return SYMMETRIC
     rows = values.reshape(-1, values.shape[-1]) if values.ndim else values.reshape(1, 1)
-    if values.ndim >= 2 and any(len(np.unique(x, axis=0)) < len(x) for x in (rows, rows.T)):
+    if values.ndim >= 2 and any(_some_equal(x) for x in (rows, rows.T)):
         return "some of its rows or columns are equal"
-    if values.size > 3 and len(np.unique(sizes)) <= max(2, values.size / 3):
+    sample = np.abs(flat[:: max(1, flat.size // SAMPLED)])
+    if values.size > 3 and len(np.unique(sample)) <= max(2, sample.size / 3):
         return "many of its values are equal"
-    if values.size > 1 and values.ndim:
-        for what, size in (("sum", rows.sum(1)), ("norm", np.sqrt((rows**2).sum(1)))):
-            if rows.shape[1] > 1 and (np.abs(size - 1) < 1e-9).all():
+    if values.size > 1 and values.ndim and rows.shape[1] > 1:
+        for what, have_one in (("sum", _sum_to_one), ("norm", _have_norm_one)):
+            if have_one(rows[:1]) and have_one(rows):
                 return f"its rows have {what} 1"
     return ""
 
@@ -120,8 +120,34 @@ def _is_square(values: Vector) -> bool:
     return values.ndim >= 2 and values.shape[-1] == values.shape[-2] > 1
 
 
+def is_symmetric(values: Vector) -> bool:
+    """Whether this is a square matrix, or a stack of them, that equals its transpose."""
+    if not _is_square(values):
+        return False
+    turned = values.swapaxes(-1, -2)
+    return bool((values[..., 0, :] == turned[..., 0, :]).all() and (values == turned).all())
+
+
 def _is_diagonal(values: Vector) -> bool:
     return bool((values[..., ~np.eye(values.shape[-1], dtype=bool)] == 0).all())
+
+
+def _sum_to_one(rows: Vector) -> bool:
+    return bool((np.abs(rows.sum(1) - 1) < 1e-9).all())
+
+
+def _have_norm_one(rows: Vector) -> bool:
+    return bool((np.abs(np.sqrt((rows**2).sum(1)) - 1) < 1e-9).all())
+
+
+def _some_equal(rows: Vector) -> bool:
+    """Whether two rows are equal: only such can have the same sum by random weights."""
+    weights = np.random.default_rng(0xE9).uniform(0.5, 1.0, rows.shape[1])
+    sums = rows @ weights
+    order = np.argsort(sums, kind="stable")
+    apart = np.diff(sums[order])
+    near = np.flatnonzero(apart <= 1e-12 * np.abs(sums).max(initial=0.0))
+    return any((rows[order[n]] == rows[order[n + 1]]).all() for n in near)
 
 
 def _moved(
@@ -130,14 +156,14 @@ def _moved(
     """The gradient and what is wrong with it at the first generic point that lies in the domain."""
     problem = phi.problem
     rng = np.random.default_rng([seed, 0x6E4E])
-    unit = rng.choice([-1.0, 1.0], problem.point.size) * rng.uniform(0.4, 1.0, problem.point.size)
+    leaves = [problem.layout.leaves[number] for number in chosen]
+    units = [rng.choice([-1.0, 1.0], x.size) * rng.uniform(0.4, 1.0, x.size) for x in leaves]
     _, scale = phi.scales()
     for far in NEAR:
-        for signed in (unit, np.abs(unit)):
+        for signed in (units, [np.abs(unit) for unit in units]):
             step = np.zeros_like(problem.point)
-            for number in chosen:
-                part = problem.layout.leaves[number].part
-                step[part] = far * scale[part] * signed[part]
+            for leaf, unit in zip(leaves, signed, strict=True):
+                step[leaf.part] = far * scale[leaf.part] * unit
             with problem.at(problem.point + phi.tangential(step)), phi.anew() as there:
                 found = _wrong_here(there, allowance, seed)
             if found is not None:
@@ -160,6 +186,8 @@ def _wrong_here(
     value = float(values[0])
     if not np.isfinite(values).all() or values[1] != value or not np.isfinite(gradient).all():
         return None
+    if phi.problem.bits == DOUBLE and is_certified(phi, gradient, value, allowance, seed):
+        return backward._replace(gradient=gradient), {}
     noise = noise_of(phi, value, seed)
     rng = np.random.default_rng([seed, 0xD1])
     scale, _ = phi.scales()
@@ -170,44 +198,11 @@ def _wrong_here(
         mistakes = []
         for _ in range(TRIES if leaf.size else 0):
             direction = scale[leaf.part] * rng.normal(size=leaf.size)
-            mistake = _mistake(
-                phi, leaf, gradient[leaf.part], lost[leaf.part], direction, value, noise, allowance
-            )
+            own = gradient[leaf.part], lost[leaf.part]
+            mistake = slope_along(phi, leaf, *own, direction, value, noise, allowance).mistake
             if mistake is None:
                 break
             mistakes.append(mistake)
         if len(mistakes) == TRIES:
             found[number] = mistakes[0]
     return backward._replace(gradient=gradient), found
-
-
-def _mistake(
-    phi: Phi,
-    leaf: Leaf,
-    gradient: Vector,
-    lost: Vector,
-    direction: Vector,
-    value: float,
-    noise: Noise,
-    allowance: Tolerance,
-) -> Mistake | None:
-    """What is wrong along one direction of a leaf."""
-    found = derivative(
-        lambda direction, steps: phi.along(direction, steps, leaf.start),
-        phi.problem.point[leaf.part],
-        direction,
-        value,
-        noise,
-        target=0.1 * allowance.rtol * norm(gradient * direction),
-    )
-    if found.value == found.bar == 0:
-        return None  # phi does not move at all there: nothing tells what is much and what is little
-    terms = gradient * found.direction
-    # Terms that cancel in the sum carry their own rounding: what is allowed goes by their size.
-    size = max(norm(terms), abs(found.value))
-    allowed = allowance.rtol * size + allowance.atol * norm(found.direction)
-    allowed += norm(lost * found.direction)
-    error, bar = np.array([terms.sum() - found.value]), np.array([found.bar])
-    if not found.settled or not exceeds(np.abs(error), bar, np.array([allowed])).all():
-        return None
-    return Mistake(float(terms.sum()), found.value, found.bar)

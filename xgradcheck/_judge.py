@@ -2,6 +2,7 @@
 allowance.
 """
 
+import math
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
@@ -70,6 +71,11 @@ def grade(value: float) -> Grade:
     return Grade.WRONG if value > 1e-3 else Grade.SUSPICIOUS
 
 
+def percent(share: float) -> str:
+    """A share as a percentage of two digits: 39%, 9.1%, 0.00012%, 3.2e-08%."""
+    return f"{100 * share:.0f}%" if share >= 0.1 else f"{100 * share:.2g}%"
+
+
 @dataclass(frozen=True, slots=True)
 class Tolerance:
     """What error a gradient is allowed, by default one of float64.
@@ -118,12 +124,15 @@ NEGLIGIBLE = 1e-4
 
 
 def zero_below(
-    layout: Layout, scale: Vector, gradients: tuple[Vector, ...], bits: int = DOUBLE
+    layout: Layout,
+    scale: Vector,
+    gradients: tuple[Vector, ...],
+    bits: int = DOUBLE,
+    largest: float = 0.0,
 ) -> Vector:
     """What counts as zero in each element, going by the largest influence that any leaf has by any
-    of these gradients.
+    of these gradients, or is known to have.
     """
-    largest = 0.0
     for leaf in layout:
         for gradient in gradients:
             own = gradient[leaf.part]
@@ -251,3 +260,20 @@ def accepted_impostors(
         if differs.any() and not caught.any():
             accepted.append(name)
     return accepted
+
+
+BLOCK = 16
+
+
+def impostors(size: int, width: int) -> dict[str, float]:
+    """Plainly wrong gradients of a leaf of so many elements, in rows of ``width``, and how far they
+    are from the truth, relative to its norm, where elements are of about one size.
+
+    >>> round(impostors(10_000, 100)["one row zeroed"], 3)
+    0.1
+    """
+    parts = {"one row zeroed": width, f"a block of {BLOCK} zeroed": BLOCK, "one element zeroed": 1}
+    known = {"zero": 1.0, "-g": 2.0, "2 g": 1.0, "0.5 g": 0.5, "1.1 g": 0.1, "1.001 g": 1e-3}
+    return known | {
+        name: math.sqrt(min(part, size) / size) for name, part in parts.items() if part < size
+    }

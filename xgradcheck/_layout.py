@@ -12,6 +12,8 @@ from xgradcheck._errors import InvalidCase
 
 Vector = npt.NDArray[np.float64]
 ComplexVector = npt.NDArray[np.complex128]
+Direction = npt.NDArray[np.floating[Any]]
+"""In float64, or in float32 where that holds it exactly."""
 Positions = npt.NDArray[np.intp]
 Mask = npt.NDArray[np.bool_]
 
@@ -84,7 +86,7 @@ class Leaf:
             return ""
         return "real" if 2 * (position - self.start) < self.size else "imag"
 
-    def element(self, index: tuple[int, ...]) -> str:
+    def element(self, index: tuple[int | str, ...]) -> str:
         """``W1[2, 0]``, as a reader would type it; the bare name for a 0-d leaf."""
         return f"{self.name}[{', '.join(map(str, index))}]" if index else self.name
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from xgradcheck._adapters import Problem
+from xgradcheck._budget import Budget
 from xgradcheck._diagnose import Kind
 from xgradcheck._differences import rms
 from xgradcheck._findings import (
@@ -30,7 +31,7 @@ from xgradcheck._judge import (
     grade,
     judge,
 )
-from xgradcheck._layout import Leaf, Mask, Vector
+from xgradcheck._layout import DOUBLE, Leaf, Mask, Vector
 from xgradcheck._measured import Measured
 from xgradcheck._report import Element, Finding, LeafReport, Leaves, Report
 
@@ -55,7 +56,7 @@ def outcome(
         if number in measured.spaces:
             words = measured.spaces[number].words
             notes.append(f"{leaf.name}: compared in the tangent space of {words}")
-        entry, said, noted = _together([_leaf(leaf, number, problem, row, eps) for row in rows])
+        entry, said, noted = together([account(leaf, number, problem, row, eps) for row in rows])
         leaves[leaf.name] = entry
         findings += said
         notes += noted
@@ -81,13 +82,14 @@ def outcome(
             f"the function raised {raised} at {times} of the points beside this one, "
             f"which was taken for the edge of its domain"
         )
-    if (low := low_precision(measured)) is not None:
-        findings.append(low)
+    bits = measured.truth.noise.bits
+    if bits < DOUBLE and not measured.unraised:
+        findings.append(low_precision(bits, measured.allowance.rtol))
     if (mismatch := forward_mismatch(problem, measured)) is not None:
         findings.append(mismatch)
         verdicts.append(Verdict.FAIL)
     if measured.unraised:
-        findings.append(not_raised(measured))
+        findings.append(not_raised(measured.bits, measured.unraised))
     scored = rows[-1].truth.scored
     overall = distance(
         rows[-1].backward.gradient, scored[0] if scored is not None else rows[-1].truth.value
@@ -108,7 +110,7 @@ def outcome(
 Account = tuple[LeafReport, list[Finding], list[str]]
 
 
-def _together(accounts: list[Account]) -> Account:
+def together(accounts: list[Account]) -> Account:
     """What several looks at one leaf come to; the gravest decides, the last where they agree."""
     if len(accounts) == 1:
         return accounts[0]
@@ -158,6 +160,37 @@ def joined(first: Report, second: Report) -> Report:
     )
 
 
+OPEN = ("no convergence", "not certified", "noise")
+
+
+def within_budget(report: Report, budget: Budget) -> Report:
+    """A report that was stopped early: what it holds, holds; the rest was not looked at."""
+    text = (
+        f"stopped after {budget.spent} evaluations, where the budget ended: what is open was not "
+        f"looked at until then"
+    )
+    kept = [finding for finding in report.findings if finding.kind not in OPEN]
+    leaves = Leaves({name: _not_looked_at(leaf) for name, leaf in report.leaves.items()})
+    known = [leaf.distance for leaf in leaves.values() if leaf.distance == leaf.distance]
+    distance = max(known) if len(known) == len(leaves) else float("nan")
+    return replace(
+        report,
+        leaves=leaves,
+        distance=distance,
+        grade=grade(distance),
+        findings=(*kept, Finding("", "budget", text)),
+    )
+
+
+def _not_looked_at(leaf: LeafReport) -> LeafReport:
+    """A leaf of which not all was differenced: no number is told that was not measured."""
+    if leaf.verdict is not Verdict.INCONCLUSIVE:
+        return leaf
+    nan = float("nan")
+    rows = tuple(map(_not_looked_at, leaf.rows))
+    return replace(leaf, worst=None, distance=nan, grade=grade(nan), floor=nan, rows=rows)
+
+
 def stochastic(problem: Problem, value: float, spread: float, frame: dict[str, Any]) -> Report:
     """The report on a function that does not repeat itself: nothing was differenced."""
     text = (
@@ -169,7 +202,7 @@ def stochastic(problem: Problem, value: float, spread: float, frame: dict[str, A
     nan = float("nan")
     leaves = Leaves()
     for leaf in problem.layout:
-        leaves[leaf.name] = _entry(leaf, Verdict.INCONCLUSIVE, nan, nan, None, 0, leaf.size)
+        leaves[leaf.name] = leaf_entry(leaf, Verdict.INCONCLUSIVE, nan, nan, None, 0, leaf.size)
     return Report(
         verdict=Verdict.INCONCLUSIVE,
         distance=nan,
@@ -182,7 +215,7 @@ def stochastic(problem: Problem, value: float, spread: float, frame: dict[str, A
     )
 
 
-def _entry(
+def leaf_entry(
     leaf: Leaf,
     verdict: Verdict,
     score: float,
@@ -207,7 +240,7 @@ def _entry(
     )
 
 
-def _leaf(
+def account(
     leaf: Leaf, number: int, problem: Problem, measured: Measured, eps: Vector | None
 ) -> Account:
     truth, found = measured.truth, measured.backward.gradient[leaf.part]
@@ -288,7 +321,7 @@ def _leaf(
     worst = _worst(leaf, found, value, bar, allowed, judged, truth.still[part])
     floor = float("nan") if judged.is_zero else judged.floor
     counts = int(judged.failed.sum()), int(judged.undecided.sum())
-    entry = _entry(leaf, verdict, judged.distance, floor, worst, *counts)
+    entry = leaf_entry(leaf, verdict, judged.distance, floor, worst, *counts)
     entry = replace(
         entry,
         precision=precision(measured.bits),
@@ -338,7 +371,7 @@ def _is_right_symmetrised(leaf: Leaf, point: Vector, measured: Measured) -> bool
     A transposed gradient is that too, but it follows no convention: neither it nor the truth is
     symmetric or triangular.
     """
-    if leaf.is_complex:
+    if leaf.is_complex or leaf.grid != leaf.shape:
         return False
     values = point[leaf.part].reshape(leaf.shape)
     if values.ndim < 2 or values.shape[-1] != values.shape[-2]:

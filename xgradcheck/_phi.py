@@ -1,16 +1,19 @@
 """The scalar function under one cotangent: how it is evaluated, how often, what it refused."""
 
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from xgradcheck._adapters import Problem
+from xgradcheck._adapters import Backward, Problem
+from xgradcheck._budget import Budget
 from xgradcheck._constraints import Linear, Tangent
 from xgradcheck._differences import Noise, natural_scale
-from xgradcheck._layout import ComplexVector, Positions, Vector
+from xgradcheck._layout import ComplexVector, Direction, Positions, Vector
 from xgradcheck._noise import measure_noise
+from xgradcheck._progress import Tick
 
 PATIENCE = 64
 """How many refusals in a row, without a single value, are the function's fault and not the edge of
@@ -39,6 +42,13 @@ class Phi:
     refusal: Exception | None = None
     """The first exception beside the point."""
     answers: int = 0
+    budget: Budget = field(default_factory=Budget)
+    """What all evaluations of one check may cost together."""
+    tick: Tick | None = None
+    phase: str = ""
+    """What is being done, where each evaluation is to be told."""
+    backward_s: float = 0.0
+    """How long the first run of the backward pass took."""
 
     @property
     def unit(self) -> float | None:
@@ -50,11 +60,21 @@ class Phi:
         """phi at a point that the problem has been moved to, or under another cotangent: what it
         refuses there is no news of this one, and its evaluations count.
         """
-        other = Phi(self.problem, self.cotangent if cotangent is None else cotangent, self.tangents)
+        own = self.cotangent if cotangent is None else cotangent
+        other = Phi(self.problem, own, self.tangents, budget=self.budget, tick=self.tick)
         try:
             yield other
         finally:
             self.evaluations += other.evaluations
+
+    def gradient(self) -> Backward:
+        """One run of the backward pass under test, its gradient as moves of the point can see
+        it.
+        """
+        started = time.perf_counter()
+        backward = self.problem.gradient(self.cotangent)
+        self.backward_s = self.backward_s or time.perf_counter() - started
+        return backward._replace(gradient=self.adjoint(backward.gradient))
 
     def tangential(self, direction: Vector) -> Vector:
         """The part of a direction along which the point may move."""
@@ -91,7 +111,7 @@ class Phi:
         """phi at the point itself, several times over; what the function raises there passes
         through.
         """
-        self.evaluations += times
+        self._count(times)
         nowhere = np.zeros_like(self.problem.point)
         return self.problem.along(nowhere, np.zeros(times), 0, self.cotangent)
 
@@ -120,7 +140,7 @@ class Phi:
             )
         return values[0], values[1]
 
-    def along(self, direction: Vector, steps: Vector, start: int = 0) -> Vector:
+    def along(self, direction: Direction, steps: Vector, start: int = 0) -> Vector:
         """phi on a line through the point, projected where a leaf is constrained."""
         if self.tangents or self.problem.frozen.size:
             whole = np.zeros_like(self.problem.point)
@@ -146,16 +166,32 @@ class Phi:
         """phi at ``x + i h``, at each coordinate of ``index``; NaN where the function takes no
         complex numbers or gives none back.
         """
-        self.evaluations += len(index)
+        self._count(len(index))
         try:
             return self.problem.imaginary(index, steps, self.cotangent)
         except Exception:  # many functions refuse complex numbers, each in its own way
             return np.full(len(index), complex(np.nan, np.nan))
 
+    def _count(self, times: int) -> None:
+        self.evaluations += times
+        self.budget.spent += times
+        if self.phase and self.tick is not None:
+            self.tick(self.budget.spent, None, self.phase)
+
     def _evaluated(self, count: int, evaluate: Callable[[slice], Vector]) -> Vector:
-        self.evaluations += count
+        allowed = self.budget.allows(count)
+        if allowed < count:
+            # What is not known is NaN, as beyond the edge of a domain: it decides nothing.
+            known = self._within_budget(allowed, evaluate)
+            return np.append(known, np.full(count - allowed, np.nan))
+        return self._within_budget(count, evaluate)
+
+    def _within_budget(self, count: int, evaluate: Callable[[slice], Vector]) -> Vector:
+        if not count:
+            return np.empty(0)
+        self._count(count)
         try:
-            values = evaluate(slice(None))
+            values = evaluate(slice(0, count))
         except REFUSALS:
             values = np.concatenate([self._alone(evaluate, slice(n, n + 1)) for n in range(count)])
             # A function that no longer answers where it did is broken, and says so itself.

@@ -1,4 +1,4 @@
-"""A progress bar for sweeps that take long, on a terminal only."""
+"""A progress bar for checks that take long, on a terminal only."""
 
 import sys
 import time
@@ -7,14 +7,21 @@ from contextlib import contextmanager
 
 PATIENCE_S = 2.0
 
+Tick = Callable[[int, int | None, str], None]
+"""How much is done, of how much where that is known, and of what: "sweep", "certificate"."""
+
+
+def _silent(done: int, total: int | None, phase: str = "") -> None:
+    pass
+
 
 @contextmanager
-def progress(title: str) -> Iterator[Callable[[int, int], None]]:
-    """A function that is told (done, total); a bar appears once two seconds have gone by, and goes
-    when it ends.
+def progress(title: str) -> Iterator[Tick]:
+    """A function that is told (done, total, phase); a bar appears once two seconds have gone by,
+    and goes when it ends.
     """
     if not sys.stderr.isatty():
-        yield lambda done, total: None
+        yield _silent
         return
     # Loaded where a bar may be shown: a test run has no terminal and does not pay for it.
     from rich import progress as bars
@@ -31,12 +38,13 @@ def progress(title: str) -> Iterator[Callable[[int, int], None]]:
     task = bar.add_task(f"checking {title}", total=None)
     shown = False
 
-    def tick(done: int, total: int) -> None:
+    def tick(done: int, total: int | None, phase: str = "") -> None:
         nonlocal shown
         if not shown and time.monotonic() - started > PATIENCE_S:
             bar.start()
             shown = True
-        bar.update(task, completed=done, total=total)
+        said = f"checking {title}" + (f", {phase}" if phase else "")
+        bar.update(task, completed=done, total=total, description=said)
 
     try:
         yield tick

@@ -5,10 +5,11 @@ import math
 import os
 import random
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path as FilePath
 from typing import TYPE_CHECKING, Any
 
+from xgradcheck._budget import Plan
 from xgradcheck._errors import GradientInconclusive, GradientMismatch, XGradCheckError
 from xgradcheck._judge import Grade, Verdict
 
@@ -119,6 +120,8 @@ class Report:
     environment: Mapping[str, str]
     precision: str = "float64"
     """The lowest precision that the function was seen to compute in."""
+    plan: Plan | None = None
+    """What this was expected to cost."""
     schema: int = field(default=SCHEMA)
 
     def __bool__(self) -> bool:
@@ -168,6 +171,7 @@ class Report:
             "seed": self.seed,
             "environment": dict(self.environment),
             "precision": self.precision,
+            "plan": None if self.plan is None else asdict(self.plan),
         }
 
     def to_json(self, path: str | os.PathLike[str] | None = None) -> str:

@@ -108,7 +108,7 @@ def _curvature(work: Sweep, index: Positions, exponents: tuple[int, ...]) -> Vec
         plus, minus = work.phi.pairs(index, step)
         with np.errstate(invalid="ignore", over="ignore"):
             slopes.append((plus - minus) / (2 * step))
-        work.tick(0, work.point.size)
+        work.tick(0, work.point.size, "sweep")
     found = []
     for wide, narrow in pairwise(range(len(exponents))):
         spread = 4.0 ** exponents[wide] - 4.0 ** exponents[narrow]
@@ -153,7 +153,8 @@ def _usual_curvature(work: Sweep, slope: Vector, sampled: Positions, bend: Vecto
 def _truth(work: Sweep, slope: Vector, bar: Vector) -> Truth:
     known = np.isfinite(slope) & np.isfinite(bar)
     slope, bar = np.where(known, slope, 0.0), np.where(known, bar, np.inf)
-    below = zero_below(work.layout, work.scale, (work.gradient, slope), work.noise.bits)
+    given, bits = (work.gradient, slope), work.noise.bits
+    below = zero_below(work.layout, work.scale, given, bits, work.influence)
     return Truth(slope, bar, work.noise, below)
 
 
@@ -167,7 +168,7 @@ def _pairs_in_blocks(work: Sweep, steps: Vector, done: int, total: int) -> tuple
     for first in range(0, steps.size, block):
         index = np.arange(first, min(first + block, steps.size), dtype=np.intp)
         plus[index], minus[index] = work.phi.pairs(index, steps[index])
-        work.tick(done + len(index) + first, total)
+        work.tick(done + len(index) + first, total, "sweep")
     return plus, minus
 
 

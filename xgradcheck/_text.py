@@ -10,7 +10,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from xgradcheck._judge import Verdict
+from xgradcheck._judge import Verdict, percent
 
 if TYPE_CHECKING:
     from xgradcheck._report import Element, LeafReport, Report
@@ -89,11 +89,6 @@ def _digits(error: float, largest: float) -> int:
     if not 0 < error < float("inf") or error >= largest:
         return 6
     return min(max(6, 2 + math.ceil(-math.log10(error / largest))), 12)
-
-
-def percent(share: float) -> str:
-    """A share as a percentage of two digits: 39%, 9.1%, 0.00012%, 3.2e-08%."""
-    return f"{100 * share:.0f}%" if share >= 0.1 else f"{100 * share:.2g}%"
 
 
 def text(report: "Report") -> RenderableType:

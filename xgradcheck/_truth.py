@@ -1,7 +1,6 @@
 """What a sweep works on and what it finds: the numerical gradient, element by element."""
 
 import copy
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,8 +11,7 @@ from xgradcheck._differences import Noise
 from xgradcheck._judge import Tolerance
 from xgradcheck._layout import Layout, Mask, Vector
 from xgradcheck._phi import Phi
-
-Tick = Callable[[int, int], None]
+from xgradcheck._progress import Tick
 
 AUTO, COMPLEX = "auto", "complex-step"
 
@@ -71,6 +69,8 @@ class Sweep:
     """By how much the gradient differs from one run of the backward pass to the next."""
     method: str
     tick: Tick
+    influence: float = 0.0
+    """The largest that a leaf is known to have, beside these."""
     scale: Vector = field(init=False)
     common: Vector = field(init=False)
     pairs: Vector | None = None

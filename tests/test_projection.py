@@ -1,0 +1,463 @@
+"""Coverage by random directions: what is certified, what is found, and what is said of the rest."""
+
+import math
+import zlib
+from collections.abc import Callable
+from typing import Any
+
+import mpmath
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from xgradcheck import Report, Verdict, check
+from xgradcheck._certificate import DEVIATION, certify, factor
+from xgradcheck._directions import bands, drawn
+from xgradcheck._layout import Entry, Layout, lay_out
+
+Gradient = Callable[[np.ndarray], np.ndarray]
+
+
+def smooth(size: int, seed: int = 0) -> tuple[dict[str, Any], Any, Any]:
+    """A function of a matrix and a vector, coupled, and its gradient in closed form."""
+    rng = np.random.default_rng(seed)
+    rows = int(math.sqrt(size / 2))
+    params = {"W": rng.normal(size=(rows, rows)), "b": rng.normal(size=size - rows * rows)}
+    weights = {name: rng.normal(size=value.shape) for name, value in params.items()}
+
+    def cost(p: dict[str, Any]) -> float:
+        inner = sum(float((weights[name] * p[name]).sum()) for name in p) / math.sqrt(size)
+        return sum(float(np.sin(p[name]).sum()) for name in p) + math.sqrt(size) * math.tanh(inner)
+
+    def gradient(p: dict[str, Any]) -> dict[str, Any]:
+        inner = sum(float((weights[name] * p[name]).sum()) for name in p) / math.sqrt(size)
+        slope = 1 - math.tanh(inner) ** 2
+        return {name: np.cos(p[name]) + slope * weights[name] for name in p}
+
+    return params, cost, gradient
+
+
+def spoilt(size: int, change: Callable[[dict[str, Any]], Any], **options: Any) -> Report:
+    """The report on that function with a gradient that was tampered with."""
+    params, cost, gradient = smooth(size)
+
+    def wrong(p: dict[str, Any]) -> dict[str, Any]:
+        found = gradient(p)
+        change(found)
+        return found
+
+    return check(cost, params, grads=wrong, raise_exception=False, **options)
+
+
+@pytest.mark.parametrize("size", [1000, 30_000, 1_000_000])
+def test_a_smooth_function_passes_in_four_evaluations(size: int) -> None:
+    report = spoilt(size, lambda g: None)
+    assert report.verdict is Verdict.PASS
+    assert report.coverage == "projection"
+    assert report.evaluations == 4
+    for leaf in report.leaves.values():
+        assert 0 < leaf.floor <= 1.001e-5
+        assert leaf.worst is None
+
+
+IMPOSTORS: dict[str, Gradient] = {
+    "zero": lambda g: 0 * g,
+    "negated": lambda g: -g,
+    "twice": lambda g: 2 * g,
+    "half": lambda g: g / 2,
+    "a tenth more": lambda g: 1.1 * g,
+    "a thousandth more": lambda g: 1.001 * g,
+}
+
+
+@pytest.mark.parametrize("size", [1000, 1_000_000])
+@pytest.mark.parametrize("impostor", IMPOSTORS)
+def test_an_impostor_is_rejected(impostor: str, size: int) -> None:
+    def change(g: dict[str, Any]) -> None:
+        g["W"][...] = IMPOSTORS[impostor](g["W"])
+
+    report = spoilt(size, change)
+    assert report.leaves["W"].verdict is Verdict.FAIL
+    assert report.leaves["b"].verdict is Verdict.PASS
+
+
+PARTS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "a row": lambda w: np.s_[3, :],
+    "a block of 16": lambda w: np.s_[2, 1:17],
+    "an element": lambda w: np.s_[5, 7],
+    "a column": lambda w: np.s_[:, 4],
+    "the last columns": lambda w: np.s_[:, -3:],
+    "the last rows": lambda w: np.s_[-2:, :],
+}
+
+
+@pytest.mark.parametrize("size", [1000, 200_000])
+@pytest.mark.parametrize("part", PARTS)
+def test_a_zeroed_part_is_found_and_nothing_else(part: str, size: int) -> None:
+    where: list[Any] = []
+
+    def change(g: dict[str, Any]) -> None:
+        place = PARTS[part](g["W"])
+        mask = np.zeros(g["W"].shape, bool)
+        mask[place] = True
+        where.append(mask)
+        g["W"][place] = 0.0
+
+    report = spoilt(size, change)
+    leaf = report.leaves["W"]
+    assert leaf.verdict is Verdict.FAIL
+    assert report.leaves["b"].verdict is Verdict.PASS
+    mask = where[0]
+    assert leaf.wrong == mask.sum()
+    assert leaf.worst is not None and mask[leaf.worst.index]
+    (finding,) = report.findings
+    assert all(mask[index] for index in finding.indices)
+
+
+def test_a_row_and_a_column_are_called_by_their_names() -> None:
+    def row(g: dict[str, Any]) -> None:
+        g["W"][3] *= 1.1
+
+    def column(g: dict[str, Any]) -> None:
+        g["W"][:, 4] *= 1.1
+
+    (finding,) = spoilt(5000, row).findings
+    assert "row 3 (50 elements)" in finding.text
+    (finding,) = spoilt(5000, column).findings
+    assert "column 4 (50 elements)" in finding.text
+
+
+def test_several_mistakes_in_several_leaves_are_all_found() -> None:
+    def change(g: dict[str, Any]) -> None:
+        g["W"][[1, 30, 77], [2, 60, 90]] += 0.1
+        g["b"][[5, 9000]] -= 0.2
+
+    report = spoilt(20_000, change)
+    assert report.leaves["W"].wrong == 3
+    assert report.leaves["b"].wrong == 2
+    by_leaf = {finding.leaf: set(finding.indices) for finding in report.findings}
+    assert by_leaf == {"p['W']": {(1, 2), (30, 60), (77, 90)}, "p['b']": {(5,), (9000,)}}
+
+
+def test_the_distance_of_a_search_is_that_of_the_gradients() -> None:
+    params, _, gradient = smooth(5000)
+    right, given = gradient(params)["W"], gradient(params)["W"].copy()
+    given[3] *= 1.1
+    norm = np.linalg.norm
+    distance = norm(given - right) / (norm(given) + norm(right))
+
+    def change(g: dict[str, Any]) -> None:
+        g["W"][3] *= 1.1
+
+    # Of the row five elements were looked at.
+    assert spoilt(5000, change).leaves["W"].distance == pytest.approx(distance, rel=0.7)
+
+
+@pytest.mark.parametrize(("errors", "most"), [(1, 60), (5, 160), ("row", 70), ("everything", 160)])
+def test_a_mistake_is_found_within_few_evaluations(errors: Any, most: int) -> None:
+    def change(g: dict[str, Any]) -> None:
+        rng = np.random.default_rng(1)
+        if errors == "row":
+            g["W"][17] += 0.1 * rng.normal(size=g["W"].shape[1])
+        elif errors == "everything":
+            for value in g.values():
+                value += 0.1 * rng.normal(size=value.shape)
+        else:
+            flat = g["W"].reshape(-1)
+            flat[rng.choice(flat.size, errors, replace=False)] += 0.1
+
+    certified = spoilt(1_000_000, lambda g: None).evaluations
+    report = spoilt(1_000_000, change)
+    assert report.verdict is Verdict.FAIL
+    assert report.evaluations - certified <= most
+
+
+def test_a_gradient_that_is_not_finite_is_found_without_a_search() -> None:
+    def change(g: dict[str, Any]) -> None:
+        g["W"][2, 3] = np.nan
+        g["b"][7] = np.inf
+
+    report = spoilt(3000, change)
+    assert {finding.leaf: finding.indices for finding in report.findings} == {
+        "p['W']": ((2, 3),),
+        "p['b']": ((7,),),
+    }
+    assert {finding.kind for finding in report.findings} == {"not finite"}
+
+
+def test_a_small_leaf_beside_a_huge_one_is_seen() -> None:
+    rng = np.random.default_rng(0)
+    params = {"huge": rng.normal(size=100_000), "small": rng.normal(size=3)}
+
+    def cost(p: dict[str, Any]) -> float:
+        return 1e2 * float(np.sin(p["huge"]).sum()) + 1e-2 * float(np.sin(p["small"]).sum())
+
+    def gradient(factor: float) -> Any:
+        return lambda p: {"huge": 1e2 * np.cos(p["huge"]), "small": factor * np.cos(p["small"])}
+
+    right = check(cost, params, grads=gradient(1e-2))
+    assert right.coverage == "projection" and right.leaves["small"].floor < 1e-3
+    report = check(cost, params, grads=gradient(1.01e-2), raise_exception=False)
+    assert report.leaves["small"].verdict is Verdict.FAIL
+    assert report.leaves["huge"].verdict is Verdict.PASS
+
+
+def test_a_leaf_that_does_nothing_has_gradient_zero() -> None:
+    rng = np.random.default_rng(0)
+    params = {"w": rng.normal(size=2000), "unused": rng.normal(size=2000)}
+
+    def gradient(slip: float) -> Any:
+        return lambda p: {"w": np.cos(p["w"]), "unused": np.full(2000, slip)}
+
+    def cost(p: dict[str, Any]) -> float:
+        return float(np.sin(p["w"]).sum())
+
+    report = check(cost, params, grads=gradient(0.0))
+    assert any("unused']: zero gradient" in note for note in report.notes)
+    report = check(cost, params, grads=gradient(1e-4), raise_exception=False)
+    assert report.leaves["unused"].verdict is Verdict.FAIL
+    assert report.leaves["w"].verdict is Verdict.PASS
+
+
+def test_a_gradient_of_zero_for_a_function_of_few_bits_is_no_pass() -> None:
+    class Rounded(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor) -> Tensor:
+            return torch.tanh(x.to(torch.bfloat16)).to(x.dtype)
+
+        @staticmethod
+        def backward(ctx: Any, u: Tensor) -> Tensor:
+            return 0 * u
+
+    x = torch.randn(2000, dtype=torch.double, generator=torch.Generator().manual_seed(0))
+    assert check(Rounded.apply, x, raise_exception=False).verdict is not Verdict.PASS
+
+
+class Wrong(torch.autograd.Function):
+    """The identity, with a gradient that is off."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, change: Any) -> Tensor:
+        ctx.change = change
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, u: Tensor) -> tuple[Tensor, None]:
+        return ctx.change(u.clone()), None
+
+
+class Network(nn.Module):
+    """Two layers, with something between a weight and what it is used for."""
+
+    def __init__(self, change: Any, activation: Any = torch.tanh) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(40, 60), nn.Linear(60, 7)
+        self.change, self.activation = change, activation
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = Wrong.apply(self.first.weight, self.change)
+        inner = nn.functional.linear(x, weight, self.first.bias)
+        return self.second(self.activation(inner))
+
+
+def network(change: Any, dtype: torch.dtype, activation: Any = torch.tanh) -> Report:
+    torch.manual_seed(0)
+    model, x = Network(change, activation).to(dtype), torch.randn(9, 40, dtype=dtype)
+    return check(model, x, raise_exception=False)
+
+
+def one_off(u: Tensor) -> Tensor:
+    u[3, 5] *= 1.1
+    return u
+
+
+@pytest.mark.parametrize("activation", [torch.tanh, torch.relu])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_a_module_is_certified_and_searched(dtype: torch.dtype, activation: Any) -> None:
+    right = network(lambda u: u, dtype, activation)
+    assert right.verdict is Verdict.PASS and right.coverage == "projection"
+    wrong = network(one_off, dtype, activation)
+    failed = [name for name, leaf in wrong.leaves.items() if leaf.verdict is Verdict.FAIL]
+    assert failed == ["first.weight"]
+    assert wrong.leaves["first.weight"].worst.index == (3, 5)
+    rows = wrong.leaves["first.weight"].rows or (wrong.leaves["first.weight"],)
+    assert all(row.verdict is Verdict.FAIL and row.wrong == 1 for row in rows)
+
+
+def test_what_is_wrong_below_float64_alone_is_seen() -> None:
+    def tenth(u: Tensor) -> Tensor:
+        return 1.1 * u if u.dtype == torch.float32 else u
+
+    report = network(tenth, torch.float32)
+    leaf = report.leaves["first.weight"]
+    assert [row.verdict for row in leaf.rows] == [Verdict.PASS, Verdict.FAIL]
+    assert leaf.rows[1].as_run
+
+
+def test_coverage_by_rows_certifies_every_row() -> None:
+    report = spoilt(2000, lambda g: None, coverage="rows")
+    assert report.verdict is Verdict.PASS and report.coverage == "rows"
+    rows = report.leaves["W"].shape[0] + 1
+    assert report.evaluations == 4 * rows
+
+    # Too little for the leaf as a whole, a hundredth of a row.
+    def change(g: dict[str, Any]) -> None:
+        g["W"][4] *= 1.001
+
+    report = spoilt(2000, change, coverage="rows")
+    assert report.leaves["W"].verdict is Verdict.FAIL
+    assert "row 4" in report.findings[0].text
+
+
+@pytest.mark.parametrize("coverage", ["rows", "projection"])
+def test_few_coordinates_can_be_projected_as_well(coverage: str) -> None:
+    x = np.array([0.3, -1.2, 2.0])
+    report = check(lambda x: float(np.sin(x).sum()), x, grads=np.cos, coverage=coverage)
+    assert report.coverage == coverage
+    wrong = check(
+        lambda x: float(np.sin(x).sum()),
+        x,
+        grads=lambda x: 1.001 * np.cos(x),
+        coverage=coverage,
+        raise_exception=False,
+    )
+    assert wrong.verdict is Verdict.FAIL
+
+
+def test_another_leaf_changes_nothing_in_the_directions_of_this_one() -> None:
+    def leaf(layout: Layout, name: str) -> Any:
+        return next(leaf for leaf in layout if leaf.name == name)
+
+    alone = lay_out([Entry(("w",), ("w",), (50,), "float64")])
+    both = lay_out(
+        [Entry((name,), (name,), (size,), "float64") for name, size in (("a", 7), ("w", 50))]
+    )
+    assert (drawn(leaf(alone, "w"), 1.0, 0, 3) == drawn(leaf(both, "w"), 1.0, 0, 3)).all()
+    assert (drawn(leaf(both, "w"), 1.0, 0, 3) != drawn(leaf(both, "w"), 1.0, 1, 3)).any()
+    assert zlib.crc32(b"w") != zlib.crc32(b"a")
+
+
+def test_directions_are_uniform_and_never_zero() -> None:
+    (leaf,) = lay_out([Entry(("w",), ("w",), (200_000,), "float64")])
+    direction = drawn(leaf, 1.0, 0, 0).astype(float)
+    assert np.abs(direction).min() >= 2.0**-16 and np.abs(direction).max() < 1
+    # 4.5 deviations of the moments of a uniform number.
+    assert abs(direction.mean()) < 4.5 * DEVIATION / math.sqrt(200_000)
+    assert abs((direction**2).mean() - 1 / 3) < 4.5 * math.sqrt(4 / 45 / 200_000)
+
+
+@pytest.mark.parametrize("directions", [1, 2, 3, 4])
+def test_the_factor_is_that_of_the_ball(directions: int) -> None:
+    k, share = mpmath.mpf(directions), mpmath.mpf("0.001") / 4
+    volume = mpmath.pi ** (k / 2) / mpmath.gamma(k / 2 + 1)
+    density = mpmath.sqrt(2) / mpmath.sqrt(12)
+    expected = mpmath.sqrt(k) * density * (volume / share) ** (1 / k)
+    assert factor(directions) == pytest.approx(float(expected), rel=1e-12)
+
+
+ERRORS: dict[str, Callable[[np.random.Generator], np.ndarray]] = {
+    "dense": lambda rng: rng.normal(size=40),
+    "one element": lambda rng: np.eye(40)[int(rng.integers(40))],
+    "two equal ones": lambda rng: np.eye(40)[0] + np.eye(40)[1],
+    "two opposite ones": lambda rng: np.eye(40)[0] - np.eye(40)[1],
+}
+
+
+def linear(slopes: np.ndarray, seed: int) -> Any:
+    """A linear function along directions that are drawn for it."""
+
+    def walk(number: int, steps: np.ndarray) -> np.ndarray:
+        direction = np.random.default_rng([seed, number]).uniform(-1, 1, slopes.size)
+        return 1.0 + steps * float(direction @ slopes)
+
+    return walk
+
+
+@pytest.mark.parametrize("kind", ERRORS)
+def test_an_error_at_the_limit_is_seldom_certified(kind: str) -> None:
+    """One in a thousand is what the confidence allows; of 4,000 more than 13 would be seen once in
+    3,000 times.
+    """
+    rng, accepted = np.random.default_rng(0), 0
+    for number in range(4000):
+        error = ERRORS[kind](rng)
+        error *= 1.0 / np.linalg.norm(error)
+        own = certify(linear(error, number), lambda turn: 0.0, 1.0, 1.0, 1e5)
+        accepted += own.holds
+    assert accepted <= 13
+
+
+def test_leaves_of_other_influence_are_certified_apart() -> None:
+    layout = lay_out([Entry((n,), (n,), (10,), "float64") for n in ("a", "b", "c", "d")])
+    point, gradient = np.ones(40), np.repeat([1.0, 2.0, 1e-4, 1e-20], 10)
+    found = bands(layout, point, gradient, 1.0, 0, range(4))
+    assert [list(band.units) for band in found] == [[2], [0, 1], [3]]
+    assert [band.is_zero for band in found] == [False, False, True]
+
+
+@pytest.mark.parametrize("budget", [5, 15, 40, "1ms"])
+def test_a_check_that_is_stopped_early_says_what_holds(budget: Any) -> None:
+    def change(g: dict[str, Any]) -> None:
+        g["W"][[1, 2, 3, 4, 5], [9, 8, 7, 6, 5]] += 0.1
+
+    report = spoilt(20_000, change, budget=budget)
+    assert report.verdict is Verdict.INCONCLUSIVE
+    assert any(finding.kind == "budget" for finding in report.findings)
+    if not isinstance(budget, str):
+        assert report.evaluations <= budget + 6  # the point itself, and whether it repeats itself
+
+
+def test_a_sweep_within_a_budget_says_what_was_not_looked_at() -> None:
+    report = spoilt(1000, lambda g: None, coverage="sweep", budget=100)
+    assert report.verdict is Verdict.INCONCLUSIVE
+    assert all(leaf.worst is None for leaf in report.leaves.values())
+
+
+def test_a_budget_too_small_for_a_sweep_asks_for_directions() -> None:
+    x = np.linspace(0.1, 2.0, 100)
+    report = check(lambda x: float(np.sin(x).sum()), x, grads=np.cos, budget=60)
+    assert report.verdict is Verdict.PASS and report.coverage == "projection"
+    assert check(lambda x: float(np.sin(x).sum()), x, grads=np.cos).coverage == "sweep"
+
+
+def test_a_plan_tells_what_is_to_come() -> None:
+    report = spoilt(2000, lambda g: None)
+    assert report.plan is not None and report.plan.evaluations == report.evaluations == 4
+    report = spoilt(1000, lambda g: None, coverage="sweep")
+    assert report.plan.evaluations == pytest.approx(report.evaluations, rel=0.2)
+    assert report.to_dict()["plan"]["bytes"] > 8 * 1000
+
+
+def test_the_floor_is_told_and_what_lies_below_it() -> None:
+    (note,) = [note for note in spoilt(20_000, lambda g: None).notes if "cannot see" in note]
+    assert "a single wrong element below 0.1" in note
+
+
+def test_a_kernel_of_one_dtype_is_judged_by_slopes() -> None:
+    class Kernel(torch.autograd.Function):
+        slip = 1.0
+
+        @staticmethod
+        def forward(ctx: Any, x: Tensor) -> Tensor:
+            assert x.dtype == torch.float32
+            ctx.save_for_backward(x)
+            return torch.tanh(x)
+
+        @staticmethod
+        def backward(ctx: Any, u: Tensor) -> Tensor:
+            (x,) = ctx.saved_tensors
+            return Kernel.slip * u * (1 - torch.tanh(x) ** 2)
+
+    x = torch.randn(20_000, generator=torch.Generator().manual_seed(0))
+    right = check(Kernel.apply, x)
+    floor = next(iter(right.leaves.values())).floor
+    assert right.verdict is Verdict.PASS and floor < 1e-3
+    for slip, verdicts in (
+        (1 + floor / 2, {Verdict.PASS, Verdict.INCONCLUSIVE}),
+        (1 + 2 * floor, {Verdict.FAIL}),
+        (0.0, {Verdict.FAIL}),
+        (-1.0, {Verdict.FAIL}),
+    ):
+        Kernel.slip = slip
+        assert check(Kernel.apply, x, raise_exception=False).verdict in verdicts

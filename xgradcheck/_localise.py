@@ -1,0 +1,393 @@
+"""Which coordinates are wrong, from a direction along which a gradient is, by halving.
+
+With one direction v the residuals of parts of it add up: that of one half tells that of the other.
+The position of a lone error follows from two measurements, since weights ``1 + i / m`` change its
+residual by its place. Nothing is called wrong from here alone: what is found is looked at again.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import NamedTuple
+
+import numpy as np
+
+from xgradcheck._certificate import Rung
+from xgradcheck._differences import NOISE_SIGMAS, Noise, rms
+from xgradcheck._directions import Band, Places
+from xgradcheck._judge import Tolerance
+from xgradcheck._layout import Direction, Leaf, Vector
+from xgradcheck._phi import Phi
+
+CLEAR = 5.0
+"""How many bars a residual has to be before a part is taken apart."""
+ALLOWED = 1e-7
+"""What share of a part's own slope may be missing without anybody looking."""
+PROBES, PROBES_AGAIN = 5, 3
+"""So many coordinates that are wrong one after the other: the whole part is; fewer where another
+leaf was found to be wrong as a whole.
+"""
+SMALLER = 4
+"""A box that holds all errors is worth while where it is so many times smaller than its leaf."""
+FEW = 3
+"""Parts of so few coordinates are looked at one by one."""
+USUAL, STEPS = -17, (-26, -8)
+SAFE = 2.0
+FAR, STRAIGHT = 10.0, 0.1
+"""What is wrong by far, in bars; and how much the slopes of both sides may differ there, as a share
+of what is wrong.
+"""
+TRUSTED = 6.0
+"""A difference of residuals that is uncertain by so many bars is measured instead."""
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A part of a leaf, by its positions in the flat vector: every one or every n-th of a range, or
+    those of a box.
+    """
+
+    leaf: Leaf
+    places: Places
+    residual: float
+    bar: float
+    depth: int = 0
+    streak: int = 0
+    """How often in a row both halves were wrong."""
+    box: tuple[tuple[int, int], ...] | None = None
+    """Of a box, where it begins and ends along each axis of the leaf."""
+
+    @property
+    def size(self) -> int:
+        """How many coordinates it has."""
+        if isinstance(self.places, slice):
+            return len(range(self.places.start, self.places.stop, self.places.step))
+        return self.places.size
+
+    def position(self, place: int) -> int:
+        """Where one of its coordinates lies in the flat vector."""
+        if isinstance(self.places, slice):
+            return int(self.places.start) + place * int(self.places.step)
+        return int(self.places[place])
+
+    def cut(self, first: int, last: int) -> Places:
+        """The positions of its coordinates from ``first`` up to ``last``."""
+        if isinstance(self.places, slice):
+            start, step = self.places.start, self.places.step
+            return slice(start + first * step, start + last * step, step)
+        return self.places[first:last]
+
+    def holds(self, position: int) -> bool:
+        """Whether a position is one of its coordinates."""
+        if isinstance(self.places, slice):
+            return position in range(self.places.start, self.places.stop, self.places.step)
+        return bool((self.places == position).any())
+
+
+class Off(NamedTuple):
+    """What is missing from the gradient at one coordinate."""
+
+    by: float
+    bar: float
+    allowed: float
+    is_plain: bool
+    """Whether it is so by far, where phi is straight: a kink would be seen."""
+
+
+@dataclass(slots=True)
+class Found:
+    """What is wrong."""
+
+    lone: dict[int, Off] = field(default_factory=dict)
+    """Positions of single coordinates."""
+    dense: list[Node] = field(default_factory=list)
+    """Parts of which every coordinate that was looked at is wrong."""
+    probed: dict[int, Off] = field(default_factory=dict)
+    """The coordinates that were looked at in them."""
+    left: list[Node] = field(default_factory=list)
+    """Parts that were not taken apart: what is wrong there is too little for that, or no budget was
+    left.
+    """
+
+    @property
+    def anything(self) -> bool:
+        """Whether there is anything."""
+        return bool(self.lone or self.dense)
+
+
+@dataclass(slots=True)
+class Search:
+    """The search along the first direction of one band."""
+
+    phi: Phi
+    gradient: Vector
+    band: Band
+    number: int
+    step: float
+    bar: float
+    value: float
+    allowance: Tolerance
+    rng: np.random.Generator
+    is_over: Callable[[], bool]
+    found: Found = field(default_factory=Found)
+    _leaf: tuple[Leaf, Vector] | None = None
+
+    def run(self, residual: float, bar: float) -> Found:
+        """Take the band apart, of which the whole direction has this residual."""
+        return self.take(self._wrong_leaves(list(self.band.units), residual, bar))
+
+    def take(self, nodes: list[Node]) -> Found:
+        """Take parts apart that are wrong."""
+        while nodes:
+            following: list[Node] = []
+            for place, node in enumerate(nodes):
+                if self.is_over():
+                    self.found.left += [*nodes[place:], *following]
+                    return self.found
+                following += self._apart(node)
+            nodes = following
+        return self.found
+
+    def _wrong_leaves(self, numbers: list[int], residual: float, bar: float) -> list[Node]:
+        if not self._is_wrong(residual, bar, [self._slope(number) for number in numbers]):
+            return []
+        if len(numbers) == 1:
+            leaf = self.band.layout.leaves[numbers[0]]
+            whole = slice(leaf.start, leaf.start + leaf.size, 1)
+            return [Node(leaf, whole, residual, bar)]
+        half = len(numbers) // 2
+        left = self._residual_of(numbers[:half])
+        right, right_bar = residual - left, bar + self.bar
+        if right_bar > TRUSTED * self.bar:
+            right, right_bar = self._residual_of(numbers[half:]), self.bar
+        return [
+            *self._wrong_leaves(numbers[:half], left, self.bar),
+            *self._wrong_leaves(numbers[half:], right, right_bar),
+        ]
+
+    def _slope(self, number: int) -> float:
+        leaf = self.band.layout.leaves[number]
+        unit = self.band.units[number]
+        return unit * float(np.linalg.norm(self.gradient[leaf.part]))
+
+    def _is_wrong(self, residual: float, bar: float, slopes: list[float]) -> bool:
+        # What is no number was not measured: it accuses nobody.
+        return abs(residual) > CLEAR * bar + ALLOWED * float(np.linalg.norm(slopes))
+
+    def _residual_of(self, numbers: list[int]) -> float:
+        leaves = [self.band.layout.leaves[number] for number in numbers]
+        start, stop = leaves[0].start, leaves[-1].start + leaves[-1].size
+        base = self.band.start
+        direction = self.band.direction(self.number)[start - base : stop - base]
+        return self._residual(start, direction)
+
+    def _residual(self, start: int, direction: Direction) -> float:
+        """The slope along a direction less that of the gradient."""
+        return self._residual_and_gap(start, direction)[0]
+
+    def _residual_and_gap(self, start: int, direction: Direction) -> tuple[float, float]:
+        """The same, and by how much the slopes of both sides differ."""
+        steps = np.array([self.step, -self.step])
+        plus, minus = self.phi.along(direction, steps, start)
+        part = slice(start, start + direction.size)
+        product = float(np.dot(self.gradient[part], direction))
+        gap = abs((plus - self.value) + (minus - self.value)) / self.step
+        return float((plus - minus) / (2 * self.step)) - product, float(gap)
+
+    def _weighted(self, node: Node, weights: Vector | float = 1.0) -> float:
+        """The residual of a part along its direction, each coordinate by its weight."""
+        start, stop = node.position(0), node.position(node.size - 1) + 1
+        direction = np.zeros(stop - start)
+        direction[_less(node.places, start)] = self._direction(node) * weights
+        return self._residual(start, direction)
+
+    def _direction(self, node: Node) -> Vector:
+        if self._leaf is None or self._leaf[0] is not node.leaf:
+            first = node.leaf.start - self.band.start
+            own = self.band.direction(self.number)[first : first + node.leaf.size]
+            self._leaf = node.leaf, own.astype(float)
+        return self._leaf[1][_less(node.places, node.leaf.start)]
+
+    def _unit(self, leaf: Leaf) -> float:
+        return next(
+            unit
+            for number, unit in self.band.units.items()
+            if self.band.layout.leaves[number] is leaf
+        )
+
+    def _off_by(self, leaf: Leaf, position: int) -> Off | None:
+        """By how much the gradient is off at one coordinate; None where it is right."""
+        unit, size = self._unit(leaf), abs(float(self.gradient[position]))
+        residual, gap = self._residual_and_gap(position, np.array([unit]))
+        usual = unit * rms(self.gradient[leaf.part])
+        allowed = self.allowance.rtol * unit * size + self.allowance.of_rms * usual
+        allowed += self.allowance.atol * unit
+        if not abs(residual) > self.bar + allowed:
+            return None
+        is_far = abs(residual) > FAR * (self.bar + allowed)
+        is_plain = is_far and gap <= STRAIGHT * abs(residual) + self.bar
+        return Off(residual / unit, self.bar / unit, allowed / unit, is_plain)
+
+    def _apart(self, node: Node) -> list[Node]:
+        """What of a wrong part has to be looked at further."""
+        if node.size <= FEW:
+            for place in range(node.size):
+                position = node.position(place)
+                if (off := self._off_by(node.leaf, position)) is not None:
+                    self.found.lone[position] = off
+            return []
+        if (node.depth == 0 or node.streak >= 2) and self._is_dense(node):
+            self.found.dense.append(node)
+            return []
+        narrowed = self._lone(node)
+        if narrowed is None and node.depth == 0 and node.size == node.leaf.size > 1:
+            narrowed = self._row_or_column(node) or self._box(node)
+        return self._halves(node) if narrowed is None else narrowed
+
+    def _is_dense(self, node: Node) -> bool:
+        probed = {}
+        again = any(other.leaf is not node.leaf for other in self.found.dense)
+        count = min(PROBES_AGAIN if again else PROBES, node.size)
+        for place in self.rng.choice(node.size, count, replace=False):
+            position = node.position(int(place))
+            off = self._off_by(node.leaf, position)
+            if off is None:
+                return False
+            probed[position] = off
+        self.found.probed |= probed
+        return True
+
+    def _lone(self, node: Node) -> list[Node] | None:
+        """Nothing left to look at, or the part in which a lone error lies; None where it is not
+        one.
+        """
+        size, residual = node.size, node.residual
+        ratio = self._weighted(node, 1 + np.arange(size) / size) / residual - 1
+        window = (self.bar + node.bar) * 2.5 / abs(residual) * size
+        center = ratio * size
+        if not -window - 0.5 <= center <= size - 0.5 + window:
+            return None
+        uncertain = 2 * (self.bar + node.bar) + 1e-9 * abs(residual)
+        if window < 0.4:
+            place = round(center)
+            if not 0 <= place < size or abs(center - place) > window + 1e-6:
+                return None
+            position = node.position(place)
+            off = self._off_by(node.leaf, position)
+            own = float(self._direction(node)[place])
+            if off is None or abs(off.by * own - residual) > uncertain:
+                return None
+            self.found.lone[position] = off
+            return []
+        if window < size / 8:
+            cut = node.cut(max(0, int(center - window)), min(size, int(center + window) + 2))
+            inside = Node(node.leaf, cut, 0.0, self.bar, node.depth + 1)
+            found = self._weighted(inside)
+            if abs(found - residual) <= uncertain:
+                return [Node(node.leaf, cut, found, self.bar, node.depth + 1)]
+        return None
+
+    def _row_or_column(self, node: Node) -> list[Node] | None:
+        """The one row or column of the last axis in which all errors lie; None where there is
+        none.
+        """
+        if len(node.leaf.grid) < 2:
+            return None
+        columns = node.leaf.grid[-1]
+        rows = node.size // columns
+        along = np.arange(node.size)
+        sides = ((rows, along // columns), (columns, along % columns))
+        for axis, (count, places) in enumerate(sides):
+            weight = places / count
+            first = self._weighted(node, 1 + weight) / node.residual - 1
+            second = self._weighted(node, 1 + weight**2) / node.residual - 1
+            blur = 3 * self.bar / abs(node.residual) + 1e-9
+            place = first * count
+            nearest = round(place)
+            if abs(second - first**2) > 4 * blur or not 0 <= nearest < count:
+                continue
+            if abs(place - nearest) > blur * count + 1e-6:
+                continue
+            row = node.cut(nearest * columns, (nearest + 1) * columns)
+            start = node.leaf.start
+            column = slice(start + nearest, start + node.leaf.size, columns)
+            cut = row if axis == 0 else column
+            found = self._weighted(Node(node.leaf, cut, 0.0, self.bar))
+            if abs(found - node.residual) <= 4 * self.bar + 1e-9 * abs(node.residual):
+                return [Node(node.leaf, cut, found, self.bar)]
+        return None
+
+    def _box(self, node: Node) -> list[Node] | None:
+        """The box in which all errors lie, from halving one axis after the other; None where it is
+        not much less than the leaf.
+        """
+        grid, bar = node.leaf.grid, node.bar
+        box = [(0, size) for size in grid]
+        residual = node.residual
+        for axis in range(len(grid) if len(grid) > 1 else 0):
+            while box[axis][1] - box[axis][0] > 1:
+                first, last = box[axis]
+                middle = (first + last) // 2
+                half = [*box[:axis], (first, middle), *box[axis + 1 :]]
+                left = self._weighted(_boxed(node.leaf, half, 0.0, self.bar))
+                right, right_bar = residual - left, bar + self.bar
+                wrong = abs(left) > CLEAR * self.bar, abs(right) > CLEAR * right_bar
+                if wrong[0] == wrong[1]:
+                    break
+                residual, bar = (left, self.bar) if wrong[0] else (right, right_bar)
+                box[axis] = (first, middle) if wrong[0] else (middle, last)
+        found = _boxed(node.leaf, box, residual, bar)
+        return [found] if found.size <= node.size / SMALLER else None
+
+    def _halves(self, node: Node) -> list[Node]:
+        middle = node.size // 2
+        cuts = node.cut(0, middle), node.cut(middle, node.size)
+        left = self._weighted(Node(node.leaf, cuts[0], 0.0, self.bar))
+        right, right_bar = node.residual - left, node.bar + self.bar
+        if right_bar > TRUSTED * self.bar:
+            right = self._weighted(Node(node.leaf, cuts[1], 0.0, self.bar))
+            right_bar = self.bar
+        found = [(cuts[0], left, self.bar), (cuts[1], right, right_bar)]
+        wrong = [abs(residual) > CLEAR * bar for _, residual, bar in found]
+        if not any(wrong):
+            self.found.left.append(node)
+        streak = node.streak + 1 if all(wrong) else 0
+        return [
+            Node(node.leaf, cut, residual, bar, node.depth + 1, streak)
+            for (cut, residual, bar), is_wrong in zip(found, wrong, strict=True)
+            if is_wrong
+        ]
+
+
+def _less(places: Places, start: int) -> Places:
+    """Positions counted from another start."""
+    if isinstance(places, slice):
+        return slice(places.start - start, places.stop - start, places.step)
+    return places - start
+
+
+def _boxed(leaf: Leaf, box: list[tuple[int, int]], residual: float, bar: float) -> Node:
+    """The part of a leaf in a box."""
+    ranges = np.ix_(*(np.arange(first, last) for first, last in box))
+    places = np.ravel_multi_index(np.broadcast_arrays(*ranges), leaf.grid).ravel()
+    return Node(leaf, (leaf.start + places).astype(np.intp), residual, bar, box=tuple(box))
+
+
+def step_and_bar(rungs: list[Rung], noise: Noise, value: float) -> tuple[float, float]:
+    """The step at which a slope is best known, and its error there, from the pairs that were taken
+    along the whole direction.
+    """
+    sigma = float(noise.of(np.array(value)))
+    bends = [
+        abs(wide.residual - narrow.residual) / (wide.step**2 - narrow.step**2)
+        for narrow, wide in pairwise(rungs)
+    ]
+    # Of two pairs that noise alone sets apart the wider tells less than it seems to.
+    bend = min(bends, default=0.0)
+    if bend > 0 and sigma > 0:
+        ideal = np.log2(NOISE_SIGMAS * sigma / (np.sqrt(2) * 4 * bend)) / 3
+    else:
+        ideal = USUAL
+    step = 2.0 ** int(np.clip(round(float(ideal)), *STEPS))
+    jitter = NOISE_SIGMAS * sigma / (np.sqrt(2) * step)
+    return step, float(jitter + SAFE * bend * step**2)

@@ -1,0 +1,335 @@
+"""The rows of a check by projection: what directions certify stands as it is, what they do not is
+differenced, coordinate by coordinate.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from xgradcheck._budget import plan
+from xgradcheck._differences import Noise, norm, rms
+from xgradcheck._directions import influence, unit_of
+from xgradcheck._generic import NearBy, is_symmetric, look_near_by
+from xgradcheck._judge import NEGLIGIBLE, ZERO, distance, tolerance
+from xgradcheck._layout import DOUBLE, Leaf, Positions, Vector
+from xgradcheck._measured import Measured, Run
+from xgradcheck._phi import Phi, noise_of
+from xgradcheck._projection import Bound, Projecting, Projection
+from xgradcheck._restricted import Restricted
+from xgradcheck._rows import Asked, errors_near_by, judged_beside, swept
+from xgradcheck._slopes import account_of
+from xgradcheck._truth import COMPLEX
+
+FEW = 256
+"""Up to so many coordinates a sweep is cheap."""
+SWEPT = 5000
+"""Up to so many are swept where directions leave something open."""
+CONFIRMED = 2
+"""So many leaves are differenced with all care, by their worst coordinate, before they are called
+wrong; if they are, the search is believed where it has found others that are wrong by far.
+"""
+WORST, LARGEST = 64, 8
+"""Of a large leaf that is not right as it runs: how many coordinates are differenced, those that
+are off by most, and how many of the largest.
+"""
+
+
+LARGE, SOME = 1_000_000, 2048
+"""From so many coordinates on the noise is measured along some of each leaf."""
+
+
+FAINT = {53: 3e-4, 24: 5e-3, 11: 0.3, 8: 0.45}
+"""Up to which floor a leaf passes that directions do not certify, by the significant bits: beyond,
+it would hide a mistake that matters.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Fine:
+    """A leaf of another run that is right beside a gradient that was certified."""
+
+    distance: float
+    floor: float
+    is_zero: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Projected:
+    """What was found out: by directions, and of some coordinates by differences, for each run of
+    the backward pass.
+    """
+
+    phi: Phi
+    value: float
+    runs: Sequence[Run]
+    projection: Projection
+    fine: Sequence[dict[int, Fine]]
+    """For each run after the first, the leaves that need no second look."""
+    restricted: Restricted | None
+    """What was differenced."""
+    looked: Sequence[Measured]
+    """And what came out, run by run."""
+    near_by: NearBy
+    held: list[str]
+    bits: int = DOUBLE
+    """The significant bits of the arithmetic that was differenced."""
+    unraised: str = ""
+    """Why the truth was not computed in float64, where the function runs below that."""
+
+
+def wants_projection(phi: Phi, asked: Asked) -> bool:
+    """Whether this is to be checked by directions first."""
+    if asked.coverage in ("projection", "rows"):
+        return True
+    if asked.coverage != "auto" or asked.steps is not None or asked.spaces:
+        return False
+    size = phi.problem.layout.size
+    is_cheap = size <= FEW and phi.budget.evaluations >= plan("sweep", size, 0, 0.0).evaluations
+    return not is_cheap and asked.method != COMPLEX
+
+
+def at_once(phi: Phi, asked: Asked) -> tuple[Projected | None, Projecting]:
+    """A float64 function checked by one run of its backward pass and a certificate; where that
+    does not suffice None, and what was learnt.
+    """
+    backward = phi.gradient()
+    gradient = backward.gradient
+    value = backward.value if backward.value is not None else float(phi.here(1)[0])
+    run = Run(backward, np.broadcast_to(0.0, gradient.shape))
+    work = Projecting(phi, gradient, value, tolerance(asked.rtol, asked.atol), asked.seed)
+    _certify(work, asked)
+    if not work.is_certain:
+        phi.phase = ""
+        return None, work
+    return _finished(phi, value, [run], asked, work, None, [], []), work
+
+
+def projected(
+    phi: Phi,
+    value: float,
+    spread: float,
+    runs: Sequence[Run],
+    asked: Asked,
+    work: Projecting | None,
+) -> Projected | None:
+    """The rows of these runs, the first of them in float64; None where a sweep is better. ``work``
+    is what was done already.
+    """
+    gradient, layout = runs[0].backward.gradient, phi.problem.layout
+    is_low = phi.problem.bits < DOUBLE
+    if work is None or not work.is_about(value, gradient):
+        allowance = tolerance(asked.rtol, asked.atol)
+        work = Projecting(phi, gradient, value, allowance, asked.seed)
+        if is_low:
+            work.done.open = [n for n, leaf in enumerate(layout) if leaf.size]
+        else:
+            _certify(work, asked)
+    noise = None
+    if is_low or not work.is_certain:
+        phi.phase = "noise"
+        noise = _noise_of(phi, value, asked.seed)
+        noise = work.done.noise = replace(noise, sigma=max(noise.sigma, spread))
+        phi.phase = "search"
+        if not is_low and noise.bits == DOUBLE:
+            work.search(noise)
+        elif not is_low:
+            work.give_up()
+    done, small = work.done, list[int]()
+    if done.open:
+        assert noise is not None
+        if layout.size > SWEPT or noise.bits < DOUBLE:
+            _measure_slopes(phi, runs[0], value, noise, asked, done)
+        if layout.size <= SWEPT and (done.open or done.mistakes):
+            phi.phase = ""
+            return None
+        if noise.bits == DOUBLE:
+            small = _small(phi, [*done.open, *done.mistakes])
+            done.open = [number for number in done.open if number not in small]
+    fine = [_fine_leaves(phi, run, gradient, asked, done) for run in runs[1:]]
+    chosen = _chosen(phi, runs, asked, done, fine) | dict.fromkeys(small)
+    restricted, looked = None, list[Measured]()
+    if chosen:
+        restricted = Restricted(phi.problem, chosen)
+        looked = _looked(phi, value, spread, runs, asked, restricted, noise)
+    return _finished(phi, value, runs, asked, work, restricted, looked, fine)
+
+
+def _small(phi: Phi, numbers: Sequence[int]) -> list[int]:
+    """As many of these leaves, the smallest first, as can be swept."""
+    leaves, found, left = phi.problem.layout.leaves, list[int](), SWEPT
+    for number in sorted(numbers, key=lambda number: leaves[number].size):
+        left -= leaves[number].size
+        if left < 0:
+            break
+        found.append(number)
+    return found
+
+
+def _measure_slopes(
+    phi: Phi, run: Run, value: float, noise: Noise, asked: Asked, done: Projection
+) -> None:
+    """The leaves that are open judged by slopes along directions, each with its own bar: wrong
+    where all of them are, right to a floor of their own where that is low enough.
+    """
+    phi.phase = "slopes"
+    layout, gradient = phi.problem.layout, run.backward.gradient
+    bits = min(noise.bits, run.bits or DOUBLE)
+    allowance = tolerance(asked.rtol, asked.atol, bits)
+    lost = run.excused
+    for number in tuple(done.open):
+        leaf = layout.leaves[number]
+        own, excused = gradient[leaf.part], lost[leaf.part]
+        told = account_of(phi, leaf, own, excused, value, noise, allowance, asked.seed)
+        if told.mistake is not None:
+            done.mistakes[number] = told.mistake, told.distance
+        elif told.is_right and told.floor <= FAINT[bits]:
+            done.bounds[number] = Bound(told.floor, told.distance)
+    done.open = [n for n in done.open if n not in done.bounds and n not in done.mistakes]
+
+
+def _noise_of(phi: Phi, value: float, seed: int) -> Noise:
+    """The noise of phi; at a large point, as some coordinates of each leaf have it."""
+    layout = phi.problem.layout
+    if layout.size <= LARGE:
+        return noise_of(phi, value, seed)
+    rng = np.random.default_rng([seed, 0x2015E])
+    chosen: dict[int, Positions | None] = {}
+    for number, leaf in enumerate(layout):
+        if leaf.size:
+            some = np.unique(rng.integers(leaf.start, leaf.start + leaf.size, SOME))
+            chosen[number] = some.astype(np.intp)
+    few = Phi(Restricted(phi.problem, chosen), phi.cotangent, budget=phi.budget)
+    try:
+        return noise_of(few, value, seed)
+    finally:
+        phi.evaluations += few.evaluations
+
+
+def _certify(work: Projecting, asked: Asked) -> None:
+    work.phi.phase = "certificate"
+    if asked.coverage == "rows":
+        work.certify_rows()
+    else:
+        work.certify()
+
+
+def _finished(
+    phi: Phi,
+    value: float,
+    runs: Sequence[Run],
+    asked: Asked,
+    work: Projecting,
+    restricted: Restricted | None,
+    looked: Sequence[Measured],
+    fine: Sequence[dict[int, Fine]],
+) -> Projected:
+    phi.phase = "point near by"
+    near_by = look_near_by(phi, runs[0].backward, [], work.allowance, asked.seed)
+    held = phi.problem.moving
+    bits = DOUBLE if work.done.noise is None else work.done.noise.bits
+    return Projected(phi, value, runs, work.done, fine, restricted, looked, near_by, held, bits)
+
+
+def _fine_leaves(
+    phi: Phi, run: Run, truth: Vector, asked: Asked, done: Projection
+) -> dict[int, Fine]:
+    """The certified leaves that another run of the backward pass gets right beyond doubt."""
+    layout, point, own = phi.problem.layout, phi.problem.point, run.backward.gradient
+    bits = run.bits or DOUBLE
+    allowance = tolerance(asked.rtol, asked.atol, bits)
+    largest = influence(layout, point, own)
+    found = {}
+    for number in done.bounds.keys() - done.suspects.keys():
+        leaf = layout.leaves[number]
+        given, right = own[leaf.part], truth[leaf.part]
+        nothing = NEGLIGIBLE * ZERO[bits] * largest / unit_of(point[leaf.part])
+        if norm(given) + norm(right) <= nothing:
+            found[number] = Fine(0.0, float("nan"), True)
+            continue
+        score, size = distance(given, right), rms(right)
+        allowed = allowance.allowed(given, right, size) + run.slack[leaf.part]
+        if score <= allowance.distance and (np.abs(given - right) <= allowed).all():
+            found[number] = Fine(score, float(np.max(allowed)) / size if size else float("nan"))
+    return found
+
+
+def _chosen(
+    phi: Phi,
+    runs: Sequence[Run],
+    asked: Asked,
+    done: Projection,
+    fine: Sequence[dict[int, Fine]],
+) -> dict[int, Positions | None]:
+    """The coordinates to difference, by leaf; None for all of them."""
+    layout, gradient = phi.problem.layout, runs[0].backward.gradient
+    chosen: dict[int, Positions | None] = {}
+    confirmed = 0
+    for number, suspect in done.suspects.items():
+        leaf = layout.leaves[number]
+        if leaf.size <= SWEPT and is_symmetric(phi.problem.point[leaf.part].reshape(leaf.grid)):
+            chosen[number] = None  # wrong element by element, it may be right as a whole
+        elif confirmed < CONFIRMED or not suspect.is_plain:
+            confirmed += 1
+            worst = np.array([next(iter(suspect.off))], np.intp)
+            # Below float64 what is allowed goes by the largest of a leaf.
+            chosen[number] = _with_largest(leaf, gradient, worst, 1) if runs[1:] else worst
+    for number in done.bounds:
+        leaf = layout.leaves[number]
+        for run, own in zip(runs[1:], fine, strict=True):
+            if number in own or number in done.suspects:
+                continue
+            if leaf.size <= SWEPT:
+                chosen[number] = None
+            else:
+                error = np.abs(run.backward.gradient[leaf.part] - gradient[leaf.part])
+                worst = leaf.start + np.argpartition(-error, WORST)[:WORST]
+                chosen[number] = _with_largest(leaf, gradient, worst, LARGEST)
+    return chosen
+
+
+def _with_largest(leaf: Leaf, gradient: Vector, places: Positions, count: int) -> Positions:
+    """These coordinates of a leaf, and those of its largest elements, which tell what is little
+    beside them.
+    """
+    if leaf.size <= len(places) + count:
+        return np.arange(leaf.start, leaf.start + leaf.size)
+    size = np.abs(np.nan_to_num(gradient[leaf.part], posinf=0, neginf=0))
+    largest = leaf.start + np.argpartition(-size, count)[:count]
+    return np.union1d(places, largest).astype(np.intp)
+
+
+def _looked(
+    phi: Phi,
+    value: float,
+    spread: float,
+    runs: Sequence[Run],
+    asked: Asked,
+    restricted: Restricted,
+    noise: Noise | None,
+) -> list[Measured]:
+    """These coordinates differenced, and judged for each run."""
+    places = restricted.places
+    part = Phi(restricted, phi.cotangent, budget=phi.budget, tick=phi.tick, phase="differences")
+    given = phi.problem.layout, phi.problem.point, runs[0].backward.gradient
+    asked = replace(asked, influence=influence(*given))
+    first, *others = (_restricted(run, restricted) for run in runs)
+    wide = swept(part, value, spread, first, asked, noise, is_part=True)
+    rows = [wide]
+    for run, own in zip(runs[1:], others, strict=True):
+        errors = None
+        if run.bits is not None:
+            errors = errors_near_by(phi, runs[0].backward.gradient, run)
+            errors = [error[places] for error in errors]
+        rows.append(judged_beside(part, wide, own, asked, errors))
+    phi.evaluations += part.evaluations
+    return rows
+
+
+def _restricted(run: Run, restricted: Restricted) -> Run:
+    """A run, of which these coordinates are kept."""
+    places, backward = restricted.places, run.backward
+    severed = frozenset(n for n, own in enumerate(restricted.numbers) if own in backward.severed)
+    own = backward._replace(gradient=backward.gradient[places], severed=severed, parts=())
+    rounding = run.rounding if np.ndim(run.rounding) == 0 else np.asarray(run.rounding)[places]
+    return replace(run, backward=own, slack=run.slack[places], rounding=rounding)

@@ -1,0 +1,170 @@
+"""From what directions told to the report."""
+
+import math
+from dataclasses import replace
+from typing import Any
+
+from xgradcheck._adapters import Problem
+from xgradcheck._findings import (
+    along_directions,
+    low_precision,
+    not_raised,
+    notes_on_near_by,
+    only_here,
+    precision,
+    suspects,
+)
+from xgradcheck._judge import Verdict, grade, impostors, percent, tolerance
+from xgradcheck._layout import DOUBLE, Leaf
+from xgradcheck._measured import Run
+from xgradcheck._outcome import Account, account, leaf_entry, together
+from xgradcheck._projected import Projected
+from xgradcheck._projection import Bound, Suspect
+from xgradcheck._report import Element, Finding, LeafReport, Leaves, Report
+
+
+def projected_outcome(problem: Problem, found: Projected, frame: dict[str, Any]) -> Report:
+    """The report of a projection."""
+    leaves, findings, notes = Leaves(), list[Finding](), list[str]()
+    for number, leaf in enumerate(problem.layout):
+        if leaf.size == 0:
+            notes.append(f"{leaf.name} is empty")
+            leaves[leaf.name] = leaf_entry(leaf, Verdict.PASS, 0.0, float("nan"), None, 0, 0)
+            continue
+        own, said, noted = together(_accounts(problem, number, leaf, found))
+        leaves[leaf.name] = own
+        findings += said
+        notes += noted
+    verdicts = [leaf.verdict for leaf in leaves.values()]
+    if found.held:
+        notes.append(f"held still from call to call: {', '.join(found.held)}")
+    notes += notes_on_near_by(problem, found.near_by)
+    notes += _floors(problem, found, leaves)
+    bits = min(run.bits or DOUBLE for run in found.runs)
+    if found.unraised:
+        findings.append(not_raised(bits, found.unraised))
+    elif found.bits < DOUBLE:
+        findings.append(low_precision(found.bits, tolerance(None, 0.0, found.bits).rtol))
+    worst = max((leaf.distance for leaf in leaves.values()), default=0.0)
+    return Report(
+        verdict=Verdict.of(verdicts),
+        distance=worst,
+        grade=grade(worst),
+        leaves=leaves,
+        findings=tuple(findings),
+        probes=(),
+        notes=tuple(notes),
+        precision=precision(min(bits, found.bits)),
+        **frame,
+    )
+
+
+def _accounts(problem: Problem, number: int, leaf: Leaf, found: Projected) -> list[Account]:
+    """What each run of the backward pass comes to in one leaf."""
+    return [_account(problem, number, leaf, found, row) for row in range(len(found.runs))]
+
+
+def _account(problem: Problem, number: int, leaf: Leaf, found: Projected, row: int) -> Account:
+    run, projection, restricted = found.runs[row], found.projection, found.restricted
+    fine = found.fine[row - 1].get(number) if row else None
+    suspect, bound = projection.suspects.get(number), projection.bounds.get(number)
+    if fine is not None:
+        own = leaf_entry(leaf, Verdict.PASS, fine.distance, fine.floor, None, 0, 0)
+        return _labelled(own, run), [], []
+    if restricted is not None and number in restricted.numbers:
+        place = restricted.numbers.index(number)
+        part = restricted.layout.leaves[place]
+        own, said, notes = account(part, place, restricted, found.looked[row], None)
+        if suspect is not None and own.verdict is Verdict.FAIL:
+            own = _with_suspect(own, leaf, suspect, run, bound)
+            said = [suspects(leaf, suspect, finding) for finding in said]
+        return own, said, notes
+    if suspect is not None:
+        return _suspected(leaf, suspect, run, bound)
+    if number in projection.mistakes:
+        mistake, distance = projection.mistakes[number]
+        own = leaf_entry(leaf, Verdict.FAIL, distance, float("nan"), None, 0, 0)
+        return _labelled(own, run), [along_directions(leaf, mistake)], []
+    if bound is None:
+        return _open(leaf, run)
+    return _certified(leaf, run, found, number, bound)
+
+
+def _with_suspect(
+    own: LeafReport, leaf: Leaf, suspect: Suspect, run: Run, bound: Bound | None
+) -> LeafReport:
+    """A leaf of which some coordinates were differenced, with what was found in the others."""
+    distance = suspect.distance(run.backward.gradient, leaf)
+    wrong = max(own.wrong, suspect.size)
+    floor = own.floor if bound is None else bound.floor
+    return replace(own, wrong=wrong, distance=distance, grade=grade(distance), floor=floor)
+
+
+def _suspected(leaf: Leaf, suspect: Suspect, run: Run, bound: Bound | None) -> Account:
+    """A leaf that the search alone has looked at."""
+    position, off = next(iter(suspect.off.items()))
+    given = float(run.backward.gradient[position])
+    worst = Element(
+        index=leaf.index(position),
+        analytic=given,
+        truth=given + off.by,
+        error_bar=off.bar,
+        allowed=off.allowed,
+        component=leaf.component(position),
+    )
+    own = leaf_entry(leaf, Verdict.FAIL, 0.0, float("nan"), worst, 0, 0)
+    finding = suspects(leaf, suspect, Finding(leaf.name, "wrong gradient", ""))
+    return _labelled(_with_suspect(own, leaf, suspect, run, bound), run), [finding], []
+
+
+def _floors(problem: Problem, found: Projected, leaves: Leaves) -> list[str]:
+    """From which size on a single wrong element would have been seen, and which plainly wrong
+    gradients would not.
+    """
+    singles, accepted = dict[str, float](), dict[str, str]()
+    for number, bound in found.projection.bounds.items():
+        leaf = problem.layout.leaves[number]
+        if leaves[leaf.name].verdict is Verdict.PASS and bound.floor == bound.floor:
+            alone = leaf.size if bound.width is None else bound.width
+            singles[leaf.name] = bound.floor * math.sqrt(alone)
+            for name, size in impostors(leaf.size, leaf.grid[-1] if leaf.grid else 1).items():
+                if size < bound.floor:
+                    accepted.setdefault(name, leaf.name)
+    if not singles:
+        return []
+    worst = max(singles, key=lambda name: singles[name])
+    notes = [f"cannot see a single wrong element below {percent(singles[worst])} of rms({worst})"]
+    if accepted:
+        named = ", ".join(f"{name} ({leaf})" for name, leaf in accepted.items())
+        notes.append(f"would accept as well: {named}")
+    return notes
+
+
+def _labelled(own: LeafReport, run: Run) -> LeafReport:
+    bits = run.bits or DOUBLE
+    return replace(own, precision=precision(bits), as_run=run.bits is not None, mode=run.mode)
+
+
+def _certified(leaf: Leaf, run: Run, found: Projected, number: int, bound: Bound) -> Account:
+    own = leaf_entry(leaf, Verdict.PASS, bound.distance, bound.floor, None, 0, 0)
+    notes, findings = [], []
+    if number in run.backward.severed:
+        notes.append(f"{leaf.name} gets no gradient, and the output does not depend on it")
+    if bound.unseen is not None:
+        notes.append(
+            f"{leaf.name}: zero gradient; anything above {bound.unseen:.1e} would have been seen"
+        )
+    mistake = (found.near_by.mistakes or {}).get(number)
+    if mistake is not None:
+        own = replace(own, verdict=Verdict.FAIL)
+        findings.append(only_here(leaf, mistake, found.near_by.why))
+    return _labelled(own, run), findings, notes
+
+
+def _open(leaf: Leaf, run: Run) -> Account:
+    own = leaf_entry(leaf, Verdict.INCONCLUSIVE, float("nan"), float("nan"), None, 0, leaf.size)
+    text = (
+        f"{leaf.name}: directions do not certify it and show no mistake: there are kinks or more "
+        f"noise than slope near by; move the point, or take coverage='sweep'"
+    )
+    return _labelled(own, run), [Finding(leaf.name, "not certified", text)], []

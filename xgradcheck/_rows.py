@@ -1,0 +1,200 @@
+"""What every coverage is made of: the gradient under test, and one row of a report, measured at
+every coordinate.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from xgradcheck._as_run import gradient_at, rounding
+from xgradcheck._constraints import Tangent
+from xgradcheck._diagnose import Kind
+from xgradcheck._differences import Noise, rms
+from xgradcheck._errors import InvalidCase
+from xgradcheck._generic import NearBy, look_near_by
+from xgradcheck._judge import tolerance, zero_below
+from xgradcheck._layout import DOUBLE, Layout, Vector
+from xgradcheck._measured import FORWARD, REVERSE, Measured, Run
+from xgradcheck._phi import Phi, noise_of
+from xgradcheck._progress import Tick
+from xgradcheck._second_look import settle_suspicious
+from xgradcheck._sweep import sweep
+from xgradcheck._truth import Sweep, Truth
+
+REPEATABLE_ULPS = 64
+DUST, DUST_AS_RUN = 2.0**9, 4.0
+"""What rounding may leave of a gradient that is zero, in units of the rounding of phi, for a full
+change; the first where differences alone tell that it is zero.
+"""
+RUNS = 4
+"""Of a backward pass that does not repeat itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What the user asked of a check, beside the call itself."""
+
+    method: str
+    rtol: float | None
+    atol: float
+    steps: Vector | None
+    """The textbook's eps for every coordinate."""
+    seed: int
+    spaces: Mapping[int, Tangent]
+    tick: Tick
+    modes: Sequence[str] = (REVERSE,)
+    order: int = 1
+    """Of the derivative: the second one of a linear function is zero, and no mistake."""
+    coverage: str = "auto"
+    influence: float = 0.0
+    """The largest that any leaf has, where not all leaves are looked at."""
+
+
+def settled_value(phi: Phi) -> tuple[float, float]:
+    """phi and by how much it varies, with the plain numbers held still that the function keeps, if
+    it does not repeat itself without.
+    """
+    value, spread = _value(phi)
+    if varies(phi, value, spread) and phi.problem.hold_numbers():
+        value, spread = _value(phi)
+    return value, spread
+
+
+def _value(phi: Phi) -> tuple[float, float]:
+    """phi at the point, and by how much it varies there."""
+    values = phi.here(3)
+    value = float(values[0])
+    if not np.isfinite(values).all():
+        raise InvalidCase(
+            f"the function returns {value} at this point: give arguments at which it is finite."
+        )
+    return value, float(np.max(values) - np.min(values))
+
+
+def varies(phi: Phi, value: float, spread: float) -> bool:
+    """Whether a spread is more than sums taken in another order explain."""
+    unit = 2.0 ** (DOUBLE - phi.problem.outputs.bits) * float(np.spacing(abs(value)))
+    return spread > REPEATABLE_ULPS * unit
+
+
+def run_of(phi: Phi, mode: str) -> Run:
+    """The gradient under test, and by how much each element varies from run to run."""
+    problem = phi.problem
+    if mode == FORWARD:
+        pushed = problem.pushed(phi.cotangent)
+        gradient = phi.adjoint(pushed.gradient)
+        return Run(pushed._replace(gradient=gradient), np.zeros_like(gradient), mode=mode)
+    backward = phi.gradient()
+    first = backward.gradient
+    runs = [first]
+    # A tree that was handed in is what it is; everything else is asked twice, and if need be more.
+    for _ in range(RUNS - 1 if problem.can_move else 0):
+        runs.append(phi.gradient().gradient)
+        if len(runs) == 2 and np.array_equal(runs[1], first, equal_nan=True):
+            break
+    if len(runs) == 2 or not problem.can_move:
+        return Run(backward, np.broadcast_to(0.0, first.shape))
+    with np.errstate(invalid="ignore"):
+        slack = np.nan_to_num(np.ptp(runs, axis=0), nan=0.0, posinf=0.0)
+    return Run(backward, np.asarray(slack))
+
+
+def swept(
+    phi: Phi,
+    value: float,
+    spread: float,
+    run: Run,
+    asked: Asked,
+    noise: Noise | None = None,
+    is_part: bool = False,
+) -> Measured:
+    """The numerical gradient, good enough to judge this run of the backward pass."""
+    problem, gradient = phi.problem, run.backward.gradient
+    if noise is None:
+        noise = noise_of(phi, value, asked.seed)
+        noise = replace(noise, sigma=max(noise.sigma, spread))
+    allowance = tolerance(asked.rtol, asked.atol, min(noise.bits, run.bits or DOUBLE))
+    slack, influence = run.excused, asked.influence
+    work = Sweep(phi, gradient, value, noise, allowance, slack, asked.method, asked.tick, influence)
+    truth = sweep(work, asked.steps, asked.seed)
+    if run.bits is None:
+        dust = _dust(work, truth, gradient, DOUBLE, abs(value))
+        run = replace(run, rounding=np.fmax(run.rounding, dust))
+    if phi.refusal is not None and not phi.answers:
+        raise phi.refusal
+    near_by = NearBy({}, None, True)
+    if not (is_part or phi.budget.is_cut):
+        zeros = _zeros(problem.layout, gradient, truth)
+        near_by = look_near_by(phi, run.backward, zeros, allowance, asked.seed)
+    return Measured(
+        spread=spread,
+        run=run,
+        work=work,
+        truth=truth,
+        near_by=near_by,
+        refusals=phi.refusals,
+        refusal=phi.refusal,
+        spaces=asked.spaces,
+        held=problem.moving,
+    )
+
+
+def judged_beside(
+    phi: Phi,
+    wide: Measured,
+    own: Run,
+    asked: Asked,
+    errors: Sequence[Vector] | None = None,
+) -> Measured:
+    """Another run beside a truth that is known: the backward pass as it runs, or forward mode.
+    Looked at again where the truth was good enough for the first gradient alone.
+    """
+    layout, gradient, bits = phi.problem.layout, own.backward.gradient, own.bits or DOUBLE
+    allowance = tolerance(asked.rtol, asked.atol, bits)
+    truth, work = wide.truth.copy(), wide.work
+    given = gradient, truth.value
+    truth.zero_below = zero_below(layout, work.scale, given, bits, work.influence)
+    if own.bits is not None:
+        if errors is None:
+            errors = errors_near_by(phi, wide.backward.gradient, own)
+        lost = rounding(errors, layout)
+        lost[truth.kinds == Kind.KINK] = 0.0
+        size = float(np.max(np.abs(phi.problem.values()[0] * phi.cotangent)))
+        own = replace(own, rounding=np.fmax(lost, _dust(work, truth, gradient, bits, size)))
+    work = replace(work, gradient=gradient, allowance=allowance, slack=own.excused)
+    settle_suspicious(work, truth)
+    return replace(wide, run=own, work=work, truth=truth, near_by=NearBy({}, None, True))
+
+
+def errors_near_by(phi: Phi, wide: Vector, own: Run) -> list[Vector]:
+    """What a run below float64 is off by, here and at a few points near by."""
+    errors = [own.backward.gradient - wide]
+    for point, found in own.near:
+        if (exact := gradient_at(phi, point)) is not None:
+            errors.append(found - exact)
+    return errors
+
+
+def _dust(work: Sweep, truth: Truth, gradient: Vector, bits: int, size: float) -> Vector:
+    """What rounding may leave of elements that are zero, or nearly: where phi is flat a backward
+    pass has nothing but the difference of numbers of the ``size`` of phi or what it is made of.
+    """
+    # A bias is small beside what it is added to, and that is what is rounded.
+    scale = work.scale if bits == DOUBLE else np.fmax(work.scale, rms(work.scale))
+    reach = (DUST if bits == DOUBLE else DUST_AS_RUN) * 2.0**-bits * size / scale
+    null = np.abs(truth.value) <= (truth.bar if bits == DOUBLE else reach)
+    return np.where(null & (np.abs(gradient) <= reach), reach, 0.0)
+
+
+def _zeros(layout: Layout, gradient: Vector, truth: Truth) -> list[int]:
+    """The leaves that have gradient zero, as far as one can see, and nothing to compare it with."""
+    null = (np.abs(gradient) <= truth.bar) & (np.abs(truth.value) <= truth.bar) & ~truth.still
+    null |= truth.stationary
+    return [
+        number
+        for number, leaf in enumerate(layout)
+        if leaf.size
+        and null[leaf.part].all()
+        and not (truth.bar[leaf.part] <= truth.zero_below[leaf.part]).all()
+    ]

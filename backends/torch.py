@@ -2,6 +2,7 @@
 autograd.
 """
 
+import functools
 import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -22,8 +23,10 @@ from xgradcheck._layout import (
     BATCHED,
     DOUBLE,
     ComplexVector,
+    Direction,
     Entry,
     Layout,
+    Leaf,
     Positions,
     Vector,
     lay_out,
@@ -33,20 +36,21 @@ from xgradcheck._layout import (
 from xgradcheck._selection import Candidate, argument_nodes, closure_nodes, select
 from xgradcheck._tree import Node, Path, flatten, replaced
 
-from .torch_batches import FEWEST, Rows, offsets, points_at_once, together
+from .torch_batches import FEWEST, Rows, offsets, points_at_once, together, width
 from .torch_exchanged import eager, exchanged, mapped
 from .torch_raising import Draws, raised
 from .world import (
     TORCH,
     State,
     World,
-    attribute_states,
+    attributes_state,
     displaced,
     element_writer,
     number_states,
     plain_states,
     random_states,
     reachable,
+    same_bytes,
 )
 
 # What modules keep for themselves; their mode and their buffers have states of their own.
@@ -96,7 +100,8 @@ class Binding:
     slots: list[Slot]
     places: _handed.Places
     skipped: list[str]
-    others: list[torch.Tensor]
+    nodes: list[Node]
+    """Every leaf of the arguments."""
 
 
 def _is_floating(value: Any) -> bool:
@@ -196,12 +201,7 @@ def _binding(slots: list[Slot], nodes: list[Node], skipped: list[str]) -> Bindin
     places = (
         _handed.places([slot.path for slot in slots], paths) if slots else _handed.Places([], [])
     )
-    return Binding(
-        slots,
-        places,
-        skipped,
-        [node.value for node in nodes if isinstance(node.value, torch.Tensor)],
-    )
+    return Binding(slots, places, skipped, nodes)
 
 
 def _selected(wrt: Any, slots: list[Slot], arguments: int) -> list[Slot]:
@@ -259,6 +259,8 @@ def _in_place(slot: Slot) -> Slot:
 
 def _overlaps(tensor: torch.Tensor) -> bool:
     """Whether several elements lie on one number, as after expand, unfold or as_strided."""
+    if tensor.is_contiguous():
+        return False
     spans = sorted(
         (stride, size)
         for size, stride in zip(tensor.shape, tensor.stride(), strict=True)
@@ -280,11 +282,25 @@ def _refuse_shared(slots: list[Slot]) -> None:
             owners.setdefault(slot.work.untyped_storage().data_ptr(), []).append(slot)
     for sharing in owners.values():
         for first, second in combinations(sharing, 2):
-            if np.intersect1d(_places(first.work), _places(second.work)).size:
+            if _meet(first.work, second.work):
                 raise InvalidCase(
                     f"{first.name} and {second.name} lie in the same memory, and no step moves "
                     f"one alone: make them one tensor, or name one with wrt=."
                 )
+
+
+def _meet(first: torch.Tensor, second: torch.Tensor) -> bool:
+    """Whether two tensors over one storage have an element in common."""
+    (low, high), (least, most) = _span(first), _span(second)
+    if high <= least or most <= low:
+        return False
+    return bool(np.intersect1d(_places(first), _places(second)).size)
+
+
+def _span(tensor: torch.Tensor) -> tuple[int, int]:
+    """The part of its storage that a tensor reaches over, in bytes."""
+    start, size = tensor.data_ptr(), tensor.itemsize
+    return start, start + size * width(tensor.shape, tensor.stride())
 
 
 def _places(tensor: torch.Tensor) -> Positions:
@@ -298,7 +314,20 @@ def _refuse(slot: Slot) -> None:
     refuse_unless_known(slot.name, _dtype(slot.found), CONVERT)
     if slot.found.layout is not torch.strided:
         raise InvalidCase(f"{slot.name} is a sparse tensor: pass it dense, with .to_dense().")
-    refuse_unless_finite(slot.name, _array(slot.found))
+
+
+class Here:
+    """Where the leaves lie now, and where they were found."""
+
+    # Of its own, so that what compares with it need not know the problem: a circle of references
+    # would keep arrays as large as the model until somebody collects it.
+
+    def __init__(self, origin: Vector) -> None:
+        self.origin = self.point = origin
+
+    def part(self, part: slice) -> Vector:
+        """The numbers of one leaf, as they are now."""
+        return self.point[part]
 
 
 class TorchProblem:
@@ -317,24 +346,33 @@ class TorchProblem:
         self.layout = lay_out(
             Entry(s.names, s.path, tuple(s.found.shape), _dtype(s.found)) for s in self._slots
         )
-        self.point: Vector = np.concatenate([_handed.numbers(_array(s.found)) for s in self._slots])
+        self.point: Vector = np.empty(self.layout.size)
+        for slot, leaf in zip(self._slots, self.layout, strict=True):
+            _read_into(self.point[leaf.part], slot.found, leaf)
+        self._here = Here(self.point)
+        # A sum takes no memory; it may overflow where all is finite.
+        if not math.isfinite(torch.from_numpy(self.point).sum()):
+            for slot in self._slots:
+                refuse_unless_finite(slot.name, _array(slot.found))
         self.skipped = list(binding.skipped)
         # Read at once, which copies: the function may overwrite the gradients it left behind.
         self._given = None if case.grads is None or callable(case.grads) else self._read(case.grads)
-        self._writers = [_writer(slot.work) for slot in self._slots]
         works = {slot.path: slot.work for slot in self._slots}
-        for slot in self._slots:
-            works |= {
-                node.path: slot.work for node in argument_nodes(case) if node.value is slot.found
-            }
+        own = {id(slot.found): slot.work for slot in self._slots}
+        works |= {n.path: own[id(n.value)] for n in binding.nodes if id(n.value) in own}
         self._args, self._kwargs = case.arguments(works)
         _refuse_shared(self._slots)
         self._found = reachable(case.fn, case.args, case.kwargs, case.wrt, case.loss, case.grads)
         self._modules = _named_modules(self._found)
         _refuse_quantised(self._modules)
-        self._others = binding.others
+        self._others = [n.value for n in binding.nodes if isinstance(n.value, torch.Tensor)]
         self._world = self._surroundings()
-        self._grad_mode: Callable[[], Any] = torch.no_grad
+        self._grad_mode: Callable[[], Any] | None = None
+        self._learned: list[torch.Tensor] | None = None
+        pairs = zip(self._slots, self.layout, strict=True)
+        self._spans = [(slot, leaf.start, leaf.start + leaf.size) for slot, leaf in pairs]
+        self._scanned: Vector | None = None
+        self._has_minus_zero = False
         self._scope: Callable[[], AbstractContextManager[Any]] = nullcontext
         self._paths: list[Path] = []
         self._batch: int | None = None
@@ -345,12 +383,20 @@ class TorchProblem:
         with self.held():
             self._learn_outputs()
             self.bits = min(self.bits, self.layout.bits)
+            self._world.is_settled = True
         self.unit_cotangent = case.grads is not None and not _handed.takes_cotangent(
             case.grads, len(case.args), case.kwargs, self.outputs
         )
 
     def _surroundings(self) -> World:
-        states = _states(self._found, self._modules, self._tensors_around())
+        states = _states(self._found, self._modules)
+        leaves, origin = {}, Here(self._here.origin)
+        for slot, leaf in zip(self._slots, self.layout, strict=True):
+            leaves[id(slot.found)] = functools.partial(origin.part, leaf.part)
+            leaves[id(slot.work)] = functools.partial(self._here.part, leaf.part)
+        for tensor in self._tensors_around():
+            if tensor.layout is torch.strided:
+                states.append(_tensor_state(tensor, values=leaves.get(id(tensor))))
         return World(states, list(number_states(self._found)))
 
     def _tensors_around(self) -> list[torch.Tensor]:
@@ -375,7 +421,7 @@ class TorchProblem:
     @contextmanager
     def _raised(self) -> Iterator[None]:
         draws = any(name.startswith(TORCH) for name in self.moving)
-        kept = self._world, self._writers, self.outputs, self.bits, self._grad_mode, self._scope
+        kept = self._world, self.outputs, self.bits, self._grad_mode, self._scope
         native, default = self._slots[0].found.dtype.to_real(), torch.get_default_dtype()
         self._world.reset()
         with raised([*self._tensors_around(), *self._buffers()]) as mode:
@@ -389,19 +435,17 @@ class TorchProblem:
                     yield
 
             try:
-                self._writers = [_writer(slot.work) for slot in self._slots]
                 self._world, self._scope = self._surroundings(), raising
                 with self._world.held():
                     self._learn_outputs()
                     # The tensors that it met are raised by now: without others, all goes its way.
-                    mode.busy = False
-                    with self._grad_mode():
-                        self._call()
+                    mode.busy, self._grad_mode = False, None
+                    self._tried_without_graph(self._call)
                     self._scope = raising if mode.busy else drawing
                     yield
             finally:
-                self._world, self._writers, self.outputs, self.bits = kept[:4]
-                self._grad_mode, self._scope = kept[4:]
+                self._learned = None
+                self._world, self.outputs, self.bits, self._grad_mode, self._scope = kept
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -415,20 +459,19 @@ class TorchProblem:
         finally:
             for work in asked:
                 work.requires_grad_(False)
+        # The world is as it was found, and what was read of it holds until something runs again.
+        self._world.is_read = True
 
     @contextmanager
     def _apart(self) -> Iterator[None]:
         """Elements that lie on one number, as after expand, each in a place of its own."""
         shared = [slot.work for slot in self._slots if _overlaps(slot.work)]
-        found, writers = [work.data for work in shared], self._writers
+        found = [work.data for work in shared]
         try:
             for work in shared:
                 work.data = work.detach().clone(memory_format=torch.contiguous_format)
-            if shared:
-                self._writers = [_writer(slot.work) for slot in self._slots]
             yield
         finally:
-            self._writers = writers
             for work, data in zip(shared, found, strict=True):
                 work.data = data
 
@@ -457,10 +500,13 @@ class TorchProblem:
             yield
 
     def _move(self, point: Vector) -> None:
-        self.point = point
-        self._write_all(point)
+        self.point = self._here.point = point
+        for slot, leaf in zip(self._slots, self.layout, strict=True):
+            _put_numbers(slot.work, point[leaf.part])
 
     def _call(self) -> Any:
+        # Whoever calls again may write to what a graph has kept.
+        self._learned = None
         with self._scope():
             return self._case.output(self._args, self._kwargs)
 
@@ -486,37 +532,53 @@ class TorchProblem:
         self.outputs = lay_out(
             Entry((n.suffix,), n.path, tuple(n.value.shape), _dtype(n.value)) for n in kept
         )
-        self.bits = min(self.outputs.bits, _lowest_bits([node.value for node in kept]))
-        self._paths = [node.path for node in kept]
-        self._device = kept[0].value.device
-        self.frozen = self._padding(kept)
-        self._choose_grad_mode()
+        outs, self._paths = [node.value for node in kept], [node.path for node in kept]
+        bits, rows = _told_by_graph(outs)
+        self.bits = min(self.outputs.bits, bits)
+        self._device = outs[0].device
+        self.frozen = self._padding(rows)
+        # The gradient can start from here, unless its backward is to find what a forward changed.
+        self._learned = None if self._world.is_moving or self.is_handed else outs
 
-    def _padding(self, outs: list[Node]) -> Positions:
+    def _padding(self, rows: dict[int, int]) -> Positions:
         """The rows of embeddings that are padding: torch gives them no gradient, whatever they do
         to the output.
         """
         found = [np.empty(0, np.intp)]
-        rows = _padding_rows([node.value for node in outs])
-        for slot, leaf in zip(self._slots, self.layout, strict=True):
+        for slot, leaf in zip(self._slots, self.layout, strict=True) if rows else ():
             row = rows.get(id(slot.work))
             if row is not None and slot.work.dim() == 2:
-                width = slot.work.shape[1]
-                found.append(leaf.start + row * width + np.arange(width))
+                columns = slot.work.shape[1]
+                found.append(leaf.start + row * columns + np.arange(columns))
                 said = f"{slot.name}[{row}]: the padding row, which torch holds constant"
                 self.skipped += [] if said in self.skipped else [said]
         return np.concatenate(found)
 
-    def _choose_grad_mode(self) -> None:
-        """Evaluate without a graph, unless the function itself needs one (it differentiates
-        inside).
+    def _tried_without_graph(self, evaluate: Callable[[], Any]) -> Any:
+        """The first evaluation without a graph: it tells whether the function itself needs one, as
+        one that differentiates inside.
         """
         try:
             with torch.no_grad():
-                self._call()
+                found = evaluate()
         except Exception:
+            self._world.reset()
+            with torch.enable_grad():
+                found = evaluate()
             self._grad_mode = torch.enable_grad
-        self._world.reset()
+        else:
+            self._grad_mode = torch.no_grad
+        return found
+
+    def _graphless(self) -> AbstractContextManager[Any]:
+        """The grad mode in which the function is evaluated."""
+        if self._grad_mode is None:
+            self._world.reset()
+            self._tried_without_graph(self._call)
+            self._world.reset()
+        assert self._grad_mode is not None
+        mode: AbstractContextManager[Any] = self._grad_mode()
+        return mode
 
     def _tensors(self, out: Any) -> list[torch.Tensor]:
         if self._paths == [()]:
@@ -525,7 +587,11 @@ class TorchProblem:
         return [parts[path] for path in self._paths]
 
     def _cotangents(self, cotangent: Vector) -> list[torch.Tensor]:
-        parts = _handed.cut(cotangent.copy(), self.outputs)
+        """The cotangents of the outputs, for the function under test to do with as it likes."""
+        return self._cut(cotangent.copy())
+
+    def _cut(self, cotangent: Vector) -> list[torch.Tensor]:
+        parts = _handed.cut(cotangent, self.outputs)
         return [torch.from_numpy(part).to(self._device) for part in parts]
 
     def pushed(self, cotangent: Vector) -> Backward:
@@ -588,8 +654,9 @@ class TorchProblem:
         return _Second(self, cotangent)
 
     def values(self) -> tuple[Vector, list[Any]]:
+        mode = self._graphless()
         self._world.reset()
-        with self._grad_mode():
+        with mode:
             out = self._call()
         floating = np.concatenate([_handed.numbers(_array(t)) for t in self._tensors(out)])
         others = [node.value for node in flatten(out) if isinstance(node.value, torch.Tensor)]
@@ -599,7 +666,6 @@ class TorchProblem:
         """phi as a function of the leaves as they stand, with as little Python on the way as can
         be.
         """
-        cotangents = self._cotangents(cotangent)
         call = self._call
         if self._paths == [()] and self.outputs.size == 1:
             scale = float(cotangent[0])
@@ -609,30 +675,57 @@ class TorchProblem:
 
             return scalar
 
+        cotangents = self._cut(cotangent if cotangent.flags.writeable else cotangent.copy())
+
         def reduced() -> float:
             return _paired(cotangents, self._tensors(call()))
 
         return reduced
 
-    def along(self, direction: Vector, steps: Vector, start: int, cotangent: Vector) -> Vector:
-        whole = np.zeros_like(self.point)
-        whole[start : start + direction.size] = direction
-        values = np.empty(len(steps))
-        evaluate = self._evaluator(cotangent)
+    def along(self, direction: Direction, steps: Vector, start: int, cotangent: Vector) -> Vector:
+        values, evaluate = np.empty(len(steps)), self._evaluator(cotangent)
+        moved = self._stretches(direction, start)
+
+        def at(step: float) -> float:
+            self._world.reset()
+            for stretch in moved:
+                stretch.move(step)
+            return evaluate()
+
         try:
-            with self._grad_mode():
-                for number, step in enumerate(steps):
-                    self._world.reset()
-                    self._write_all(displaced(self.point, whole, step))
-                    values[number] = evaluate()
+            todo = list(enumerate(steps.tolist()))
+            if todo and self._grad_mode is None:
+                first, step = todo.pop(0)
+                values[first] = self._tried_without_graph(functools.partial(at, step))
+            with self._graphless():
+                for number, step in todo:
+                    values[number] = at(step)
         finally:
-            self._write_all(self.point)
+            for stretch in moved:
+                stretch.put_back()
         return values
 
-    def _write_all(self, point: Vector) -> None:
-        with torch.no_grad():
-            for slot, part in zip(self._slots, _handed.cut(point, self.layout), strict=True):
-                slot.work.data.copy_(torch.from_numpy(part))
+    def _stretches(self, direction: Direction, start: int) -> list["Stretch"]:
+        """What of the leaves lies under a direction."""
+        if not (direction.flags.c_contiguous and direction.flags.writeable):
+            direction = direction.copy()
+        stop, adds, found = start + direction.size, self._moves_by_sums(), []
+        for slot, begin, end in self._spans:
+            first, last = max(start, begin), min(stop, end)
+            if first < last:
+                part = direction[first - start : last - start]
+                within, numbers = slice(first - begin, last - begin), self.point[begin:end]
+                found.append(Stretch(slot.work, numbers, within, part, adds))
+        return found
+
+    def _moves_by_sums(self) -> bool:
+        """Whether a sum leaves what does not move as it is: minus zero plus zero is zero."""
+        if self._scanned is not self.point:
+            self._scanned = self.point
+            # Of all bits, taken for whole numbers, those of -0.0 are the least; to find the least
+            # takes no memory.
+            self._has_minus_zero = bool(self.point.view(np.int64).min(initial=0) == LEAST)
+        return not self._has_minus_zero
 
     @property
     def batch(self) -> int:
@@ -645,9 +738,10 @@ class TorchProblem:
 
     def _points_at_once(self) -> int:
         largest = max(slot.work.numel() * slot.work.itemsize for slot in self._slots)
+        mode = self._graphless()
         self._world.reset()
         try:
-            with self._grad_mode():
+            with mode:
                 return points_at_once(self._call, largest)
         except Exception:  # what cannot even be counted
             return 1
@@ -666,9 +760,10 @@ class TorchProblem:
 
     def _singly(self, owner: int, places: Positions, moved: Vector, cotangent: Vector) -> Vector:
         values, evaluate = np.empty(len(places)), self._evaluator(cotangent)
-        put, base = self._writers[owner], self.point[self.layout.leaves[owner].start + places]
+        base = self.point[self.layout.leaves[owner].start + places]
+        put = _writer(self._slots[owner].work)
         steps = zip(places.tolist(), moved.tolist(), base.tolist(), strict=True)
-        with self._grad_mode():
+        with self._graphless():
             for number, (place, there, here) in enumerate(steps):
                 self._world.reset()
                 try:
@@ -729,8 +824,9 @@ class TorchProblem:
         """What batches give; None, and single points from now on, where there is no rule for them,
         or something looks at the values.
         """
+        mode = self._graphless()
         try:
-            with self._grad_mode():
+            with mode:
                 return run()
         except Exception:
             self.one_by_one()
@@ -794,24 +890,26 @@ class TorchProblem:
     def _autograd(self, cotangent: Vector) -> Backward:
         cotangents = self._cotangents(cotangent)
         with torch.enable_grad():
-            outs = self._tensors(self._call())
+            outs, self._learned = self._learned, None
+            outs = self._tensors(self._call()) if outs is None else outs
             value = _paired(cotangents, outs)
             reached = [
                 (out, part) for out, part in zip(outs, cotangents, strict=True) if out.requires_grad
             ]
             works = [slot.work for slot in self._slots]
-            found: Sequence[torch.Tensor | None] = [None] * len(works)
+            found: list[torch.Tensor | None] = [None] * len(works)
             if reached:
                 tensors = [out for out, _ in reached]
                 parts = tuple(part.to(out.dtype) for out, part in reached)
-                found = torch.autograd.grad(tensors, works, parts, allow_unused=True)
+                found = [*torch.autograd.grad(tensors, works, parts, allow_unused=True)]
+        severed = frozenset(number for number, grad in enumerate(found) if grad is None)
         gradient = np.zeros(self.layout.size)
-        for leaf, grad in zip(self.layout, found, strict=True):
+        for number, leaf in enumerate(self.layout):
+            # Each is let go once it is read: all of them are as large as the model.
+            grad, found[number] = found[number], None
             if grad is not None:
-                gradient[leaf.part] = _handed.numbers(_array(grad))
-        return Backward(
-            value, gradient, frozenset(n for n, grad in enumerate(found) if grad is None)
-        )
+                _read_into(gradient[leaf.part], grad, leaf)
+        return Backward(value, gradient, severed)
 
     def _from_user(self, cotangent: Vector) -> Backward:
         args = self._args
@@ -871,29 +969,29 @@ class _Second(TorchProblem):
         }
 
 
-def _lowest_bits(outs: list[torch.Tensor]) -> int:
-    """The shortest significand on the backward path of the outputs, by their graph."""
-    lowest = DOUBLE
-    for node in _graph(outs):
-        entries = getattr(node, "_input_metadata", ())
-        for entry in entries:
-            # Beside others, what looks like a lone float32 is an output that nobody asked for.
-            is_void = len(entries) > 1 and entry.dtype is torch.float32 and not entry.shape
-            if not is_void and (entry.dtype.is_floating_point or entry.dtype.is_complex):
-                lowest = min(lowest, 1 - round(math.log2(torch.finfo(entry.dtype).eps)))
-    return lowest
-
-
-def _padding_rows(outs: list[torch.Tensor]) -> dict[int, int]:
-    """For tensors that embeddings alone read, all with one padding row, the number of that row."""
+def _told_by_graph(outs: list[torch.Tensor]) -> tuple[int, dict[int, int]]:
+    """The shortest significand on the backward path of the outputs; and, for tensors that
+    embeddings alone read, all with one padding row, the number of that row.
+    """
+    dtypes: set[torch.dtype] = set()
     rows: dict[int, set[int | None]] = {}
     for node in _graph(outs):
+        entries = getattr(node, "_input_metadata", ())
+        # Beside others, what looks like a lone float32 is an output that nobody asked for.
+        dtypes |= {
+            entry.dtype
+            for entry in entries
+            if entry.dtype is not torch.float32 or len(entries) == 1 or entry.shape
+        }
         padding = getattr(node, "_saved_padding_idx", None)
         for follower, _ in node.next_functions:
             if (variable := getattr(follower, "variable", None)) is not None:
                 rows.setdefault(id(variable), set()).add(padding)
+    kinds = [dtype for dtype in dtypes if dtype.is_floating_point or dtype.is_complex]
+    bits = min((1 - round(math.log2(torch.finfo(kind).eps)) for kind in kinds), default=DOUBLE)
     alone = {key: found.pop() for key, found in rows.items() if len(found) == 1}
-    return {key: row for key, row in alone.items() if row is not None and 0 <= row < 1 << 62}
+    padded = {key: row for key, row in alone.items() if row is not None and 0 <= row < 1 << 62}
+    return min(bits, DOUBLE), padded
 
 
 def _graph(outs: Iterable[torch.Tensor]) -> set[Any]:
@@ -910,6 +1008,8 @@ def _graph(outs: Iterable[torch.Tensor]) -> set[Any]:
 
 def _paired(cotangents: Sequence[torch.Tensor], outs: Sequence[torch.Tensor]) -> float:
     """The inner product of cotangent and output: phi."""
+    if len(outs) == 1 and not outs[0].is_complex():
+        return float((cotangents[0] * outs[0].detach()).sum())
     return float(_inner(cotangents, [out.detach() for out in outs]))
 
 
@@ -926,6 +1026,86 @@ def _array(value: Any) -> Any:
         wide = torch.complex128 if dense.is_complex() else torch.float64
         return dense.resolve_conj().resolve_neg().to("cpu", wide).numpy()
     return np.asarray(value)
+
+
+def _read_into(numbers: Vector, tensor: torch.Tensor, leaf: Leaf) -> None:
+    """Copy what a leaf, or its gradient, holds into its part of the flat vector."""
+    dense = tensor.detach() if tensor.layout is torch.strided else tensor.detach().to_dense()
+    there = torch.from_numpy(numbers).view(leaf.grid)
+    if leaf.is_complex:
+        there[0].copy_(dense.real)
+        there[1].copy_(dense.imag if dense.is_complex() else torch.zeros_like(dense))
+    else:
+        there.copy_(dense)
+
+
+def _put_numbers(tensor: torch.Tensor, numbers: Vector) -> None:
+    """Write a leaf's part of the flat vector to its tensor."""
+    there = torch.from_numpy(numbers)
+    if tensor.is_complex():
+        there = torch.complex(*there.view(2, -1))
+    tensor.data.copy_(there.view(tensor.shape))
+
+
+class Stretch:
+    """A part of one leaf, to be moved along a direction and put back."""
+
+    def __init__(
+        self, work: torch.Tensor, numbers: Vector, part: slice, direction: Direction, adds: bool
+    ) -> None:
+        self._work, self._numbers, self._part, self._direction = work, numbers, part, direction
+        self._base, self._is_whole = numbers[part], direction.size == numbers.size
+        self._is_plain = not work.is_complex() and (self._is_whole or work.is_contiguous())
+        self._there = torch.from_numpy(self._base)
+        if self._is_plain and self._is_whole:
+            self._there = self._there.view(work.shape)
+        self._adds = adds and self._is_plain and work.dtype is torch.float64 and work.is_cpu
+        self._way = torch.from_numpy(direction).view(self._there.shape) if self._adds else None
+
+    def move(self, step: float) -> None:
+        """Have the leaf lie at ``point + step * direction`` here."""
+        if self._way is None:
+            self._write(lambda piece: displaced(self._base[piece], self._direction[piece], step))
+            return
+        memory, way = self._memory(), self._way
+        if way.dtype is not torch.float64:
+            way = memory.copy_(way)
+        if math.frexp(step)[0] in WHOLE_BITS:
+            torch.add(self._there, way, alpha=step, out=memory)
+        else:
+            # Added in one go, the product would not be rounded, and the sum another one.
+            torch.mul(way, step, out=memory).add_(self._there)
+
+    def put_back(self) -> None:
+        """Have the leaf lie at the point again."""
+        if self._is_plain:
+            self._memory().copy_(self._there)
+        else:
+            self._write(self._base.__getitem__)
+
+    def _memory(self) -> torch.Tensor:
+        """Where the numbers lie now: a function may put other memory under its tensors."""
+        memory = self._work.data
+        return memory if self._is_whole else memory.view(-1)[self._part]
+
+    def _write(self, numbers: Callable[[slice], Vector]) -> None:
+        if self._is_plain and self._work.is_contiguous():
+            memory = self._memory().view(-1)
+            for start in range(0, len(self._base), PIECE):
+                piece = slice(start, start + PIECE)
+                memory[piece].copy_(torch.from_numpy(numbers(piece)))
+            return
+        moved = self._numbers.copy()
+        moved[self._part] = numbers(slice(None))
+        _put_numbers(self._work, moved)
+
+
+LEAST = np.iinfo(np.int64).min
+"""The bits of -0.0, as a whole number."""
+WHOLE_BITS = (0.0, 0.5, -0.5)
+"""Significands of zero and of the powers of two, by which products are exact."""
+PIECE = 1 << 18
+"""How many numbers below float64 are computed at a time."""
 
 
 def _writer(tensor: torch.Tensor) -> Callable[[int, float], None]:
@@ -966,10 +1146,11 @@ def _refuse_quantised(modules: dict[str, nn.Module]) -> None:
                 f"module {name!r} is quantised ({kind.__name__}): it computes with whole numbers "
                 f"and has no gradient; check the model before it is converted."
             )
+        if not any("FakeQuantize" in base.__name__ for base in kind.__mro__):
+            continue
         # torch's own and torchao's; both can be switched off.
-        fake = any("FakeQuantize" in base.__name__ for base in kind.__mro__)
         enabled = getattr(module, "fake_quant_enabled", getattr(module, "enabled", True))
-        if fake and bool(torch.as_tensor(enabled).any()):
+        if bool(torch.as_tensor(enabled).any()):
             raise InvalidCase(
                 f"module {name!r} is quantisation-aware ({kind.__name__}): its gradient is a "
                 f"straight-through estimate and no derivative; check the model before it is "
@@ -982,18 +1163,16 @@ def _drops_out(module: nn.Module) -> bool:
     return module.training and isinstance(share, float | int) and share > 0
 
 
-def _states(
-    found: list[Any], modules: dict[str, nn.Module], tensors: list[torch.Tensor]
-) -> list[State]:
+def _states(found: list[Any], modules: dict[str, nn.Module]) -> list[State]:
     """Everything a PyTorch function can change that its caller would notice, or its next
-    evaluation.
+    evaluation, beside tensors.
     """
     states = [*random_states(), _modes_state()]
     for name, module in modules.items():
         states += _module_states(name, module)
     states += [_torch_generator_state(node) for node in found if isinstance(node, torch.Generator)]
-    states += plain_states([node for node in found if not isinstance(node, nn.Module)])
-    return states + [_tensor_state(tensor) for tensor in tensors if tensor.layout is torch.strided]
+    states += plain_states([n for n in found if not isinstance(n, nn.Module | torch.Tensor)])
+    return states
 
 
 def _torch_generator_state(generator: torch.Generator) -> State:
@@ -1016,22 +1195,42 @@ def _modes_state() -> State:
         torch.set_grad_enabled(saved[1])
         torch.use_deterministic_algorithms(saved[2], warn_only=saved[3])
 
-    return State("torch's modes", read, restore)
+    return State("torch's modes", read, restore, is_as=lambda found: bool(read() == found))
 
 
-def _bytes(tensor: torch.Tensor) -> Any:
-    """The values of a tensor as an array of bytes, whatever its dtype: NaN and -0.0 count as they
-    are.
+INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def _bits(tensor: torch.Tensor) -> Any:
+    """The values of a tensor as whole numbers, over the same memory where that can be: NaN and -0.0
+    count as they are.
     """
-    dense = tensor.detach().resolve_conj().resolve_neg()
-    return dense.contiguous().reshape(-1).view(torch.uint8).cpu().numpy().copy()
+    dense = tensor.detach().resolve_conj().resolve_neg().cpu()
+    if dense.is_complex():
+        dense = torch.view_as_real(dense)
+    return dense.view(INTEGERS[dense.itemsize]).numpy()
 
 
-def _set_bytes(tensor: torch.Tensor, saved: Any) -> None:
-    values = (
-        torch.from_numpy(saved.copy()).to(tensor.device).view(tensor.dtype).reshape(tensor.shape)
-    )
-    tensor.data.copy_(values)
+def _set_bits(tensor: torch.Tensor, saved: Any) -> None:
+    values = torch.from_numpy(saved)
+    if tensor.is_complex():
+        values = torch.view_as_complex(values.view(tensor.dtype.to_real()))
+    tensor.data.copy_(values.view(tensor.dtype))
+
+
+def _has(tensor: torch.Tensor, numbers: Vector) -> bool:
+    """Whether a leaf holds the numbers of its part of the point, to the bit."""
+    if tensor.dtype is torch.float64 and tensor.device.type == "cpu":
+        return same_bytes(tensor.detach().resolve_neg().numpy().reshape(-1), numbers)
+    flat = tensor.detach().reshape(-1)
+    halves = (flat.real, flat.imag) if flat.is_complex() else (flat,)
+    there = torch.from_numpy(numbers).view(len(halves), -1)
+    for half, part in zip(halves, there, strict=True):
+        for start in range(0, len(half), PIECE):
+            piece = slice(start, start + PIECE)
+            if not same_bytes(_bits(half[piece]), _bits(part[piece].to(half.dtype))):
+                return False
+    return True
 
 
 def _module_states(name: str, module: nn.Module) -> Iterator[State]:
@@ -1048,26 +1247,36 @@ def _module_states(name: str, module: nn.Module) -> Iterator[State]:
     prefix = "" if name == type(module).__name__ else f"{name}."
     for key, buffer in module._buffers.items():
         yield _buffer_state(f"the buffer {prefix}{key}", module, key, buffer)
-    yield from attribute_states("", module._buffers, {*module._buffers}, f"new buffers of {name}")
+    yield attributes_state("", module._buffers, {*module._buffers}, f"new buffers of {name}")
     added = f"new attributes of {name}"
-    yield from attribute_states(prefix or f"{name}.", vars(module), OWN, added)
+    yield attributes_state(prefix or f"{name}.", vars(module), OWN, added)
 
 
 def _buffer_state(name: str, module: nn.Module, key: str, found: torch.Tensor | None) -> State:
     def read() -> Any:
         buffer = module._buffers.get(key)
-        return None if buffer is None else (id(buffer), _bytes(buffer))
+        return buffer, None if buffer is None else _bits(buffer).copy()
 
     def restore(saved: Any) -> None:
         module._buffers[key] = found
         if found is not None:
-            _set_bytes(found, saved[1])
+            _set_bits(found, saved[1])
 
-    return State(name, read, restore, holder=found)
+    def is_as(saved: Any) -> bool:
+        buffer = module._buffers.get(key)
+        same = buffer is saved[0]
+        return same and (buffer is None or same_bytes(_bits(buffer), saved[1]))
+
+    return State(name, read, restore, holder=found, is_as=is_as)
 
 
-def _tensor_state(tensor: torch.Tensor, name: str = "a tensor") -> State:
-    """A tensor's values, its ``.grad`` and whether it requires one."""
+def _tensor_state(
+    tensor: torch.Tensor, name: str = "a tensor", values: Callable[[], Vector] | None = None
+) -> State:
+    """A tensor's values, its ``.grad`` and whether it requires one.
+
+    A leaf has its ``values`` in the point: another copy of them would be as large as the model.
+    """
 
     def own_grad() -> torch.Tensor | None:
         found = tensor.grad if tensor.is_leaf else None
@@ -1077,19 +1286,33 @@ def _tensor_state(tensor: torch.Tensor, name: str = "a tensor") -> State:
 
     def read() -> Any:
         now = own_grad()
-        return [
-            _bytes(tensor),
+        return (
+            _bits(tensor).copy() if values is None else None,
             tensor.requires_grad,
-            None if now is None else (id(now), _bytes(now)),
-        ]
+            now,
+            None if now is None else _bits(now).copy(),
+        )
 
     def restore(saved: Any) -> None:
-        _set_bytes(tensor, saved[0])
+        if values is None:
+            _set_bits(tensor, saved[0])
+        else:
+            _put_numbers(tensor, values())
         if tensor.is_leaf:
             tensor.requires_grad_(saved[1])
             if grad is not None or saved[2] is not None or own_grad() is not None:
                 tensor.grad = grad
             if grad is not None:
-                _set_bytes(grad, saved[2][1])
+                _set_bits(grad, saved[3])
 
-    return State(name, read, restore, holder=tensor)
+    def is_as(saved: Any) -> bool:
+        now = own_grad()
+        if tensor.requires_grad is not saved[1] or now is not saved[2]:
+            return False
+        if now is not None and not same_bytes(_bits(now), saved[3]):
+            return False
+        if values is None:
+            return same_bytes(_bits(tensor), saved[0])
+        return _has(tensor, values())
+
+    return State(name, read, restore, holder=tensor, is_as=is_as)

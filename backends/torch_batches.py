@@ -71,7 +71,7 @@ def points_at_once(call: Callable[[], Any], largest: int) -> int:
     return 1 if fitting < FEWEST else min(fitting, MOST)
 
 
-def _width(shape: Sequence[int], strides: Sequence[int]) -> int:
+def width(shape: Sequence[int], strides: Sequence[int]) -> int:
     """How many elements of memory a tensor reaches over."""
     return 1 + sum((n - 1) * by for n, by in zip(shape, strides, strict=True))
 
@@ -86,15 +86,15 @@ class Rows:
 
     def __init__(self, leaf: torch.Tensor, count: int) -> None:
         found, strides = leaf.detach(), leaf.stride()
-        width = _width(found.shape, strides)
-        if width > found.numel():  # a part of something larger: what lies between is left out
+        span = width(found.shape, strides)
+        if span > found.numel():  # a part of something larger: what lies between is left out
             strides = torch.empty(found.shape, device="meta").stride()
-            width = found.numel()
-        memory = torch.empty(count * width, dtype=found.dtype, device=found.device)
-        self.tensor = memory.as_strided((count, *found.shape), (width, *strides))
+            span = found.numel()
+        memory = torch.empty(count * span, dtype=found.dtype, device=found.device)
+        self.tensor = memory.as_strided((count, *found.shape), (span, *strides))
         self.tensor.copy_(found)
         self._offsets = offsets(found.shape, strides)
-        self._width = width
+        self._width = span
         self._is_complex = found.is_complex()
         self._memory = torch.view_as_real(memory).reshape(-1) if self._is_complex else memory
 

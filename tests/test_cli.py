@@ -316,7 +316,9 @@ def test_the_seed_reaches_the_report(report):
 
 def test_the_same_seed_gives_the_same_report(report):
     first, second = report(*WRONG, "--seed", "2"), report(*WRONG, "--seed", "2")
-    assert {**first, "elapsed_s": 0} == {**second, "elapsed_s": 0}
+    for times in (first, second):
+        del times["elapsed_s"], times["plan"]["seconds"]
+    assert first == second
 
 
 @pytest.mark.parametrize("word", ["3", "0.5", "None", "'sum'", "(1, 2)", "True", "[1, 'a']", "-2"])

@@ -36,11 +36,22 @@ ROUNDINGS = 64.0
 """Units of rounding that two orders of summation may differ by, whatever the arguments do."""
 
 
-def ulps(problem: Problem) -> Vector:
-    """The distance of each coordinate to the next float of its dtype; a zero stays where it is."""
-    _, exponents = np.frexp(problem.point)
-    distance = np.ldexp(1.0, exponents - problem.layout.significands())
-    return np.asarray(distance * (problem.point != 0))
+Reach = Callable[[Vector, int], Vector]
+Draw = Callable[[int], Vector]
+
+
+def ulps(values: Vector, bits: int) -> Vector:
+    """The distance of each number to the next one of so many bits; a zero stays where it is."""
+    _, exponents = np.frexp(values)
+    return np.asarray(np.ldexp(1.0, exponents - bits) * (values != 0))
+
+
+def _near(values: Vector, bits: int) -> Vector:
+    return np.fmax(NEAR * np.abs(values), 2 * ulps(values, bits))
+
+
+def _far(values: Vector, bits: int) -> Vector:
+    return FAR * np.abs(values)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,54 +61,61 @@ class AsFound:
     bits: int
     outputs: Layout
     here: Outputs
-    far: Vector
-    """A point some way off."""
+    far: int
+    """The seed of a point some way off."""
     there: Outputs
     """The floating outputs at it."""
     beside: list[Vector]
     """The floating outputs where the arguments are the next floats."""
-    gradients: list[Vector]
-    """The gradients where the arguments are the next floats."""
-    near: tuple[tuple[Vector, Vector], ...]
-    """Points near by that the dtypes of the leaves can hold, and the gradients there."""
 
 
 def as_found(phi: Phi, seed: int) -> AsFound:
     """Look at a function before it is raised."""
-    rng, problem = np.random.default_rng([seed, 0x0175]), phi.problem
-
-    def moved(reach: Vector, draw: Callable[[int], Vector]) -> Vector:
-        step = phi.tangential(reach * draw(reach.size))
-        return to_bits(problem.point + step, problem.layout.significands())
-
-    def signs(size: int) -> Vector:
-        return rng.choice([-1.0, 1.0], size)
-
-    units, size = ulps(problem), np.abs(problem.point)
-    next_floats = [moved(units, signs) for _ in range(MOVES)]
-    reach = np.fmax(NEAR * size, 2 * units)
-    samples = [moved(reach, lambda n: rng.uniform(-1, 1, n)) for _ in range(SAMPLES)]
-    far = moved(FAR * size, signs)
-    beside = [outputs_at(problem, point)[0] for point in next_floats]
-    gradients = [gradient_at(phi, point) for point in next_floats]
-    near = [(point, gradient_at(phi, point)) for point in samples]
+    problem = phi.problem
+    beside = [outputs_at(problem, _moved(phi, ulps, seed, turn))[0] for turn in range(MOVES)]
     return AsFound(
         bits=problem.bits,
         outputs=problem.outputs,
         here=problem.values(),
-        far=far,
-        there=outputs_at(problem, far),
+        far=seed,
+        there=outputs_at(problem, _moved(phi, _far, seed, MOVES)),
         beside=[found for found in beside if found.size],
-        gradients=[found for found in gradients if found is not None],
-        near=tuple((point, found) for point, found in near if found is not None),
     )
 
 
-def is_kept(found: AsFound, problem: Problem, apart: float) -> bool:
+def beside(phi: Phi, seed: int) -> list[Vector]:
+    """The gradients where the arguments are the next floats."""
+    found = (gradient_at(phi, _moved(phi, ulps, seed, turn)) for turn in range(MOVES))
+    return [gradient for gradient in found if gradient is not None]
+
+
+def near(phi: Phi, seed: int) -> tuple[tuple[Vector, Vector], ...]:
+    """Points near by that the dtypes of the leaves can hold, and the gradients there."""
+    points = [_moved(phi, _near, seed, MOVES + 1 + turn, uniform=True) for turn in range(SAMPLES)]
+    found = [(point, gradient_at(phi, point)) for point in points]
+    return tuple((point, gradient) for point, gradient in found if gradient is not None)
+
+
+def _moved(phi: Phi, reach: Reach, seed: int, turn: int, uniform: bool = False) -> Vector:
+    """The point moved by as much as ``reach`` says, to numbers that the leaves can hold."""
+    rng, point = np.random.default_rng([seed, 0x0175, turn]), phi.problem.point.copy()
+    for leaf in phi.problem.layout:
+        own, bits = point[leaf.part], bits_of(leaf.dtype)
+        drawn = rng.uniform(-1, 1, leaf.size) if uniform else rng.choice([-1.0, 1.0], leaf.size)
+        point[leaf.part] = to_bits(own + reach(own, bits) * drawn, bits)
+    if not phi.is_bound:
+        return point
+    step = phi.tangential(point - phi.problem.point)
+    return to_bits(phi.problem.point + step, phi.problem.layout.significands())
+
+
+def is_kept(found: AsFound, phi: Phi, apart: float) -> bool:
     """Whether a function raised to float64 is still the one that was found, by its outputs, or by
     outputs that are what is left of larger numbers and a gradient that is hardly ``apart``.
     """
-    pairs = [(found.here, problem.values()), (found.there, outputs_at(problem, found.far))]
+    problem = phi.problem
+    far = _moved(phi, _far, found.far, MOVES)
+    pairs = [(found.here, problem.values()), (found.there, outputs_at(problem, far))]
     change = np.ptp([found.here[0], *found.beside], axis=0)
     if all(is_the_same(*pair, change, found.outputs, found.bits) for pair in pairs):
         return True

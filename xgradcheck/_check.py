@@ -13,7 +13,7 @@ from xgradcheck._adapters import Case, Problem, claim
 from xgradcheck._budget import Budget, Plan, budget_of, plan
 from xgradcheck._constraints import Constraint, tangents
 from xgradcheck._errors import InvalidCase
-from xgradcheck._layout import Layout, Vector, bits_of, to_bits
+from xgradcheck._layout import DOUBLE, Layout, Vector, bits_of, to_bits
 from xgradcheck._measure import Stochastic, measure
 from xgradcheck._measured import FORWARD, REVERSE
 from xgradcheck._outcome import joined, outcome, stochastic, within_budget
@@ -374,7 +374,8 @@ def _cotangent(outputs: Layout, seed: int) -> Vector:
         size = np.where(rng.random(leaf.size) < 0.5, small, large)
         drawn = size * rng.choice([-1.0, 1.0], leaf.size)
         # The backward has to get the very cotangent that phi is made of.
-        cotangent[leaf.part] = to_bits(drawn, bits_of(leaf.dtype))
+        bits = bits_of(leaf.dtype)
+        cotangent[leaf.part] = drawn if bits == DOUBLE else to_bits(drawn, bits)
     return cotangent
 
 

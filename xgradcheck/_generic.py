@@ -67,7 +67,9 @@ def look_near_by(
     there, mistakes = found
     if there.is_stale(backward):
         return NearBy(why, {}, can_move, is_stale=True)
-    below = zero_below(problem.layout, phi.scales()[0], (there.gradient,))
+    below = None
+    if zeros:
+        below = zero_below(problem.layout, phi.scales()[0], (there.gradient,))
     return NearBy(why, mistakes, can_move, zero_below=below)
 
 
@@ -158,13 +160,15 @@ def _moved(
     rng = np.random.default_rng([seed, 0x6E4E])
     leaves = [problem.layout.leaves[number] for number in chosen]
     units = [rng.choice([-1.0, 1.0], x.size) * rng.uniform(0.4, 1.0, x.size) for x in leaves]
-    _, scale = phi.scales()
+    scales = phi.scales_of(chosen)
     for far in NEAR:
         for signed in (units, [np.abs(unit) for unit in units]):
-            step = np.zeros_like(problem.point)
-            for leaf, unit in zip(leaves, signed, strict=True):
-                step[leaf.part] = far * scale[leaf.part] * unit
-            with problem.at(problem.point + phi.tangential(step)), phi.anew() as there:
+            point = problem.point.copy()
+            for leaf, scale, unit in zip(leaves, scales, signed, strict=True):
+                point[leaf.part] += far * scale * unit
+            if phi.is_bound:
+                point = problem.point + phi.tangential(point - problem.point)
+            with problem.at(point), phi.anew() as there:
                 found = _wrong_here(there, allowance, seed)
             if found is not None:
                 return found

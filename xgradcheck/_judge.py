@@ -39,6 +39,10 @@ class Grade(StrEnum):
     WRONG = "wrong"
 
 
+PIECE = 1 << 20
+"""Large vectors are gone through in pieces of so many elements."""
+
+
 def distance(gradient: Vector, truth: Vector) -> float:
     """``||truth - gradient|| / (||truth|| + ||gradient||)``, between 0 and 1; 0/0 is 0.
 
@@ -53,8 +57,14 @@ def distance(gradient: Vector, truth: Vector) -> float:
     )
     if unit == 0:
         return 0.0
-    gradient, truth = gradient / unit, truth / unit
-    return norm(truth - gradient) / (norm(truth) + norm(gradient))
+    squares = np.zeros(3)
+    for start in range(0, gradient.size, PIECE):
+        piece = slice(start, start + PIECE)
+        given, right = gradient[piece] / unit, truth[piece] / unit
+        apart = right - given
+        squares += [apart @ apart, right @ right, given @ given]
+    error, *sizes = np.sqrt(squares)
+    return float(error / sum(sizes))
 
 
 def grade(value: float) -> Grade:

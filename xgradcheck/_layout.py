@@ -1,5 +1,6 @@
 """The table of leaves: names and shapes to slices of the flat vector, positions back to indices."""
 
+import functools
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -40,7 +41,7 @@ BATCHED = 8
 """The size of the smallest leaf whose points may be evaluated together."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Leaf:
     """One named array and its place in the flat vector, where a complex one lies twice: first all
     real parts, then the imaginary ones.
@@ -65,12 +66,12 @@ class Leaf:
         """The shape of the leaf's numbers in the flat vector."""
         return (2, *self.shape) if self.is_complex else self.shape
 
-    @property
+    @functools.cached_property
     def size(self) -> int:
         """How many numbers it is made of."""
         return math.prod(self.grid)
 
-    @property
+    @functools.cached_property
     def part(self) -> slice:
         """Where the leaf lies in the flat vector."""
         return slice(self.start, self.start + self.size)
@@ -94,7 +95,7 @@ class Leaf:
         return f"{self.name}: {self.dtype}[{', '.join(map(str, self.shape))}]"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Layout:
     """The leaves in the order in which the flat vector holds them."""
 
@@ -106,7 +107,7 @@ class Layout:
     def __len__(self) -> int:
         return len(self.leaves)
 
-    @property
+    @functools.cached_property
     def size(self) -> int:
         return sum(leaf.size for leaf in self.leaves)
 
@@ -114,7 +115,7 @@ class Layout:
     def names(self) -> list[str]:
         return [leaf.name for leaf in self.leaves]
 
-    @property
+    @functools.cached_property
     def bits(self) -> int:
         """The shortest significand of all leaves."""
         return min((bits_of(leaf.dtype) for leaf in self.leaves), default=DOUBLE)

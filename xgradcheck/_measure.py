@@ -2,19 +2,19 @@
 taken. Below float64 that is done twice: in float64, and as it runs.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from xgradcheck._as_run import as_found, is_kept, rounded, rounding
+from xgradcheck._as_run import as_found, beside, is_kept, near, rounded, rounding
 from xgradcheck._errors import InvalidCase
 from xgradcheck._judge import distance
-from xgradcheck._layout import DOUBLE
+from xgradcheck._layout import DOUBLE, Vector
 from xgradcheck._measured import Measured, Run
 from xgradcheck._phi import Phi
-from xgradcheck._projected import Projected, at_once, projected, wants_projection
+from xgradcheck._projected import LARGE, NeedsNear, Projected, at_once, projected, wants_projection
 from xgradcheck._projection import Projecting
 from xgradcheck._rows import Asked, judged_beside, run_of, settled_value, swept, varies
 
@@ -48,7 +48,9 @@ def measure(phi: Phi, asked: Asked) -> Outcome:
     if is_wide:
         return _rows(phi, (value, spread), [run], asked, work)
     found = as_found(phi, asked.seed)
-    own = replace(run, near=found.near, bits=found.bits)
+    own = replace(run, bits=found.bits)
+    if not wants_projection(phi, asked):
+        own = replace(own, near=near(phi, asked.seed))
     why, ways = "", list(problem.raisings())
     # Best is a way in which all is computed in float64, next one in which nothing else changes.
     for least in (DOUBLE, 0):
@@ -59,17 +61,29 @@ def measure(phi: Phi, asked: Asked) -> Outcome:
                     if problem.bits < least:
                         continue
                     wide_value, wide_spread = settled_value(phi)
-                    wide = run_of(phi, asked.modes[0])
+                    wide = run_of(phi, asked.modes[0], once=problem.layout.size > LARGE)
                     apart = distance(wide.backward.gradient, run.backward.gradient)
-                    if not is_kept(found, problem, apart):
+                    if not is_kept(found, phi, apart):
                         raise InvalidCase("its outputs are others then")
                 except Exception as error:  # whatever a function has against float64
                     why = why or (str(error) if isinstance(error, InvalidCase) else repr(error))
                     ways.remove(raised)
                 else:
-                    return _in_float64(phi, (wide_value, wide_spread, wide), own, asked)
+                    outcome = _in_float64(phi, (wide_value, wide_spread, wide), own, asked)
+                    if outcome is not None:
+                        return outcome
+                    kept = raised, (wide_value, wide_spread, wide)
+                    break
+        else:
+            continue
+        # What rounding may do is told by the function as it was found.
+        own = replace(own, near=near(phi, asked.seed))
+        with kept[0]():
+            outcome = _in_float64(phi, kept[1], own, asked)
+            assert outcome is not None
+            return outcome
     # Nothing in float64 to tell rounding from: what the next floats change has to do.
-    lost = rounding([run.backward.gradient, *found.gradients], problem.layout)
+    lost = rounding([run.backward.gradient, *beside(phi, asked.seed)], problem.layout)
     own = replace(own, rounding=lost)
     if wants_projection(phi, asked):
         large = projected(phi, value, spread, [own], asked, None)
@@ -78,8 +92,12 @@ def measure(phi: Phi, asked: Asked) -> Outcome:
     return [replace(swept(phi, value, spread, own, asked), unraised=why)]
 
 
-def _in_float64(phi: Phi, found: tuple[float, float, Run], own: Run, asked: Asked) -> Outcome:
-    """What was measured of a function that is raised: there, and of its own run beside that."""
+def _in_float64(
+    phi: Phi, found: tuple[float, float, Run], own: Run, asked: Asked
+) -> Outcome | None:
+    """What was measured of a function that is raised: there, and of its own run beside that; None
+    where it has to be known first what rounding may do to that.
+    """
     value, spread, wide = found
     if not phi.problem.can_move:
         # A tree that was handed in is what it is, and judged once.
@@ -87,8 +105,14 @@ def _in_float64(phi: Phi, found: tuple[float, float, Run], own: Run, asked: Aske
     # Where both forward passes differ, numbers are drawn or rounded as they were before.
     at_hand = wide.backward.value
     differs = at_hand is not None and varies(phi, value, abs(at_hand - value))
-    lost = rounded(wide.backward.gradient, phi.problem.layout, differs)
-    return _rows(phi, (value, spread), [replace(wide, rounding=lost), own], asked)
+
+    def lost() -> Vector:
+        return rounded(wide.backward.gradient, phi.problem.layout, differs)
+
+    try:
+        return _rows(phi, (value, spread), [wide, own], asked, lost=lost)
+    except NeedsNear:
+        return None
 
 
 def _rows(
@@ -97,15 +121,20 @@ def _rows(
     runs: Sequence[Run],
     asked: Asked,
     work: Projecting | None = None,
+    lost: Callable[[], Vector] | None = None,
 ) -> Outcome:
     """A row for each run of the backward pass, and for each further mode, by what is cheapest."""
     value, spread = at
     first, *others = runs
     others = [*(run_of(phi, mode) for mode in asked.modes[1:]), *others]
     if wants_projection(phi, asked):
-        found = projected(phi, value, spread, [first, *others], asked, work)
+        found = projected(phi, value, spread, [first, *others], asked, work, lost)
         if found is not None:
             return found
+    if lost is not None:
+        first = replace(first, rounding=lost())
+    if any(run.bits is not None and not run.near for run in others):
+        raise NeedsNear
     measured = swept(phi, value, spread, first, asked)
     return [measured, *(judged_beside(phi, measured, run, asked) for run in others)]
 

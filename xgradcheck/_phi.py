@@ -1,9 +1,9 @@
 """The scalar function under one cotangent: how it is evaluated, how often, what it refused."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -11,7 +11,7 @@ from xgradcheck._adapters import Backward, Problem
 from xgradcheck._budget import Budget
 from xgradcheck._constraints import Linear, Tangent
 from xgradcheck._differences import Noise, natural_scale
-from xgradcheck._layout import ComplexVector, Direction, Positions, Vector
+from xgradcheck._layout import ComplexVector, Direction, Layout, Positions, Vector
 from xgradcheck._noise import measure_noise
 from xgradcheck._progress import Tick
 
@@ -76,6 +76,11 @@ class Phi:
         self.backward_s = self.backward_s or time.perf_counter() - started
         return backward._replace(gradient=self.adjoint(backward.gradient))
 
+    @property
+    def is_bound(self) -> bool:
+        """Whether the point cannot move along every direction."""
+        return bool(self.tangents) or self.problem.frozen.size > 0
+
     def tangential(self, direction: Vector) -> Vector:
         """The part of a direction along which the point may move."""
         return self._mapped(direction, lambda tangent: tangent.project)
@@ -106,6 +111,17 @@ class Phi:
                 own[part] = np.minimum(own[part], tangent.reach)
                 common[part] = np.minimum(common[part], tangent.reach)
         return own, common
+
+    def scales_of(self, numbers: Iterable[int]) -> list[Vector]:
+        """How large a full change of the neighbours of each coordinate is, in these leaves."""
+        found = []
+        for number in numbers:
+            leaf = self.problem.layout.leaves[number]
+            own = replace(leaf, start=0)
+            _, common = natural_scale(self.problem.point[leaf.part], Layout((own,)))
+            reach = self.tangents[number].reach if number in self.tangents else None
+            found.append(common if reach is None else np.minimum(common, reach))
+        return found
 
     def here(self, times: int) -> Vector:
         """phi at the point itself, several times over; what the function raises there passes
@@ -142,7 +158,7 @@ class Phi:
 
     def along(self, direction: Direction, steps: Vector, start: int = 0) -> Vector:
         """phi on a line through the point, projected where a leaf is constrained."""
-        if self.tangents or self.problem.frozen.size:
+        if self.is_bound:
             whole = np.zeros_like(self.problem.point)
             whole[start : start + direction.size] = direction
             direction, start = self.tangential(whole), 0
@@ -153,7 +169,7 @@ class Phi:
 
     def batched(self, direction: Vector, steps: Vector, start: int) -> Vector | None:
         """phi on a line in one leaf, computed together; None where that is not done."""
-        if self.tangents or self.problem.frozen.size:
+        if self.is_bound:
             return None
         return self.problem.batched(direction, steps, start, self.cotangent)
 

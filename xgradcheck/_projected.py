@@ -2,7 +2,7 @@
 differenced, coordinate by coordinate.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -11,7 +11,7 @@ from xgradcheck._budget import plan
 from xgradcheck._differences import Noise, norm, rms
 from xgradcheck._directions import influence, unit_of
 from xgradcheck._generic import NearBy, is_symmetric, look_near_by
-from xgradcheck._judge import NEGLIGIBLE, ZERO, distance, tolerance
+from xgradcheck._judge import NEGLIGIBLE, PIECE, ZERO, distance, tolerance
 from xgradcheck._layout import DOUBLE, Leaf, Positions, Vector
 from xgradcheck._measured import Measured, Run
 from xgradcheck._phi import Phi, noise_of
@@ -78,6 +78,10 @@ class Projected:
     """Why the truth was not computed in float64, where the function runs below that."""
 
 
+class NeedsNear(Exception):
+    """It has to be known what rounding does to a run below float64, at points near by."""
+
+
 def wants_projection(phi: Phi, asked: Asked) -> bool:
     """Whether this is to be checked by directions first."""
     if asked.coverage in ("projection", "rows"):
@@ -112,9 +116,10 @@ def projected(
     runs: Sequence[Run],
     asked: Asked,
     work: Projecting | None,
+    lost: Callable[[], Vector] | None = None,
 ) -> Projected | None:
     """The rows of these runs, the first of them in float64; None where a sweep is better. ``work``
-    is what was done already.
+    is what was done already, ``lost`` what the first run may have lost by rounding.
     """
     gradient, layout = runs[0].backward.gradient, phi.problem.layout
     is_low = phi.problem.bits < DOUBLE
@@ -126,6 +131,11 @@ def projected(
         else:
             _certify(work, asked)
     noise = None
+    needs_near = any(run.bits is not None and not run.near for run in runs[1:])
+    if not work.is_certain and needs_near:
+        raise NeedsNear
+    if lost is not None and not work.is_certain:
+        runs = [replace(runs[0], rounding=lost()), *runs[1:]]
     if is_low or not work.is_certain:
         phi.phase = "noise"
         noise = _noise_of(phi, value, asked.seed)
@@ -150,6 +160,10 @@ def projected(
     chosen = _chosen(phi, runs, asked, done, fine) | dict.fromkeys(small)
     restricted, looked = None, list[Measured]()
     if chosen:
+        if needs_near:
+            raise NeedsNear
+        if lost is not None and work.is_certain:
+            runs = [replace(runs[0], rounding=lost()), *runs[1:]]
         restricted = Restricted(phi.problem, chosen)
         looked = _looked(phi, value, spread, runs, asked, restricted, noise)
     return _finished(phi, value, runs, asked, work, restricted, looked, fine)
@@ -225,7 +239,10 @@ def _finished(
     fine: Sequence[dict[int, Fine]],
 ) -> Projected:
     phi.phase = "point near by"
-    near_by = look_near_by(phi, runs[0].backward, [], work.allowance, asked.seed)
+    near_by = NearBy({}, None, True)
+    # What is wrong here needs no other point to show it.
+    if not (work.done.suspects or work.done.mistakes or phi.budget.is_cut):
+        near_by = look_near_by(phi, runs[0].backward, [], work.allowance, asked.seed)
     held = phi.problem.moving
     bits = DOUBLE if work.done.noise is None else work.done.noise.bits
     return Projected(phi, value, runs, work.done, fine, restricted, looked, near_by, held, bits)
@@ -248,9 +265,18 @@ def _fine_leaves(
             found[number] = Fine(0.0, float("nan"), True)
             continue
         score, size = distance(given, right), rms(right)
-        allowed = allowance.allowed(given, right, size) + run.slack[leaf.part]
-        if score <= allowance.distance and (np.abs(given - right) <= allowed).all():
-            found[number] = Fine(score, float(np.max(allowed)) / size if size else float("nan"))
+        if score > allowance.distance:
+            continue
+        most = 0.0
+        for start in range(0, leaf.size, PIECE):
+            piece = slice(start, start + PIECE)
+            slack = run.slack[leaf.part][piece]
+            allowed = allowance.allowed(given[piece], right[piece], size) + slack
+            if not (np.abs(given[piece] - right[piece]) <= allowed).all():
+                break
+            most = max(most, float(np.max(allowed)))
+        else:
+            found[number] = Fine(score, most / size if size else float("nan"))
     return found
 
 

@@ -121,22 +121,22 @@ def _floors(problem: Problem, found: Projected, leaves: Leaves) -> list[str]:
     """From which size on a single wrong element would have been seen, and which plainly wrong
     gradients would not.
     """
-    singles, accepted = dict[str, float](), dict[str, str]()
-    for number, bound in found.projection.bounds.items():
-        leaf = problem.layout.leaves[number]
-        if leaves[leaf.name].verdict is Verdict.PASS and bound.floor == bound.floor:
-            alone = leaf.size if bound.width is None else bound.width
-            singles[leaf.name] = bound.floor * math.sqrt(alone)
-            for name, size in impostors(leaf.size, leaf.grid[-1] if leaf.grid else 1).items():
-                if size < bound.floor:
-                    accepted.setdefault(name, leaf.name)
+    projection, layout = found.projection, problem.layout
+    singles = {
+        number: bound.floor * math.sqrt(bound.width or layout.leaves[number].size)
+        for number, bound in projection.bounds.items()
+        if bound.floor == bound.floor and leaves[layout.leaves[number].name].verdict is Verdict.PASS
+    }
     if not singles:
         return []
-    worst = max(singles, key=lambda name: singles[name])
-    notes = [f"cannot see a single wrong element below {percent(singles[worst])} of rms({worst})"]
-    if accepted:
-        named = ", ".join(f"{name} ({leaf})" for name, leaf in accepted.items())
-        notes.append(f"would accept as well: {named}")
+    worst = max(singles, key=lambda number: singles[number])
+    leaf, floor = layout.leaves[worst], projection.bounds[worst].floor
+    notes = [
+        f"cannot see a single wrong element below {percent(singles[worst])} of rms({leaf.name})"
+    ]
+    sizes = impostors(leaf.size, leaf.grid[-1] if leaf.grid else 1)
+    if accepted := [name for name, size in sizes.items() if size < floor]:
+        notes.append(f"would accept as well, in {leaf.name}: {', '.join(accepted)}")
     return notes
 
 

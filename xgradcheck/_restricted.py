@@ -13,7 +13,7 @@ from xgradcheck._adapters import Backward, Problem
 from xgradcheck._layout import ComplexVector, Direction, Layout, Leaf, Positions, Vector
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Part(Leaf):
     """Some coordinates of a leaf."""
 

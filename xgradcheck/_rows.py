@@ -78,8 +78,10 @@ def varies(phi: Phi, value: float, spread: float) -> bool:
     return spread > REPEATABLE_ULPS * unit
 
 
-def run_of(phi: Phi, mode: str) -> Run:
-    """The gradient under test, and by how much each element varies from run to run."""
+def run_of(phi: Phi, mode: str, once: bool = False) -> Run:
+    """The gradient under test, and by how much each element varies from run to run, unless it is
+    asked for ``once`` alone.
+    """
     problem = phi.problem
     if mode == FORWARD:
         pushed = problem.pushed(phi.cotangent)
@@ -89,11 +91,12 @@ def run_of(phi: Phi, mode: str) -> Run:
     first = backward.gradient
     runs = [first]
     # A tree that was handed in is what it is; everything else is asked twice, and if need be more.
-    for _ in range(RUNS - 1 if problem.can_move else 0):
+    once |= not problem.can_move
+    for _ in range(0 if once else RUNS - 1):
         runs.append(phi.gradient().gradient)
         if len(runs) == 2 and np.array_equal(runs[1], first, equal_nan=True):
             break
-    if len(runs) == 2 or not problem.can_move:
+    if once or len(runs) == 2:
         return Run(backward, np.broadcast_to(0.0, first.shape))
     with np.errstate(invalid="ignore"):
         slack = np.nan_to_num(np.ptp(runs, axis=0), nan=0.0, posinf=0.0)

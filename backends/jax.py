@@ -2,8 +2,9 @@
 where it is asked for, whatever the global flag says.
 """
 
+import copy
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -34,6 +35,7 @@ from xgradcheck._selection import Candidate, select
 from xgradcheck._tree import Node, argument_names
 
 from .jax_draws import drawn_low, x64
+from .jax_kept import Kept, key_of
 from .jax_raising import evaluate
 from .world import State, World, displaced, number_states, plain_states, random_states, reachable
 
@@ -41,6 +43,12 @@ CONVERT = "convert it with .astype(jnp.float32)"
 # A small check compiles for longer than it runs: compiling quickly is worth more than running fast.
 QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 QUICK_BELOW = 1000
+QUICK_ALONE_BELOW = 50_000
+"""The same for a program that takes its points one by one."""
+SHARED_BELOW = 50_000
+"""Up to here one program gives values and gradients: compiling another one takes longer than a
+backward pass that nobody asked for.
+"""
 CHUNK_BYTES = 1 << 24
 """How much memory one batch of points may take: large enough to fill the cores, small enough for
 any machine.
@@ -49,6 +57,10 @@ LARGE = 2048
 """The smallest leaf that gets a program of its own, in which the others are not batched: computing
 them with it costs more than compiling then.
 """
+
+# Larger functions are not kept: their arguments would be, too.
+KEPT_BELOW = 1 << 21
+_kept_problems = Kept()
 
 
 def owns(contents: Any) -> bool:
@@ -125,6 +137,9 @@ class JaxProblem:
     """One call of a JAX function, seen from the core."""
 
     frozen: Positions = np.empty(0, np.intp)
+    _compiled_whole: Callable[..., Any]
+    _compiled_backward: Callable[..., Any]
+    _compiled_outputs: Callable[..., Any]
 
     def __init__(self, case: Case, pulled: "tuple[Layout, Vector] | None" = None) -> None:
         self._case = case
@@ -155,6 +170,10 @@ class JaxProblem:
         self._world = World(list(self._states()), list(number_states(self._reachable())))
         self._is_moved = self._is_single = False
         self._programs: dict[int, Callable[..., Any]] = {}
+        self._program: Callable[[Any, Any], Any] | None = None
+        self._way: str | None = None
+        self._made = self
+        self._is_traced = self._calls_back = self._draws_low = False
         self._seen: list[Node] = []
         self._now = Functions(self._everything_at, self._pulled_back, self._pushed_at)
         self._unread: frozenset[int] = frozenset()
@@ -178,19 +197,65 @@ class JaxProblem:
         return [Node((name,), name, value) for name, value in names]
 
     def _learn(self) -> None:
-        self._compile()
-        self._learn_outputs()
-        self._plan()
+        key = self._key()
+        made = _kept_problems.get(key)
+        if made is None:
+            self._learn_outputs()
+            self._plan()
+            if self._is_traced and not self._world.moving:
+                _kept_problems.put(key, self._made)
+            return
+        self.outputs, self.bits, self._unread = made.outputs, made.bits, made._unread
+        self._calls_back, self._is_traced, self._made = made._calls_back, True, made
+        self.skipped = list(made.skipped)
 
-    def _compile(self) -> None:
-        self._compiled_backward = jax.jit(self._now.pulled)
-        self._compiled_outputs = jax.jit(self._now.everything)
+    def _key(self) -> Hashable | None:
+        """What the function is known by in a later check; None where it is not remembered."""
+        if self._pulled is not None or self.is_handed or self.layout.size > KEPT_BELOW:
+            return None
+        chosen, case = set(self._numbers), self._case
+        still = [node.value for n, node in enumerate(self._nodes) if n not in chosen]
+        read = key_of(case.fn, case.loss, still)
+        world = (bool(jax.config.jax_enable_x64), jax.config.jax_default_matmul_precision)  # type: ignore[attr-defined]
+        shapes = tuple(
+            (leaf.name, leaf.shape, str(d))
+            for leaf, d in zip(self.layout, self._dtypes, strict=True)
+        )
+        return read and (
+            read,
+            self._structure,
+            shapes,
+            tuple(self._numbers),
+            world,
+            self._draws_low,
+        )
+
+    def _snapshot(self) -> "JaxProblem":
+        """This problem as it is now, to make programs of later and for later checks."""
+        made = copy.copy(self)
+        made._made, made.skipped = made, list(self.skipped)
+        if self._now.everything == self._everything_at:
+            made._now = Functions(made._everything_at, made._pulled_back, made._pushed_at)
+        return made
 
     def _plan(self) -> None:
-        """How points are evaluated from now on."""
+        """How points are evaluated from now on; nothing is compiled before it is used."""
         self._chunk = self._points_at_once(self.layout.size)
-        self._programs = {}
-        self._program = self._first_program_that_works()
+        self._programs, self._program, self._way = {}, None, None
+        # What is compiled quickly may round otherwise: not what is judged as it runs.
+        quick = self._is_wide and self.layout.size <= QUICK_ALONE_BELOW
+        options, made = QUICK if quick else None, self._snapshot()
+        made._compiled_whole = jax.jit(made._whole_at, compiler_options=options)
+        made._compiled_backward = jax.jit(made._now.pulled, compiler_options=options)
+        made._compiled_outputs = jax.jit(made._now.everything, compiler_options=options)
+        self._made = made
+
+    @property
+    def _is_shared(self) -> bool:
+        """Whether one program gives values and gradients. What Python computes is not computed more
+        often than it is asked for.
+        """
+        return self.layout.size <= SHARED_BELOW and not self._calls_back and not self.is_handed
 
     def raisings(self) -> Sequence[Callable[[], AbstractContextManager[None]]]:
         # Only the function itself takes gradients that are handed in.
@@ -205,11 +270,10 @@ class JaxProblem:
             "_is_wide",
             "_unread",
             "_now",
-            "_compiled_backward",
-            "_compiled_outputs",
-            "_chunk",
-            "_program",
-            "_programs",
+            "_made",
+            "_is_traced",
+            "_draws_low",
+            "_calls_back",
             "outputs",
             "bits",
         )
@@ -224,16 +288,20 @@ class JaxProblem:
     def _raised(self) -> Iterator[None]:
         """The function traced anew, for arguments of float64."""
         with self._kept():
-            low = jnp.zeros(()).dtype == jnp.float32  # in the world of the user
+            # In the world of the user.
+            self._draws_low = low = not jax.config.jax_enable_x64  # type: ignore[attr-defined]
             # Whole numbers stay as wide as the function found them.
             nodes = [
                 Node(n.path, n.suffix, jnp.asarray(n.value)) if _is_whole(n.value) else n
                 for n in self._nodes
             ]
             with x64(), drawn_low() if low else nullcontext():
+                chosen = dict(zip(self._numbers, _handed.cut(self.point, self.layout), strict=True))
                 self._nodes = [
-                    Node(n.path, n.suffix, _double(n.value)) if _is_floating(n.value) else n
-                    for n in nodes
+                    Node(n.path, n.suffix, chosen[number] if number in chosen else _double(n.value))
+                    if _is_floating(n.value)
+                    else n
+                    for number, n in enumerate(nodes)
                 ]
                 self._widen()
                 with warnings.catch_warnings():
@@ -271,7 +339,6 @@ class JaxProblem:
             wide = [replace(leaf, dtype=_wide(leaf)) for leaf in self.outputs]
             self.outputs = Layout(tuple(wide))
             self._now = Functions(run, pull, push)
-            self._compile()
             self.bits = _lowest_bits(jax.make_jaxpr(run)(self._found()).jaxpr)
             self._plan()
             yield
@@ -427,24 +494,70 @@ class JaxProblem:
         values = [node.value for node in self._seen if not _is_output(node.value)]
         return floating, [v for v in values if isinstance(v, jax.Array | np.ndarray | np.generic)]
 
-    def values(self) -> tuple[Vector, list[Any]]:
+    def _whole_at(self, leaves: Any, cotangents: Any) -> tuple[Any, Any]:
+        """All outputs, and the backward pass with the outputs of its own forward pass: a custom
+        rule may give others.
+        """
+        everything = self._now.everything(leaves)
         self._world.reset()
-        try:
-            floating, others = self._compiled_outputs(self._found())
-        except Exception:
-            self._world.reset()
-            floating, others = self._now.everything(self._found())
+        return everything, self._now.pulled(leaves, cotangents)
+
+    def _everything_of(self, leaves: Any, cotangent: Vector) -> tuple[list[Any], list[Any]]:
+        """All outputs, by the first way that works at all: one program serves all points of a
+        check, as the values of two may differ by rounding.
+        """
+        self._world.reset()
+        made, ways = self._made, {"whole": self._by_whole, "outputs": self._by_outputs}
+        if made._way is not None:
+            return ways.get(made._way, self._as_python_runs_it)(leaves, cotangent)
+        for name, way in ways.items():
+            if name == "whole" and not self._is_shared:
+                continue
+            try:
+                found = way(leaves, cotangent)
+            except Exception:  # no backward pass, or no tracing at all: the next will do, or say so
+                self._world.reset()
+                continue
+            made._way = name
+            return found
+        made._way = "Python"
+        return self._as_python_runs_it(leaves, cotangent)
+
+    def _by_whole(self, leaves: Any, cotangent: Vector) -> tuple[list[Any], list[Any]]:
+        everything: tuple[list[Any], list[Any]]
+        everything = self._made._compiled_whole(leaves, self._cotangents(cotangent))[0]
+        return everything
+
+    def _by_outputs(self, leaves: Any, cotangent: Vector) -> tuple[list[Any], list[Any]]:
+        everything: tuple[list[Any], list[Any]] = self._made._compiled_outputs(leaves)
+        return everything
+
+    def _as_python_runs_it(self, leaves: Any, cotangent: Vector) -> tuple[list[Any], list[Any]]:
+        return self._now.everything([jnp.asarray(leaf) for leaf in leaves])
+
+    def _value_at(self, leaves: Any, cotangent: Vector) -> float:
+        return _paired(self._everything_of(leaves, cotangent)[0], cotangent)
+
+    def values(self) -> tuple[Vector, list[Any]]:
+        floating, others = self._everything_of(self._parts(), np.zeros(self.outputs.size))
         whole = np.concatenate([_handed.numbers(_double(part)) for part in floating])
         return whole, [np.asarray(other) for other in others]
 
     def _found(self) -> list[Any]:
+        return [jnp.asarray(part) for part in self._parts()]
+
+    def _parts(self) -> list[Any]:
+        """The leaves at the point, as NumPy arrays: compiled programs take them as they are."""
         parts = zip(_handed.cut(self.point, self.layout), self._dtypes, strict=True)
-        return [jnp.asarray(part, dtype) for part, dtype in parts]
+        return [np.asarray(part, jnp.dtype(dtype)) for part, dtype in parts]
 
     def _learn_outputs(self) -> None:
         try:
-            program = jax.make_jaxpr(self._outputs_at)(self._found()).jaxpr
+            self._is_traced = False
+            program = jax.make_jaxpr(self._outputs_at)(self._parts()).jaxpr
+            self._is_traced = True
             self._unread = _unread(program)
+            self._calls_back = _calls_back(program)
             bits = _lowest_bits(program)
         except Exception:
             # Not traceable, or wrong: running it tells, with the user's own exception.
@@ -536,26 +649,63 @@ class JaxProblem:
                 np.asarray(program(points, np.ones(self.outputs.size)))
             except Exception:
                 # no batching rule, or no tracing at all: the next program will do, or tell why not
+                self._chunk = 1
+                self._world.reset()
+                points = points[:1]
                 continue
             return program
-        self._chunk = 1
+        if self._is_traced:  # and is no more: running it tells, with the user's own exception
+            self._now.everything(self._found())
         return eagerly
 
-    def _values(self, points: Any, cotangent: Vector) -> Vector:
-        missing = -len(points) % self._chunk
+    def _values(self, points: Any, cotangent: Vector) -> Any:
+        program = self._batching()
+        chunk = self._made._chunk
+        missing = -len(points) % chunk
         if missing:
             points = np.concatenate(
                 [points, np.broadcast_to(self.point, (missing, self.point.size))]
             )
-        chunks = points.reshape(-1, self._chunk, self.point.size)
-        values = np.concatenate([np.asarray(self._program(chunk, cotangent)) for chunk in chunks])
+        chunks = points.reshape(-1, chunk, self.point.size)
+        values = np.concatenate([np.asarray(program(part, cotangent)) for part in chunks])
         return values[: len(values) - missing]
 
+    def _batching(self) -> Callable[[Any, Any], Any]:
+        """The program for many points at once, compiled when it is first asked for."""
+        made = self._made
+        if made._program is None:
+            self._world.reset()
+            made._program = made._first_program_that_works()
+        return made._program
+
     def along(self, direction: Vector, steps: Vector, start: int, cotangent: Vector) -> Vector:
-        whole = np.zeros_like(self.point)
-        whole[start : start + direction.size] = direction
-        points = np.stack([displaced(self.point, whole, step) for step in steps])
-        return self._values(points, cotangent)
+        still = self._parts()
+        return np.array(
+            [
+                self._value_at(self._moved(still, direction, step, start), cotangent)
+                for step in steps
+            ]
+        )
+
+    def _moved(self, still: list[Any], direction: Vector, step: float, start: int) -> list[Any]:
+        """The leaves moved, one after another: no more than one of them lies in memory twice."""
+        moved, stop = list(still), start + direction.size
+        for number, leaf in enumerate(self.layout):
+            first, last = max(leaf.start, start), min(leaf.start + leaf.size, stop)
+            if first >= last:
+                continue
+            own = self.point[leaf.part]
+            if last - first == leaf.size:
+                own = displaced(own, direction[first - start : last - start], step)
+            else:
+                own, inside = own.copy(), slice(first - leaf.start, last - leaf.start)
+                own[inside] = displaced(own[inside], direction[first - start : last - start], step)
+            grid = own.reshape(leaf.grid)
+            values = grid[0] + 1j * grid[1] if leaf.is_complex else grid
+            values = values.astype(jnp.dtype(self._dtypes[number]), copy=False)
+            # A program copies its arguments, all of them before it runs.
+            moved[number] = jax.device_put(values) if leaf.size > LARGE else values
+        return moved
 
     @property
     def batch(self) -> int:
@@ -564,8 +714,10 @@ class JaxProblem:
     def _points_of(self, owner: int) -> int:
         """How many points of a leaf its own program takes at once; 1 where it has none."""
         leaf = self.layout.leaves[owner]
-        usual = self._is_single or not self._is_wide or self._chunk == 1
-        if usual or leaf.size < LARGE or leaf.is_complex:
+        if self._is_single or not self._is_wide or leaf.size < LARGE or leaf.is_complex:
+            return 1
+        self._batching()
+        if self._made._chunk == 1:
             return 1
         return self._points_at_once(leaf.size)
 
@@ -582,12 +734,21 @@ class JaxProblem:
 
     def _of_all(self, index: Positions, steps: Vector, cotangent: Vector) -> Vector:
         """Points that move at one coordinate each, by the program for all points."""
-        values = np.empty(len(index))
-        for first in range(0, len(index), self._chunk):
-            part = slice(first, first + self._chunk)
-            points = np.repeat(self.point[None], len(index[part]), axis=0)
-            points[np.arange(len(points)), index[part]] += steps[part]
-            values[part] = self._values(points, cotangent)
+        self._batching()
+        if (chunk := self._made._chunk) == 1:
+            still, one = self._parts(), np.ones(1)
+            pairs = zip(index, steps, strict=True)
+            return np.array(
+                [self._value_at(self._moved(still, one, h, int(i)), cotangent) for i, h in pairs]
+            )
+        values, here = np.empty(len(index)), self._value_at(self._parts(), cotangent)
+        for first in range(0, len(index), chunk - 1):
+            part = slice(first, first + chunk - 1)
+            points = np.repeat(self.point[None], 1 + len(index[part]), axis=0)
+            points[1 + np.arange(len(points) - 1), index[part]] += steps[part]
+            found = self._values(points, cotangent)
+            # The first row is the point itself: how this program rounds is taken out.
+            values[part] = here + (found[1:] - found[0])
         return values
 
     def _of_leaf(self, index: Positions, steps: Vector, cotangent: Vector) -> Vector:
@@ -595,8 +756,8 @@ class JaxProblem:
         owner = int(self.layout.owners(index[:1])[0])
         leaf, count = self.layout.leaves[owner], self._points_of(owner)
         try:
-            program, values = self._program_of(owner), np.empty(len(index))
-            here = self._values(self.point[None], cotangent)[0]
+            program, values = self._made._program_of(owner), np.empty(len(index))
+            here = self._value_at(self._parts(), cotangent)
             for first in range(0, len(index), count - 1):
                 part = slice(first, first + count - 1)
                 places, moves = np.zeros(count, np.intp), np.zeros(count)
@@ -621,7 +782,7 @@ class JaxProblem:
         places, moves, wide = np.zeros(count, np.intp), np.zeros(count), np.zeros(count)
         wide[: len(steps)] = steps
         try:
-            program = self._program_of(owner)
+            program = self._made._program_of(owner)
             found = np.asarray(program(self.point, places, moves, wide, direction, cotangent))
         except Exception:  # the program for all points will do, or tell why not
             self.one_by_one()
@@ -668,20 +829,25 @@ class JaxProblem:
         return self._from_user(cotangent) if self._case.grads is not None else self._vjp(cotangent)
 
     def _vjp(self, cotangent: Vector) -> Backward:
-        cotangents = self._cotangents(cotangent)
+        parts, cotangents = self._parts(), self._cotangents(cotangent)
         try:
-            outs, grads = self._compiled_backward(self._found(), cotangents)
+            if self._is_shared:
+                outs, grads = self._made._compiled_whole(parts, cotangents)[1]
+            else:
+                outs, grads = self._made._compiled_backward(parts, cotangents)
         except Exception:
             # Not traceable, or wrong: running it tells, with the user's own exception.
             self._world.reset()
-            outs, grads = self._now.pulled(self._found(), cotangents)
-        value = float(np.concatenate([_handed.numbers(_conj(out)) for out in outs]) @ cotangent)
-        gradient = np.concatenate([_handed.numbers(_conj(grad)) for grad in grads])
+            outs, grads = self._now.pulled(self._found(), list(map(jnp.asarray, cotangents)))
+        value = _paired(outs, cotangent)
+        gradient = np.empty(self.layout.size)
+        for leaf, grad in zip(self.layout, grads, strict=True):
+            gradient[leaf.part] = _handed.numbers(_conj(grad))
         return Backward(value, gradient, self._unread)
 
     def _cotangents(self, cotangent: Vector) -> list[Any]:
         parts = zip(_handed.cut(cotangent, self.outputs), self.outputs, strict=True)
-        return [jnp.asarray(part, leaf.dtype) for part, leaf in parts]
+        return [np.asarray(part, jnp.dtype(leaf.dtype)) for part, leaf in parts]
 
     def _pulled_back(self, leaves: Any, cotangents: Any) -> Any:
         outs, pull = jax.vjp(self._outputs_at, leaves)
@@ -700,7 +866,7 @@ class JaxProblem:
         args, kwargs = tree_util.tree_unflatten(self._structure, values)
         if not self.unit_cotangent:
             out = self._case.fn(*args, **kwargs)
-            parts = iter(self._cotangents(cotangent))
+            parts = map(jnp.asarray, self._cotangents(cotangent))
             shaped = tree_util.tree_map(lambda leaf: next(parts) if _is_output(leaf) else leaf, out)
             args = (shaped, *args)
         return self._read(self._case.grads(*args, **kwargs))
@@ -712,14 +878,36 @@ class JaxProblem:
 def _double(value: Any) -> Any:
     """The numbers of an array of any floating dtype, bfloat16 among them, in float64."""
     array = np.asarray(value)
-    return array.astype(np.complex128 if np.iscomplexobj(array) else np.float64)
+    wide = np.complex128 if np.iscomplexobj(array) else np.float64
+    return array.astype(wide, copy=False)
 
 
 def _conj(value: Any) -> Any:
     """What is paired with a flat vector without conjugation, as JAX has it: of an output u its
     inner product is Re sum(u f), of a gradient g the derivatives are Re g and -Im g.
     """
-    return np.conj(_double(value))
+    found = _double(value)
+    return np.conj(found) if np.iscomplexobj(found) else found
+
+
+def _paired(outs: Sequence[Any], cotangent: Vector) -> float:
+    """phi of these outputs."""
+    flat = [_handed.numbers(_conj(out)) for out in outs]
+    # NumPy adds up in pairs, which loses fewer digits than a scalar product.
+    return float(np.sum((flat[0] if len(flat) == 1 else np.concatenate(flat)) * cotangent))
+
+
+def _calls_back(program: Any) -> bool:
+    """Whether Python is called while the program runs."""
+    return any(
+        "callback" in step.primitive.name
+        or any(
+            _calls_back(getattr(inner, "jaxpr", inner))
+            for inner in tree_util.tree_leaves(list(step.params.values()), is_leaf=_is_program)
+            if _is_program(inner)
+        )
+        for step in program.eqns
+    )
 
 
 def _unread(program: Any) -> frozenset[int]:

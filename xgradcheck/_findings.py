@@ -248,7 +248,11 @@ def suspects(leaf: Leaf, suspect: Suspect, finding: Finding) -> Finding:
     if finding.kind != "wrong gradient":
         return finding
     parts = [_named(leaf, node, suspect.probes(node)) for node in suspect.dense]
-    if suspect.lone:
+    if len(parts) > NAMED:
+        mask = np.zeros(leaf.size, bool)
+        mask[np.array([*suspect.off], np.intp) - leaf.start] = True
+        parts = [f"about {suspect.size} of {leaf.size} elements, {_places(leaf, mask)}"]
+    elif suspect.lone:
         mask = np.zeros(leaf.size, bool)
         mask[np.array([*suspect.lone], np.intp) - leaf.start] = True
         count = len(suspect.lone)
@@ -267,7 +271,7 @@ def _named(leaf: Leaf, node: Node, probes: int) -> str:
     if node.box is not None:
         sides = zip(node.box, leaf.grid, strict=True)
         ranges = [":" if side == (0, size) else f"{side[0]}:{side[1]}" for side, size in sides]
-        return f"{leaf.element(tuple(ranges))} ({node.size} elements)"
+        return f"[{', '.join(ranges)}] ({node.size} elements)"
     first, last = leaf.index(node.position(0)), leaf.index(node.position(node.size - 1))
     if node.size > 1 and node.position(1) - node.position(0) > 1:
         return f"column {first[-1]} ({node.size} elements)"

@@ -328,16 +328,44 @@ class Search:
             while box[axis][1] - box[axis][0] > 1:
                 first, last = box[axis]
                 middle = (first + last) // 2
-                half = [*box[:axis], (first, middle), *box[axis + 1 :]]
-                left = self._weighted(_boxed(node.leaf, half, 0.0, self.bar))
+                left = self._slab(node.leaf, box, axis, first, middle)
                 right, right_bar = residual - left, bar + self.bar
                 wrong = abs(left) > CLEAR * self.bar, abs(right) > CLEAR * right_bar
                 if wrong[0] == wrong[1]:
+                    if all(wrong) and SMALLER * (last - first) <= grid[axis]:
+                        box[axis] = self._trimmed(node.leaf, box, axis)
+                        residual, bar = self._slab(node.leaf, box, axis, *box[axis]), self.bar
                     break
                 residual, bar = (left, self.bar) if wrong[0] else (right, right_bar)
                 box[axis] = (first, middle) if wrong[0] else (middle, last)
         found = _boxed(node.leaf, box, residual, bar)
         return [found] if found.size <= node.size / SMALLER else None
+
+    def _trimmed(self, leaf: Leaf, box: list[tuple[int, int]], axis: int) -> tuple[int, int]:
+        """Where errors begin and end along an axis, both halves of which are wrong."""
+        first, last = box[axis]
+        middle = (first + last) // 2
+
+        def is_wrong(start: int, stop: int) -> bool:
+            return abs(self._slab(leaf, box, axis, start, stop)) > CLEAR * self.bar
+
+        low, high = first, middle  # what lies before low is clean, what lies before high is not
+        while high - low > 1:
+            place = (low + high) // 2
+            low, high = (low, place) if is_wrong(first, place) else (place, high)
+        begin = low
+        low, high = middle, last  # what lies from low on is not clean, what lies from high on is
+        while high - low > 1:
+            place = (low + high) // 2
+            low, high = (place, high) if is_wrong(place, last) else (low, place)
+        return begin, high
+
+    def _slab(
+        self, leaf: Leaf, box: list[tuple[int, int]], axis: int, first: int, last: int
+    ) -> float:
+        """The residual of what of a box lies between two places along an axis."""
+        part = [*box[:axis], (first, last), *box[axis + 1 :]]
+        return self._weighted(_boxed(leaf, part, 0.0, self.bar))
 
     def _halves(self, node: Node) -> list[Node]:
         middle = node.size // 2

@@ -12,7 +12,7 @@ from xgradcheck._as_run import as_found, beside, is_kept, near, rounded, roundin
 from xgradcheck._errors import InvalidCase
 from xgradcheck._judge import distance
 from xgradcheck._layout import DOUBLE, Vector
-from xgradcheck._measured import Measured, Run
+from xgradcheck._measured import REVERSE, Measured, Run
 from xgradcheck._phi import Phi
 from xgradcheck._projected import LARGE, NeedsNear, Projected, at_once, projected, wants_projection
 from xgradcheck._projection import Projecting
@@ -35,7 +35,7 @@ def measure(phi: Phi, asked: Asked) -> Outcome:
     problem = phi.problem
     work: Projecting | None = None
     is_wide = min(problem.layout.bits, problem.outputs.bits) == DOUBLE
-    if is_wide and len(asked.modes) == 1 and wants_projection(phi, asked):
+    if is_wide and asked.modes == (REVERSE,) and wants_projection(phi, asked):
         certified, work = at_once(phi, asked)
         if certified is not None:
             return certified
@@ -133,7 +133,7 @@ def _rows(
             return found
     if lost is not None:
         first = replace(first, rounding=lost())
-    if any(run.bits is not None and not run.near for run in others):
+    if any(run.bits is not None and run.near is None for run in others):
         raise NeedsNear
     measured = swept(phi, value, spread, first, asked)
     return [measured, *(judged_beside(phi, measured, run, asked) for run in others)]

@@ -24,8 +24,8 @@ class Run:
     """By how much each element of the gradient varies from run to run."""
     rounding: Vector | float = 0.0
     """By how much rounding may have changed each element."""
-    near: tuple[tuple[Vector, Vector], ...] = ()
-    """Points near by, and the gradients there."""
+    near: tuple[tuple[Vector, Vector], ...] | None = None
+    """Points near by, and the gradients there; None where they were not asked for yet."""
     bits: int | None = None
     """The significant bits that it ran in, where it is judged as it runs, below float64."""
     mode: str = REVERSE

@@ -131,7 +131,7 @@ def projected(
         else:
             _certify(work, asked)
     noise = None
-    needs_near = any(run.bits is not None and not run.near for run in runs[1:])
+    needs_near = any(run.bits is not None and run.near is None for run in runs[1:])
     if not work.is_certain and needs_near:
         raise NeedsNear
     if lost is not None and not work.is_certain:

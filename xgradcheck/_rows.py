@@ -173,7 +173,7 @@ def judged_beside(
 def errors_near_by(phi: Phi, wide: Vector, own: Run) -> list[Vector]:
     """What a run below float64 is off by, here and at a few points near by."""
     errors = [own.backward.gradient - wide]
-    for point, found in own.near:
+    for point, found in own.near or ():
         if (exact := gradient_at(phi, point)) is not None:
             errors.append(found - exact)
     return errors

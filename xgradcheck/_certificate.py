@@ -161,22 +161,19 @@ class _Line:
 
     def climb(self, most: int) -> int:
         """Take pairs until the bound suffices or no other step would help; how many values."""
-        taken, exponent, sharp = 0, self.starts[0], False
-        while taken + 2 <= most:
-            step = MULTIPLES[len(self.rungs)] * 2.0**exponent
-            plus, minus = (float(x) for x in self.walk(self.number, np.array([step, -step])))
-            taken += 2
-            if not (math.isfinite(plus) and math.isfinite(minus)):
-                exponent -= INWARDS
-                if exponent < NARROWEST:
+        taken, sharp = 4, False
+        known = self._pairs(list(self.starts))
+        exponent: int | None = None if len(known) == 2 else min(self.starts) - INWARDS
+        while True:
+            if exponent is not None:
+                if taken + 2 > most or exponent < NARROWEST:
                     break
-                continue
-            slope = (plus - minus) / (2 * step)
-            even = (plus - self.value) + (minus - self.value)
-            self.rungs.append(Rung(step, slope - self.product, even))
-            self.rungs.sort(key=lambda rung: rung.step)
+                taken += 2
+                if not self._pairs([exponent]):
+                    exponent -= INWARDS
+                    continue
             if len(self.rungs) == 1:
-                exponent = exponent + APART if self.number == 0 else self.starts[1]
+                exponent = round(math.log2(self.rungs[0].step) - 0.2) - APART
                 continue
             self.best = _best(self.rungs, self.sigma)
             self._bound()
@@ -189,6 +186,21 @@ class _Line:
         steps = [round(math.log2(rung.step) - 0.2) for rung in self.rungs]
         self.starts = (steps[0], steps[1]) if len(steps) > 1 else self.starts
         return taken
+
+    def _pairs(self, exponents: list[int]) -> list[Rung]:
+        """The pairs of these steps that are finite on both sides."""
+        first = len(self.rungs)
+        steps = [MULTIPLES[first + n] * 2.0**exponent for n, exponent in enumerate(exponents)]
+        signed = np.array([sign * step for step in steps for sign in (1, -1)])
+        values = self.walk(self.number, signed).tolist()
+        found = []
+        for step, plus, minus in zip(steps, values[0::2], values[1::2], strict=True):
+            if math.isfinite(plus) and math.isfinite(minus):
+                slope = (plus - minus) / (2 * step)
+                even = (plus - self.value) + (minus - self.value)
+                found.append(Rung(step, slope - self.product, even))
+        self.rungs = sorted([*self.rungs, *found], key=lambda rung: rung.step)
+        return found
 
     def _bound(self) -> None:
         assert self.best is not None

@@ -216,12 +216,12 @@ MAY_IMPORT = {
     "_second_look": NUMBERS | {"_complex", "_phi", "_ties", "_truth"},
     "_sweep": NUMBERS | {"_phi", "_second_look", "_truth"},
     "_as_run": NUMBERS | {"_adapters", "_phi"},
-    "_measured": NUMBERS | {"_adapters", "_constraints", "_generic", "_truth"},
+    "_measured": NUMBERS | {"_adapters", "_as_run", "_constraints", "_generic", "_truth"},
     "_rows": NUMBERS
     | {"_as_run", "_constraints", "_errors", "_generic", "_measured"}
     | {"_phi", "_progress", "_second_look", "_sweep", "_truth"},
     "_projected": NUMBERS
-    | {"_budget", "_directions", "_generic", "_measured", "_phi", "_projection"}
+    | {"_as_run", "_budget", "_directions", "_generic", "_measured", "_phi", "_projection"}
     | {"_restricted", "_rows", "_slopes", "_truth"},
     "_measure": NUMBERS
     | {"_as_run", "_errors", "_measured", "_phi", "_projected", "_projection", "_rows"},

@@ -13,7 +13,7 @@ import numpy as np
 
 from xgradcheck._adapters import Problem
 from xgradcheck._differences import rms
-from xgradcheck._layout import BITS, Layout, Vector, bits_of, to_bits
+from xgradcheck._layout import BITS, Layout, Leaf, Positions, Vector, bits_of, to_bits
 from xgradcheck._phi import Phi
 
 Outputs = tuple[Vector, Sequence[Any]]
@@ -55,6 +55,17 @@ def _far(values: Vector, bits: int) -> Vector:
 
 
 @dataclass(frozen=True, slots=True)
+class Near:
+    """Gradients at points near by, as they run below float64."""
+
+    seed: int
+    places: Positions | None
+    """Of which coordinates; None for all of them."""
+    gradients: dict[int, Vector]
+    """By the number of the point."""
+
+
+@dataclass(frozen=True, slots=True)
 class AsFound:
     """What a function gave before it was raised."""
 
@@ -89,11 +100,30 @@ def beside(phi: Phi, seed: int) -> list[Vector]:
     return [gradient for gradient in found if gradient is not None]
 
 
-def near(phi: Phi, seed: int) -> tuple[tuple[Vector, Vector], ...]:
-    """Points near by that the dtypes of the leaves can hold, and the gradients there."""
-    points = [_moved(phi, _near, seed, MOVES + 1 + turn, uniform=True) for turn in range(SAMPLES)]
-    found = [(point, gradient_at(phi, point)) for point in points]
-    return tuple((point, gradient) for point, gradient in found if gradient is not None)
+def near(phi: Phi, seed: int, places: Positions | None = None) -> Near:
+    """The gradients at points near by that the dtypes of the leaves can hold, of all coordinates or
+    of some.
+    """
+    found = {}
+    for turn in range(SAMPLES):
+        gradient = gradient_at(phi, _near_by(phi, seed, turn))
+        if gradient is not None:
+            found[turn] = gradient if places is None else gradient[places]
+    return Near(seed, places, found)
+
+
+def errors_near_by(phi: Phi, own: Vector, wide: Vector, found: Near) -> list[Vector]:
+    """What a gradient below float64 is off by, here and at points near by."""
+    some = slice(None) if found.places is None else found.places
+    errors = [own[some] - wide[some]]
+    for turn, gradient in found.gradients.items():
+        if (exact := gradient_at(phi, _near_by(phi, found.seed, turn))) is not None:
+            errors.append(gradient - exact[some])
+    return errors
+
+
+def _near_by(phi: Phi, seed: int, turn: int) -> Vector:
+    return _moved(phi, _near, seed, MOVES + 1 + turn, uniform=True)
 
 
 def _moved(phi: Phi, reach: Reach, seed: int, turn: int, uniform: bool = False) -> Vector:
@@ -180,22 +210,19 @@ def rounding(errors: Sequence[Vector], layout: Layout) -> Vector:
     return SAFETY * spread
 
 
-def rounded(gradient: Vector, layout: Layout, is_all: bool = False) -> Vector:
+def rounded(gradient: Vector, leaf: Leaf, is_all: bool = False) -> Vector:
     """What the elements of a leaf may have lost that hold no more than the bits of a format below
     float64, and no shorter one than the leaf's: their backward pass computes in that, whatever it
     is given. ``is_all``: as if all did, from the forward pass on.
     """
-    lost = np.zeros_like(gradient)
-    for leaf in layout:
-        own = gradient[leaf.part]
-        significands, _ = np.frexp(own)
-        for bits in (n for n in BITS.values() if bits_of(leaf.dtype) <= n):
-            grid = np.ldexp(significands, bits)
-            if own.any() and (is_all or (grid == np.round(grid)).all()):
-                units = ROUNDINGS if is_all else SAFETY
-                lost[leaf.part] = units * 2.0**-bits * (np.abs(own) + rms(own))
-                break
-    return lost
+    own = gradient[leaf.part]
+    significands, _ = np.frexp(own)
+    for bits in (n for n in BITS.values() if bits_of(leaf.dtype) <= n):
+        grid = np.ldexp(significands, bits)
+        if own.any() and (is_all or (grid == np.round(grid)).all()):
+            units = ROUNDINGS if is_all else SAFETY
+            return np.asarray(units * 2.0**-bits * (np.abs(own) + rms(own)))
+    return np.zeros_like(own)
 
 
 def is_nearly_the_same(

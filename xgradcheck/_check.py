@@ -59,9 +59,9 @@ def check(
     >>> report.verdict, str(report.grade)
     (<Verdict.PASS: 'PASS'>, 'great')
 
-    Differences carry a bound on their own error, so that a wrong gradient and a noisy difference are
-    told apart. Up to 256 coordinates each is differenced; beyond that random directions certify all
-    of them in a few evaluations, and only what they do not is searched for the place of the mistake.
+    Differences carry a bound on their own error, so that a wrong gradient and a noisy difference
+    are told apart. Up to 256 coordinates each is differenced; beyond that random directions certify
+    all of them in a few evaluations, and only what they do not is searched for the mistake.
     Afterwards parameters, buffers, ``.grad``, random states and modes are as they were found.
 
     Parameters

@@ -196,13 +196,13 @@ def _wrong_here(
     rng = np.random.default_rng([seed, 0xD1])
     scale, _ = phi.scales()
     is_low = phi.problem.layout.bits < DOUBLE
-    lost = rounded(gradient, phi.problem.layout) if is_low else np.zeros_like(gradient)
     found = {}
     for number, leaf in enumerate(phi.problem.layout):
         mistakes = []
         for _ in range(TRIES if leaf.size else 0):
             direction = scale[leaf.part] * rng.normal(size=leaf.size)
-            own = gradient[leaf.part], lost[leaf.part]
+            lost = rounded(gradient, leaf) if is_low else np.zeros(leaf.size)
+            own = gradient[leaf.part], lost
             mistake = slope_along(phi, leaf, *own, direction, value, noise, allowance).mistake
             if mistake is None:
                 break

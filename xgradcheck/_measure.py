@@ -2,7 +2,7 @@
 taken. Below float64 that is done twice: in float64, and as it runs.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
@@ -11,10 +11,18 @@ import numpy as np
 from xgradcheck._as_run import as_found, beside, is_kept, near, rounded, rounding
 from xgradcheck._errors import InvalidCase
 from xgradcheck._judge import distance
-from xgradcheck._layout import DOUBLE, Vector
+from xgradcheck._layout import DOUBLE, Leaf, Vector
 from xgradcheck._measured import REVERSE, Measured, Run
 from xgradcheck._phi import Phi
-from xgradcheck._projected import LARGE, NeedsNear, Projected, at_once, projected, wants_projection
+from xgradcheck._projected import (
+    LARGE,
+    Lost,
+    NeedsNear,
+    Projected,
+    at_once,
+    projected,
+    wants_projection,
+)
 from xgradcheck._projection import Projecting
 from xgradcheck._rows import Asked, judged_beside, run_of, settled_value, swept, varies
 
@@ -55,6 +63,7 @@ def measure(phi: Phi, asked: Asked) -> Outcome:
     # Best is a way in which all is computed in float64, next one in which nothing else changes.
     for least in (DOUBLE, 0):
         for raised in tuple(ways):
+            needs: NeedsNear | None = None
             with ExitStack() as raising:
                 try:
                     raising.enter_context(raised())
@@ -69,19 +78,17 @@ def measure(phi: Phi, asked: Asked) -> Outcome:
                     why = why or (str(error) if isinstance(error, InvalidCase) else repr(error))
                     ways.remove(raised)
                 else:
-                    outcome = _in_float64(phi, (wide_value, wide_spread, wide), own, asked)
-                    if outcome is not None:
-                        return outcome
-                    kept = raised, (wide_value, wide_spread, wide)
-                    break
-        else:
-            continue
-        # What rounding may do is told by the function as it was found.
-        own = replace(own, near=near(phi, asked.seed))
-        with kept[0]():
-            outcome = _in_float64(phi, kept[1], own, asked)
-            assert outcome is not None
-            return outcome
+                    wide_run = wide_value, wide_spread, wide
+                    try:
+                        return _in_float64(phi, wide_run, own, asked)
+                    except NeedsNear as need:
+                        needs = need
+            if needs is None:
+                continue
+            # What rounding may do is told by the function as it was found.
+            own = replace(own, near=near(phi, asked.seed, needs.places))
+            with raised():
+                return _in_float64(phi, wide_run, own, asked, needs.work)
     # Nothing in float64 to tell rounding from: what the next floats change has to do.
     lost = rounding([run.backward.gradient, *beside(phi, asked.seed)], problem.layout)
     own = replace(own, rounding=lost)
@@ -93,11 +100,13 @@ def measure(phi: Phi, asked: Asked) -> Outcome:
 
 
 def _in_float64(
-    phi: Phi, found: tuple[float, float, Run], own: Run, asked: Asked
-) -> Outcome | None:
-    """What was measured of a function that is raised: there, and of its own run beside that; None
-    where it has to be known first what rounding may do to that.
-    """
+    phi: Phi,
+    found: tuple[float, float, Run],
+    own: Run,
+    asked: Asked,
+    work: Projecting | None = None,
+) -> Outcome:
+    """What was measured of a function that is raised: there, and of its own run beside that."""
     value, spread, wide = found
     if not phi.problem.can_move:
         # A tree that was handed in is what it is, and judged once.
@@ -106,13 +115,10 @@ def _in_float64(
     at_hand = wide.backward.value
     differs = at_hand is not None and varies(phi, value, abs(at_hand - value))
 
-    def lost() -> Vector:
-        return rounded(wide.backward.gradient, phi.problem.layout, differs)
+    def lost(leaf: Leaf) -> Vector:
+        return rounded(wide.backward.gradient, leaf, differs)
 
-    try:
-        return _rows(phi, (value, spread), [wide, own], asked, lost=lost)
-    except NeedsNear:
-        return None
+    return _rows(phi, (value, spread), [wide, own], asked, work, lost)
 
 
 def _rows(
@@ -121,7 +127,7 @@ def _rows(
     runs: Sequence[Run],
     asked: Asked,
     work: Projecting | None = None,
-    lost: Callable[[], Vector] | None = None,
+    lost: Lost | None = None,
 ) -> Outcome:
     """A row for each run of the backward pass, and for each further mode, by what is cheapest."""
     value, spread = at
@@ -132,9 +138,10 @@ def _rows(
         if found is not None:
             return found
     if lost is not None:
-        first = replace(first, rounding=lost())
+        layout = phi.problem.layout
+        first = replace(first, rounding=np.concatenate([lost(leaf) for leaf in layout]))
     if any(run.bits is not None and run.near is None for run in others):
-        raise NeedsNear
+        raise NeedsNear()
     measured = swept(phi, value, spread, first, asked)
     return [measured, *(judged_beside(phi, measured, run, asked) for run in others)]
 

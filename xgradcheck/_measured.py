@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from xgradcheck._adapters import Backward
+from xgradcheck._as_run import Near
 from xgradcheck._constraints import Tangent
 from xgradcheck._generic import NearBy
 from xgradcheck._judge import Tolerance
@@ -24,8 +25,8 @@ class Run:
     """By how much each element of the gradient varies from run to run."""
     rounding: Vector | float = 0.0
     """By how much rounding may have changed each element."""
-    near: tuple[tuple[Vector, Vector], ...] | None = None
-    """Points near by, and the gradients there; None where they were not asked for yet."""
+    near: Near | None = None
+    """The gradients at points near by; None where they were not asked for."""
     bits: int | None = None
     """The significant bits that it ran in, where it is judged as it runs, below float64."""
     mode: str = REVERSE

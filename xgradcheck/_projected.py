@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from xgradcheck._as_run import errors_near_by
 from xgradcheck._budget import plan
 from xgradcheck._differences import Noise, norm, rms
 from xgradcheck._directions import influence, unit_of
@@ -17,7 +18,7 @@ from xgradcheck._measured import Measured, Run
 from xgradcheck._phi import Phi, noise_of
 from xgradcheck._projection import Bound, Projecting, Projection
 from xgradcheck._restricted import Restricted
-from xgradcheck._rows import Asked, errors_near_by, judged_beside, swept
+from xgradcheck._rows import Asked, judged_beside, swept
 from xgradcheck._slopes import account_of
 from xgradcheck._truth import COMPLEX
 
@@ -78,8 +79,18 @@ class Projected:
     """Why the truth was not computed in float64, where the function runs below that."""
 
 
+Lost = Callable[[Leaf], Vector]
+"""What each element of a leaf may have lost by rounding."""
+
+
 class NeedsNear(Exception):
-    """It has to be known what rounding does to a run below float64, at points near by."""
+    """It has to be known what rounding does to a run below float64, at points near by: to all
+    coordinates, or to these, which are what the work so far has left to look at.
+    """
+
+    def __init__(self, places: Positions | None = None, work: Projecting | None = None) -> None:
+        super().__init__("asked for too early")
+        self.places, self.work = places, work
 
 
 def wants_projection(phi: Phi, asked: Asked) -> bool:
@@ -116,7 +127,7 @@ def projected(
     runs: Sequence[Run],
     asked: Asked,
     work: Projecting | None,
-    lost: Callable[[], Vector] | None = None,
+    lost: Lost | None = None,
 ) -> Projected | None:
     """The rows of these runs, the first of them in float64; None where a sweep is better. ``work``
     is what was done already, ``lost`` what the first run may have lost by rounding.
@@ -130,42 +141,34 @@ def projected(
             work.done.open = [n for n, leaf in enumerate(layout) if leaf.size]
         else:
             _certify(work, asked)
-    noise = None
-    needs_near = any(run.bits is not None and run.near is None for run in runs[1:])
-    if not work.is_certain and needs_near:
-        raise NeedsNear
-    if lost is not None and not work.is_certain:
-        runs = [replace(runs[0], rounding=lost()), *runs[1:]]
-    if is_low or not work.is_certain:
+    if (is_low or not work.is_certain) and not work.is_searched:
         phi.phase = "noise"
-        noise = _noise_of(phi, value, asked.seed)
-        noise = work.done.noise = replace(noise, sigma=max(noise.sigma, spread))
+        found = _noise_of(phi, value, asked.seed)
+        work.done.noise = found = replace(found, sigma=max(found.sigma, spread))
         phi.phase = "search"
-        if not is_low and noise.bits == DOUBLE:
-            work.search(noise)
+        if not is_low and found.bits == DOUBLE:
+            work.search(found)
         elif not is_low:
             work.give_up()
+        work.is_searched = True
+        if work.done.open and (layout.size > SWEPT or found.bits < DOUBLE):
+            _measure_slopes(phi, runs[0], value, found, asked, work.done, lost)
+    noise = work.done.noise
     done, small = work.done, list[int]()
-    if done.open:
+    if done.open or done.mistakes:
         assert noise is not None
-        if layout.size > SWEPT or noise.bits < DOUBLE:
-            _measure_slopes(phi, runs[0], value, noise, asked, done)
-        if layout.size <= SWEPT and (done.open or done.mistakes):
+        if layout.size <= SWEPT:
             phi.phase = ""
             return None
-        if noise.bits == DOUBLE:
-            small = _small(phi, [*done.open, *done.mistakes])
-            done.open = [number for number in done.open if number not in small]
+        small = _small(phi, [*done.open, *done.mistakes]) if noise.bits == DOUBLE else []
     fine = [_fine_leaves(phi, run, gradient, asked, done) for run in runs[1:]]
     chosen = _chosen(phi, runs, asked, done, fine) | dict.fromkeys(small)
     restricted, looked = None, list[Measured]()
     if chosen:
-        if needs_near:
-            raise NeedsNear
-        if lost is not None and work.is_certain:
-            runs = [replace(runs[0], rounding=lost()), *runs[1:]]
         restricted = Restricted(phi.problem, chosen)
-        looked = _looked(phi, value, spread, runs, asked, restricted, noise)
+        if any(run.bits is not None and run.near is None for run in runs[1:]):
+            raise NeedsNear(restricted.places, work)
+        looked = _looked(phi, value, spread, runs, asked, restricted, noise, lost)
     return _finished(phi, value, runs, asked, work, restricted, looked, fine)
 
 
@@ -181,7 +184,13 @@ def _small(phi: Phi, numbers: Sequence[int]) -> list[int]:
 
 
 def _measure_slopes(
-    phi: Phi, run: Run, value: float, noise: Noise, asked: Asked, done: Projection
+    phi: Phi,
+    run: Run,
+    value: float,
+    noise: Noise,
+    asked: Asked,
+    done: Projection,
+    lost: Lost | None,
 ) -> None:
     """The leaves that are open judged by slopes along directions, each with its own bar: wrong
     where all of them are, right to a floor of their own where that is low enough.
@@ -190,10 +199,12 @@ def _measure_slopes(
     layout, gradient = phi.problem.layout, run.backward.gradient
     bits = min(noise.bits, run.bits or DOUBLE)
     allowance = tolerance(asked.rtol, asked.atol, bits)
-    lost = run.excused
+    whole = np.broadcast_to(run.excused, gradient.shape)
     for number in tuple(done.open):
         leaf = layout.leaves[number]
-        own, excused = gradient[leaf.part], lost[leaf.part]
+        own, excused = gradient[leaf.part], whole[leaf.part]
+        if lost is not None:
+            excused = excused + lost(leaf)
         told = account_of(phi, leaf, own, excused, value, noise, allowance, asked.seed)
         if told.mistake is not None:
             done.mistakes[number] = told.mistake, told.distance
@@ -333,6 +344,7 @@ def _looked(
     asked: Asked,
     restricted: Restricted,
     noise: Noise | None,
+    lost: Lost | None,
 ) -> list[Measured]:
     """These coordinates differenced, and judged for each run."""
     places = restricted.places
@@ -340,16 +352,29 @@ def _looked(
     given = phi.problem.layout, phi.problem.point, runs[0].backward.gradient
     asked = replace(asked, influence=influence(*given))
     first, *others = (_restricted(run, restricted) for run in runs)
+    if lost is not None:
+        first = replace(first, rounding=first.rounding + _lost_in(restricted, phi, lost))
     wide = swept(part, value, spread, first, asked, noise, is_part=True)
     rows = [wide]
     for run, own in zip(runs[1:], others, strict=True):
         errors = None
         if run.bits is not None:
-            errors = errors_near_by(phi, runs[0].backward.gradient, run)
-            errors = [error[places] for error in errors]
+            assert run.near is not None
+            gradients = run.backward.gradient, runs[0].backward.gradient
+            errors = errors_near_by(phi, *gradients, run.near)
+            errors = errors if run.near.places is not None else [e[places] for e in errors]
         rows.append(judged_beside(part, wide, own, asked, errors))
     phi.evaluations += part.evaluations
     return rows
+
+
+def _lost_in(restricted: Restricted, phi: Phi, lost: Lost) -> Vector:
+    """What the coordinates that are looked at may have lost."""
+    found = np.empty(restricted.places.size)
+    for number, part in zip(restricted.numbers, restricted.layout, strict=True):
+        leaf = phi.problem.layout.leaves[number]
+        found[part.part] = lost(leaf)[restricted.places[part.part] - leaf.start]
+    return found
 
 
 def _restricted(run: Run, restricted: Restricted) -> Run:

@@ -138,6 +138,8 @@ class Projecting:
     """The bands that were not certified at first."""
     failed_rows: list[tuple[Band, Certificate, Node]] = field(default_factory=list)
     """The same row by row."""
+    is_searched: bool = False
+    """Whether what was not certified was searched, as far as that goes."""
     _without: list[Places] = field(default_factory=list)
 
     def __post_init__(self) -> None:

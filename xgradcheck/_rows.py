@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from xgradcheck._as_run import gradient_at, rounding
+from xgradcheck._as_run import errors_near_by, rounding
 from xgradcheck._constraints import Tangent
 from xgradcheck._diagnose import Kind
 from xgradcheck._differences import Noise, rms
@@ -160,7 +160,8 @@ def judged_beside(
     truth.zero_below = zero_below(layout, work.scale, given, bits, work.influence)
     if own.bits is not None:
         if errors is None:
-            errors = errors_near_by(phi, wide.backward.gradient, own)
+            assert own.near is not None
+            errors = errors_near_by(phi, gradient, wide.backward.gradient, own.near)
         lost = rounding(errors, layout)
         lost[truth.kinds == Kind.KINK] = 0.0
         size = float(np.max(np.abs(phi.problem.values()[0] * phi.cotangent)))
@@ -168,15 +169,6 @@ def judged_beside(
     work = replace(work, gradient=gradient, allowance=allowance, slack=own.excused)
     settle_suspicious(work, truth)
     return replace(wide, run=own, work=work, truth=truth, near_by=NearBy({}, None, True))
-
-
-def errors_near_by(phi: Phi, wide: Vector, own: Run) -> list[Vector]:
-    """What a run below float64 is off by, here and at a few points near by."""
-    errors = [own.backward.gradient - wide]
-    for point, found in own.near or ():
-        if (exact := gradient_at(phi, point)) is not None:
-            errors.append(found - exact)
-    return errors
 
 
 def _dust(work: Sweep, truth: Truth, gradient: Vector, bits: int, size: float) -> Vector:

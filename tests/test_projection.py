@@ -461,3 +461,108 @@ def test_a_kernel_of_one_dtype_is_judged_by_slopes() -> None:
     ):
         Kernel.slip = slip
         assert check(Kernel.apply, x, raise_exception=False).verdict in verdicts
+
+
+# What hides a mistake, or looks like one: functions of an array, their gradients, and points.
+RNG = np.random.default_rng(0)
+FEW_ZEROS = np.where(np.arange(6000) % 100, RNG.normal(size=6000), 0.0)
+MIXED = np.exp(10 * RNG.normal(size=3000))
+MANY_KINDS = np.exp(4 * RNG.normal(size=8000))
+HARD: dict[str, tuple[Any, Any, np.ndarray]] = {
+    "a few kinks": (lambda w: np.maximum(w, 0).sum(), lambda w: 1.0 * (w > 0), FEW_ZEROS),
+    "values of many sizes": (lambda w: np.log(w).sum(), lambda w: 1 / w, MANY_KINDS),
+    "ten orders of magnitude": (
+        lambda w: np.arcsinh(w).sum(),
+        lambda w: 1 / np.sqrt(1 + w * w),
+        MIXED,
+    ),
+    "little beside an offset": (
+        lambda w: 1e6 + 1e-3 * np.sin(w).sum(),
+        lambda w: 1e-3 * np.cos(w),
+        RNG.normal(size=300),
+    ),
+    "huge values": (
+        lambda w: np.sin(w / 1e150).sum(),
+        lambda w: np.cos(w / 1e150) / 1e150,
+        1e150 * RNG.normal(size=400),
+    ),
+}
+FACTORS = {"1.1": 1.1, "-1": -1.0, "0": 0.0}
+
+
+@pytest.mark.parametrize("factor", FACTORS)
+@pytest.mark.parametrize("name", HARD)
+def test_nothing_hides_a_wrong_gradient(name: str, factor: str) -> None:
+    fn, gradient, w = HARD[name]
+    right = check(fn, w, grads=gradient, raise_exception=False)
+    assert right.verdict is not Verdict.FAIL
+    wrong = lambda w: FACTORS[factor] * gradient(w)  # noqa: E731
+    report = check(fn, w, grads=wrong, raise_exception=False)
+    assert report.verdict is not Verdict.PASS
+    if right.verdict is Verdict.PASS:
+        assert report.verdict is Verdict.FAIL
+
+
+@pytest.mark.parametrize("size", [12, 300, 20_000])
+def test_a_rectifier_that_forgets_its_mask_is_wrong(size: int) -> None:
+    w = np.random.default_rng(0).normal(size=size)
+    fn = lambda w: np.maximum(w, 0).sum()  # noqa: E731
+    assert check(fn, w, grads=lambda w: 1.0 * (w > 0)).verdict is Verdict.PASS
+    report = check(fn, w, grads=np.ones_like, raise_exception=False)
+    assert report.verdict is Verdict.FAIL
+
+
+@pytest.mark.parametrize("factor", [1.0, 2.0])
+def test_a_factor_of_zero_weights_hides_no_mistake(factor: float) -> None:
+    """A low-rank update as it begins: the gradient of one factor is zero there."""
+    rng = np.random.default_rng(0)
+    a, b, x = (torch.from_numpy(rng.normal(size=size)) for size in ((8, 60), (50, 8), (12, 60)))
+
+    def update(a: Tensor, b: Tensor) -> Tensor:
+        return (x @ Wrong.apply(a, lambda u: factor * u).T @ b.T).tanh()
+
+    report = check(update, a, 0 * b, raise_exception=False)
+    assert report.verdict is (Verdict.PASS if factor == 1 else Verdict.FAIL)
+
+
+def test_a_pruned_weight_says_nothing_of_the_others() -> None:
+    rng = np.random.default_rng(0)
+    w = np.where(rng.random(4000) < 0.9, 0.0, rng.normal(size=4000))
+    data = rng.normal(size=(64, 4000)) / 100
+
+    def cost(w: np.ndarray) -> float:
+        return float(np.mean((data @ w - 1) ** 2) + np.abs(w).sum())
+
+    def gradient(factor: float) -> Gradient:
+        return lambda w: factor * (data.T @ (2 * (data @ w - 1)) / 64 + np.sign(w))
+
+    assert check(cost, w, grads=gradient(1.0)).verdict is Verdict.PASS
+    for times in (-1.0, 0.0, 2.0):
+        report = check(cost, w, grads=gradient(times), raise_exception=False)
+        assert report.verdict is Verdict.FAIL
+
+
+def test_directions_of_a_constrained_leaf_stay_in_its_space() -> None:
+    root = np.random.default_rng(0).normal(size=(30, 30))
+    matrix = torch.from_numpy(root @ root.T + np.eye(30))
+    for times, verdict in ((1.0, Verdict.PASS), (2.0, Verdict.FAIL)):
+        report = check(
+            lambda s, times=times: torch.linalg.cholesky(Wrong.apply(s, lambda u: times * u)),
+            matrix,
+            constraint="symmetric",
+            coverage="projection",
+            raise_exception=False,
+        )
+        assert report.verdict is verdict
+
+
+def test_a_complex_element_is_named_once() -> None:
+    rng = np.random.default_rng(0)
+    z = torch.from_numpy(rng.normal(size=(30, 20)) + 1j * rng.normal(size=(30, 20)))
+
+    def change(u: Tensor) -> Tensor:
+        u[3, 4] *= 2
+        return u
+
+    report = check(lambda z: Wrong.apply(z, change).sin(), z, raise_exception=False)
+    assert report.findings[0].indices == ((3, 4),)

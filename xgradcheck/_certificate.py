@@ -94,8 +94,16 @@ class Certificate:
         return self.error <= self.allowed
 
     def stood_still(self, product: float) -> bool:
-        """Whether phi did not move by a bit, as where it is rounded to fewer bits inside."""
-        return all(rung.residual == -product and rung.even == 0 for rung in self.rungs)
+        """Whether phi did not move by a bit over some step, as where it is rounded inside."""
+        return any(rung.residual == -product and rung.even == 0 for rung in self.rungs)
+
+    def is_nothing(self, products: list[float]) -> bool:
+        """Whether the slopes along all directions are no more than rounding leaves of zero."""
+        pairs = zip(self.residuals, products, strict=False)
+        return all(
+            abs(residual.value + product) <= residual.truncation + ROUNDINGS * residual.noise
+            for residual, product in pairs
+        )
 
     @property
     def estimate(self) -> float:
@@ -241,7 +249,8 @@ class _Line:
             return wide + 3, sharp
         if best.truncation > 10 * best.noise and not sharp:
             # Kinks within reach: at once to the narrowest step that noise allows.
-            ideal = math.ceil(math.log2(3 * self.sigma * factor(3) / limit))
+            noisy = 3 * self.sigma * factor(3) / limit
+            ideal = math.ceil(math.log2(noisy)) if noisy > 0 else NARROWEST
             return max(NARROWEST, min(narrow - 3, ideal)), True
         if sharp and len(self.rungs) == 3:
             return narrow + 2, sharp

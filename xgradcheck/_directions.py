@@ -15,10 +15,15 @@ from xgradcheck._judge import ZERO
 from xgradcheck._layout import DOUBLE, Direction, Layout, Leaf, Vector
 
 Places = slice | npt.NDArray[np.intp]
+Unit = float | Vector
 
 NOTHING = 2.0**-37
 """Beside phi, and the largest influence: below this share differences cannot tell a gradient from
 zero.
+"""
+APART, SAMPLED = 16.0, 4096
+"""How much smaller most elements of a leaf are than its rms where they are of several kinds; and of
+how many that is told.
 """
 BALANCED = 10
 """Leaves whose influence differs by more than so many powers of two are certified apart."""
@@ -29,7 +34,7 @@ class Band:
     """Leaves that one direction moves together."""
 
     layout: Layout
-    units: dict[int, float]
+    units: dict[int, Unit]
     """Leaf numbers, and what 1 means in a direction: powers of two."""
     size: float
     """The least norm of a leaf's gradient, in its unit."""
@@ -56,7 +61,9 @@ class Band:
         """The part of a direction from the first of the leaves to the last one."""
         if self._drawn is None or self._drawn[0] != number:
             last, start = self.leaves[-1], self.start
-            whole = np.zeros(last.start + last.size - start, np.float32)
+            is_wide = any(map(_is_wide, self.units.values()))
+            dtype = np.float64 if is_wide else np.float32
+            whole: Direction = np.zeros(last.start + last.size - start, dtype)
             for leaf, unit in zip(self.leaves, self.units.values(), strict=True):
                 part = slice(leaf.start - start, leaf.start - start + leaf.size)
                 whole[part] = drawn(leaf, unit, self.seed, self.first + number)
@@ -86,30 +93,48 @@ def _moved(places: Places, start: int, size: int) -> Places:
     return own[(own >= 0) & (own < size)]
 
 
-def drawn(leaf: Leaf, unit: float, seed: int, number: int) -> Direction:
-    """The part of one direction in a leaf: odd multiples of 2^-16, times a power of two, exact in
-    half the memory.
+def drawn(leaf: Leaf, unit: Unit, seed: int, number: int) -> Direction:
+    """The part of one direction in a leaf: odd multiples of 2^-16, times powers of two, exact in
+    half the memory where the range of float32 suffices.
     """
     bits = np.random.SFC64([seed, zlib.crc32(leaf.name.encode()), number])
     raw = bits.random_raw((leaf.size + 3) // 4).view(np.int16)[: leaf.size]
-    direction = raw.astype(np.float32)
+    direction: Direction = raw.astype(np.float32)
     # Odd numbers: no coordinate ever stands still.
     direction *= np.float32(2.0**-15)
     direction += np.float32(2.0**-16)
-    if unit != 1:
-        direction *= np.float32(unit)
-    return direction
+    return direction * unit if _is_wide(unit) else direction * np.asarray(unit, np.float32)
 
 
-def unit_of(values: Vector) -> float:
-    """A power of two near the size of a leaf; 1 for zeros."""
+def _is_wide(unit: Unit) -> bool:
+    return bool(np.max(unit) > 2.0**100 or np.min(unit) < 2.0**-100)
+
+
+def unit_of(values: Vector) -> Unit:
+    """A power of two near the size of a leaf, 1 for zeros; one for each element where they are of
+    several kinds, of which the largest would hide the others.
+    """
     size = rms(values)
-    return 2.0 ** min(max(round(math.log2(size)), -120), 120) if size > 0 else 1.0
+    if size == 0 or not math.isfinite(size):
+        return 1.0
+    sample = np.abs(values[:: max(1, values.size // SAMPLED)])
+    sample = sample[sample > 0]
+    if sample.size and float(np.median(sample)) * APART < size:
+        own = np.abs(values)
+        own[own == 0] = float(np.median(sample))
+        return np.asarray(2.0 ** np.round(np.log2(own)))
+    return 2.0 ** round(math.log2(size))
+
+
+def influence_of(gradient: Vector, values: Vector, unit: Unit) -> float:
+    """How much a leaf can do to phi, by a gradient."""
+    return norm(gradient * unit) if isinstance(unit, np.ndarray) else unit * norm(gradient)
 
 
 def influence(layout: Layout, point: Vector, gradient: Vector) -> float:
-    """The largest that any leaf has by a gradient: its norm, in the unit of the leaf."""
-    sizes = (unit_of(point[leaf.part]) * norm(gradient[leaf.part]) for leaf in layout)
+    """The largest that any leaf has by a gradient."""
+    parts = ((gradient[leaf.part], point[leaf.part]) for leaf in layout)
+    sizes = (influence_of(given, values, unit_of(values)) for given, values in parts)
     return max((size for size in sizes if math.isfinite(size)), default=0.0)
 
 
@@ -124,12 +149,13 @@ def bands(
     first: int = 0,
 ) -> list[Band]:
     """The leaves, in bands of similar influence; those without a gradient last, beside the largest
-    influence that any leaf has or, where none has any, beside the ``value`` of phi.
+    influence that any leaf has.
     """
-    units, influence = {}, {}
+    units, influence = dict[int, Unit](), dict[int, float]()
     for number, leaf in enumerate(layout):
-        units[number] = unit_of(point[leaf.part])
-        influence[number] = units[number] * norm(gradient[leaf.part])
+        values = point[leaf.part]
+        units[number] = unit_of(values)
+        influence[number] = influence_of(gradient[leaf.part], values, units[number])
     largest = max(influence.values(), default=0.0)
     chosen = [number for number in among if layout.leaves[number].size]
     nothing = min(ZERO[DOUBLE] * largest, NOTHING * max(largest, abs(value)))
@@ -139,15 +165,13 @@ def bands(
         weakest = influence[rest[0]]
         near = [number for number in rest if influence[number] <= weakest * 2.0**BALANCED]
         rest = rest[len(near) :]
-        own = {
-            number: units[number] * 2.0 ** -round(math.log2(influence[number] / weakest))
-            for number in sorted(near)
-        }
-        size = min(own[number] / units[number] * influence[number] for number in near)
+        powers = {n: 2.0 ** -round(math.log2(influence[n] / weakest)) for n in sorted(near)}
+        own = {number: units[number] * power for number, power in powers.items()}
+        size = min(influence[number] * power for number, power in powers.items())
         found.append(Band(layout, own, size, False, seed, tuple(without), first))
     if zeros:
         own = {number: units[number] for number in zeros}
-        found.append(
-            Band(layout, own, largest or abs(value) or 1.0, True, seed, tuple(without), first)
-        )
+        # Beside nothing at all, only a phi that does not move by a bit is one without slope.
+        beside = largest or 2.0**-55 * (abs(value) or 1.0)
+        found.append(Band(layout, own, beside, True, seed, tuple(without), first))
     return found

@@ -51,7 +51,9 @@ def notes_on_points(leaf: Leaf, kinds: Kinds) -> list[str]:
 
 
 def indices(leaf: Leaf, mask: Any) -> tuple[tuple[int, ...], ...]:
-    return tuple(leaf.index(leaf.start + int(place)) for place in np.flatnonzero(mask)[:SHOWN])
+    # A complex element has two places.
+    found = (leaf.index(leaf.start + int(place)) for place in np.flatnonzero(mask)[: 2 * SHOWN])
+    return tuple(dict.fromkeys(found))[:SHOWN]
 
 
 def wrong_gradient(
@@ -258,7 +260,7 @@ def suspects(leaf: Leaf, suspect: Suspect, finding: Finding) -> Finding:
         count = len(suspect.lone)
         parts.append(f"{count} of {leaf.size} elements, {_places(leaf, mask)}")
     worst = [*suspect.off][:SHOWN]
-    where = tuple(leaf.index(position) for position in sorted(worst))
+    where = tuple(dict.fromkeys(leaf.index(position) for position in sorted(worst)))
     _, semicolon, remainder = finding.text.partition(";")
     text = f"{leaf.name}, {' and '.join(parts)}{semicolon}{remainder}"
     return Finding(leaf.name, finding.kind, text, where)

@@ -167,8 +167,7 @@ class Search:
 
     def _slope(self, number: int) -> float:
         leaf = self.band.layout.leaves[number]
-        unit = self.band.units[number]
-        return unit * float(np.linalg.norm(self.gradient[leaf.part]))
+        return float(np.linalg.norm(self.gradient[leaf.part] * self.band.units[number]))
 
     def _is_wrong(self, residual: float, bar: float, slopes: list[float]) -> bool:
         # What is no number was not measured: it accuses nobody.
@@ -208,16 +207,17 @@ class Search:
             self._leaf = node.leaf, own.astype(float)
         return self._leaf[1][_less(node.places, node.leaf.start)]
 
-    def _unit(self, leaf: Leaf) -> float:
-        return next(
+    def _unit(self, leaf: Leaf, position: int) -> float:
+        found = next(
             unit
             for number, unit in self.band.units.items()
             if self.band.layout.leaves[number] is leaf
         )
+        return float(found[position - leaf.start]) if isinstance(found, np.ndarray) else found
 
     def _off_by(self, leaf: Leaf, position: int) -> Off | None:
         """By how much the gradient is off at one coordinate; None where it is right."""
-        unit, size = self._unit(leaf), abs(float(self.gradient[position]))
+        unit, size = self._unit(leaf, position), abs(float(self.gradient[position]))
         residual, gap = self._residual_and_gap(position, np.array([unit]))
         usual = unit * rms(self.gradient[leaf.part])
         allowed = self.allowance.rtol * unit * size + self.allowance.of_rms * usual

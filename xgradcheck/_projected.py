@@ -7,17 +7,17 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from xgradcheck._as_run import errors_near_by
+from xgradcheck._as_run import Near, errors_near_by
 from xgradcheck._budget import plan
 from xgradcheck._differences import Noise, norm, rms
 from xgradcheck._directions import influence, unit_of
 from xgradcheck._generic import NearBy, is_symmetric, look_near_by
-from xgradcheck._judge import NEGLIGIBLE, PIECE, ZERO, distance, tolerance
+from xgradcheck._judge import NEGLIGIBLE, PIECE, ZERO, distance, judge, tolerance
 from xgradcheck._layout import DOUBLE, Leaf, Positions, Vector
 from xgradcheck._measured import Measured, Run
 from xgradcheck._phi import Phi, noise_of
 from xgradcheck._projection import Bound, Projecting, Projection
-from xgradcheck._restricted import Restricted
+from xgradcheck._restricted import Part, Restricted
 from xgradcheck._rows import Asked, judged_beside, swept
 from xgradcheck._slopes import account_of
 from xgradcheck._truth import COMPLEX
@@ -30,6 +30,10 @@ CONFIRMED = 2
 """So many leaves are differenced with all care, by their worst coordinate, before they are called
 wrong; if they are, the search is believed where it has found others that are wrong by far.
 """
+SYMMETRIC = 20_000
+"""Up to so many elements of a symmetric matrix are differenced, which is right only as a whole."""
+MANY = 500
+"""Coordinates of a leaf that are differenced where none of them is wrong beyond doubt."""
 WORST, LARGEST = 64, 8
 """Of a large leaf that is not right as it runs: how many coordinates are differenced, those that
 are off by most, and how many of the largest.
@@ -137,10 +141,11 @@ def projected(
     if work is None or not work.is_about(value, gradient):
         allowance = tolerance(asked.rtol, asked.atol)
         work = Projecting(phi, gradient, value, allowance, asked.seed)
-        if is_low:
-            work.done.open = [n for n, leaf in enumerate(layout) if leaf.size]
-        else:
+        if not is_low:
             _certify(work, asked)
+    if asked.spaces and not work.is_certain:
+        phi.phase = ""
+        return None  # a search knows no tangents
     if (is_low or not work.is_certain) and not work.is_searched:
         phi.phase = "noise"
         found = _noise_of(phi, value, asked.seed)
@@ -148,7 +153,7 @@ def projected(
         phi.phase = "search"
         if not is_low and found.bits == DOUBLE:
             work.search(found)
-        elif not is_low:
+        else:
             work.give_up()
         work.is_searched = True
         if work.done.open and (layout.size > SWEPT or found.bits < DOUBLE):
@@ -166,10 +171,47 @@ def projected(
     restricted, looked = None, list[Measured]()
     if chosen:
         restricted = Restricted(phi.problem, chosen)
+        # What is wrong in float64 needs no excuse below it, at a point that is large.
+        if layout.size > LARGE and chosen.keys() <= done.suspects.keys():
+            runs = [replace(run, near=Near(asked.seed, restricted.places, {})) for run in runs]
         if any(run.bits is not None and run.near is None for run in runs[1:]):
             raise NeedsNear(restricted.places, work)
         looked = _looked(phi, value, spread, runs, asked, restricted, noise, lost)
+        acquitted = _acquitted(restricted, looked[0], done)
+        if acquitted and layout.size <= SWEPT:
+            phi.phase = ""
+            return None
+        done.open += acquitted
     return _finished(phi, value, runs, asked, work, restricted, looked, fine)
+
+
+def _acquitted(restricted: Restricted, row: Measured, done: Projection) -> list[int]:
+    """The leaves that were searched in vain: what was found there is not wrong, and was not all."""
+    found = []
+    for number, part in zip(restricted.numbers, restricted.layout, strict=True):
+        suspect = done.suspects.get(number)
+        if suspect is None or not isinstance(part, Part):
+            continue
+        is_all = not suspect.dense and {*suspect.lone} <= {*part.places.tolist()}
+        if not is_wrong(row, part) and not (is_all and number in done.bounds):
+            found.append(number)
+    return found
+
+
+def is_wrong(row: Measured, leaf: Leaf) -> bool:
+    """Whether an element of a leaf is wrong in a row."""
+    part, truth = leaf.part, row.truth
+    judged = judge(
+        row.backward.gradient[part],
+        truth.value[part],
+        truth.bar[part],
+        truth.settled[part],
+        row.allowance,
+        truth.zero_below[part],
+        truth.still[part],
+        row.run.excused[part],
+    )
+    return bool(judged.failed.any())
 
 
 def _small(phi: Phi, numbers: Sequence[int]) -> list[int]:
@@ -271,7 +313,7 @@ def _fine_leaves(
     for number in done.bounds.keys() - done.suspects.keys():
         leaf = layout.leaves[number]
         given, right = own[leaf.part], truth[leaf.part]
-        nothing = NEGLIGIBLE * ZERO[bits] * largest / unit_of(point[leaf.part])
+        nothing = NEGLIGIBLE * ZERO[bits] * largest / float(np.min(unit_of(point[leaf.part])))
         if norm(given) + norm(right) <= nothing:
             found[number] = Fine(0.0, float("nan"), True)
             continue
@@ -304,11 +346,17 @@ def _chosen(
     confirmed = 0
     for number, suspect in done.suspects.items():
         leaf = layout.leaves[number]
-        if leaf.size <= SWEPT and is_symmetric(phi.problem.point[leaf.part].reshape(leaf.grid)):
+        if leaf.size <= SYMMETRIC and is_symmetric(phi.problem.point[leaf.part].reshape(leaf.grid)):
             chosen[number] = None  # wrong element by element, it may be right as a whole
         elif confirmed < CONFIRMED or not suspect.is_plain:
             confirmed += 1
-            worst = np.array([next(iter(suspect.off))], np.intp)
+            off = suspect.off
+            # Where none is wrong beyond doubt, as at kinks, all that were found are asked.
+            any_plain = next(iter(off.values())).is_plain
+            if not any_plain and leaf.size <= SWEPT:
+                chosen[number] = None
+                continue
+            worst = np.array(sorted([*off][: 1 if any_plain else MANY]), np.intp)
             # Below float64 what is allowed goes by the largest of a leaf.
             chosen[number] = _with_largest(leaf, gradient, worst, 1) if runs[1:] else worst
     for number in done.bounds:
@@ -316,7 +364,7 @@ def _chosen(
         for run, own in zip(runs[1:], fine, strict=True):
             if number in own or number in done.suspects:
                 continue
-            if leaf.size <= SWEPT:
+            if leaf.size <= FEW:
                 chosen[number] = None
             else:
                 error = np.abs(run.backward.gradient[leaf.part] - gradient[leaf.part])

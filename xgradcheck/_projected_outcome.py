@@ -68,7 +68,7 @@ def _account(problem: Problem, number: int, leaf: Leaf, found: Projected, row: i
     run, projection, restricted = found.runs[row], found.projection, found.restricted
     fine = found.fine[row - 1].get(number) if row else None
     suspect, bound = projection.suspects.get(number), projection.bounds.get(number)
-    if fine is not None:
+    if fine is not None and number not in projection.open:
         own = leaf_entry(leaf, Verdict.PASS, fine.distance, fine.floor, None, 0, 0)
         return _labelled(own, run), [], []
     if restricted is not None and number in restricted.numbers:
@@ -78,6 +78,8 @@ def _account(problem: Problem, number: int, leaf: Leaf, found: Projected, row: i
         if suspect is not None and own.verdict is Verdict.FAIL:
             own = _with_suspect(own, leaf, suspect, run, bound)
             said = [suspects(leaf, suspect, finding) for finding in said]
+        elif number in projection.open:
+            return _open(leaf, run)
         return own, said, notes
     if suspect is not None:
         return _suspected(leaf, suspect, run, bound)
@@ -85,7 +87,7 @@ def _account(problem: Problem, number: int, leaf: Leaf, found: Projected, row: i
         mistake, distance = projection.mistakes[number]
         own = leaf_entry(leaf, Verdict.FAIL, distance, float("nan"), None, 0, 0)
         return _labelled(own, run), [along_directions(leaf, mistake)], []
-    if bound is None:
+    if bound is None or number in projection.open:
         return _open(leaf, run)
     return _certified(leaf, run, found, number, bound)
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from xgradcheck._certificate import Certificate, Residual, certify
 from xgradcheck._differences import NOISE_SIGMAS, Noise, norm, rms
-from xgradcheck._directions import Band, Places, bands, influence, unit_of
+from xgradcheck._directions import Band, Places, bands, influence, influence_of
 from xgradcheck._judge import ZERO, Tolerance
 from xgradcheck._layout import DOUBLE, Direction, Leaf, Vector
 from xgradcheck._localise import Found, Node, Off, Search, step_and_bar
@@ -73,9 +73,12 @@ class Suspect:
 
     @property
     def off(self) -> dict[int, Off]:
-        """All coordinates that were looked at, those first that are off by most."""
-        found = self.probed | self.lone
-        return dict(sorted(found.items(), key=lambda item: -abs(item[1].by)))
+        """All coordinates that were looked at, those first that are wrong beyond doubt, and those
+        that are off by most.
+        """
+        found = [*(self.probed | self.lone).items()]
+        found.sort(key=lambda item: (not item[1].is_plain, -abs(item[1].by)))
+        return dict(found)
 
     @property
     def is_plain(self) -> bool:
@@ -168,7 +171,8 @@ class Projecting:
 
     def _certify_rows_of(self, number: int, leaf: Leaf, beside: float) -> None:
         layout, point = self.phi.problem.layout, self.phi.problem.point
-        unit = unit_of(point[leaf.part])
+        size = rms(point[leaf.part])
+        unit = 2.0 ** round(math.log2(size)) if size > 0 else 1.0
         band = Band(layout, {number: unit}, 0.0, False, self.seed, tuple(self._without))
         width = leaf.grid[-1] if leaf.grid else 1
         least = LITTLE * math.sqrt(width) * rms(self.gradient[leaf.part])
@@ -234,6 +238,7 @@ class Projecting:
                 self._enter(part)
             bands_left = [band for band, _ in failed] + [row[0] for row in self.failed_rows]
             open_leaves = sorted({number for band in bands_left for number in band.units})
+            open_leaves = [number for number in open_leaves if not self._is_all_wrong(number)]
             failed = self._certify(open_leaves, turn * NUMBERS)
             if not failed or is_over():
                 break
@@ -244,8 +249,10 @@ class Projecting:
 
     def give_up(self) -> None:
         """Leave open what was not certified: for a search the function is too noisy."""
-        failed = [band for band, _ in self.failed] + [row[0] for row in self.failed_rows]
-        self.done.open = sorted({number for band in failed for number in band.units})
+        known = self.done.bounds.keys()
+        failed = {number for row in self.failed_rows for number in row[0].units}
+        leaves = enumerate(self.phi.problem.layout)
+        self.done.open = [n for n, leaf in leaves if leaf.size and (n in failed or n not in known)]
 
     def _certify(self, numbers: "range | list[int]", first: int) -> list[tuple[Band, Certificate]]:
         problem, gradient, failed = self.phi.problem, self.gradient, []
@@ -258,14 +265,19 @@ class Projecting:
                 self._allowed(band),
                 band.size,
             )
-            if own.holds and not (band.is_zero and self._is_coarse(band, own)):
+            if own.holds and not (band.is_zero and self._is_something(band, own)):
                 self._note(band, own)
             else:
                 failed.append((band, own))
         return failed
 
-    def _is_coarse(self, band: Band, own: Certificate) -> bool:
-        """Whether phi stands still for short steps alone: it is rounded inside, or has plateaus."""
+    def _is_something(self, band: Band, own: Certificate) -> bool:
+        """Whether what has no gradient has a slope, or phi stands still for short steps alone: it
+        is rounded inside, or has plateaus.
+        """
+        products = [band.product(self.gradient, n) for n in range(len(own.residuals))]
+        if not own.is_nothing(products):
+            return True
         if not own.stood_still(band.product(self.gradient, 0)):
             return False
         values = _walk(self.phi, band, 0, np.array(WIDE))
@@ -277,15 +289,16 @@ class Projecting:
         allowed = (ZERO[DOUBLE] if band.is_zero else share) * band.size
         if self.allowance.atol:
             pairs = zip(band.leaves, band.units.values(), strict=True)
-            least = min(unit * math.sqrt(leaf.size) for leaf, unit in pairs)
+            least = min(float(np.min(unit)) * math.sqrt(leaf.size) for leaf, unit in pairs)
             allowed += self.allowance.atol * least
         return allowed
 
     def _note(self, band: Band, own: Certificate) -> None:
         for (number, unit), leaf in zip(band.units.items(), band.leaves, strict=True):
-            influence = unit * norm(self.gradient[leaf.part])
+            given, values = self.gradient[leaf.part], self.phi.problem.point[leaf.part]
+            influence = influence_of(given, values, unit)
             if band.is_zero:
-                bound = Bound(math.nan, 0.0, unseen=own.error / unit)
+                bound = Bound(math.nan, 0.0, unseen=own.error / float(np.min(unit)))
             else:
                 distance = min(own.estimate / (2 * influence), 1.0)
                 bound = Bound(own.allowed / influence, distance)
@@ -321,6 +334,11 @@ class Projecting:
         if node is None:
             return search.run(residual, uncertain)
         return search.take([replace(node, residual=residual, bar=uncertain)])
+
+    def _is_all_wrong(self, number: int) -> bool:
+        """Whether nothing is left of a leaf to certify."""
+        suspect = self.done.suspects.get(number)
+        return suspect is not None and suspect.size >= self.phi.problem.layout.leaves[number].size
 
     def _enter(self, found: Found) -> None:
         """Keep what was found, and keep it still from now on."""

@@ -29,9 +29,9 @@ WIDER, SAFE = 2.0, 4.0
 """How much wider the steps of one more pair are; and how many times more than both pairs tell the
 first one is taken to be cut short.
 """
-FAR, LITTLE = range(2, 28, 2), 1e-6
+FAR, LITTLE, FEW_ULPS = range(2, 28, 2), 1e-6, 64.0
 """Exponents of two, of a coordinate's scale: how far out to look for a phi that does not move; and
-the share of its moves that is little.
+what is little of its moves, as a share of the largest and in units of its rounding.
 """
 
 
@@ -261,7 +261,8 @@ def _absorbed(work: Sweep, index: Positions, rungs: Vector) -> Mask:
             moves.append(np.max(np.abs(np.array(sides) - work.value), axis=0))
         far = np.array(moves)
         first = np.take_along_axis(far, np.argmax(far > 0, axis=0)[None], axis=0)[0]
-        absorbed[chosen] = (first > 0) & (first < LITTLE * np.nanmax(far, axis=0))
+        little = np.fmin(LITTLE * np.nanmax(far, axis=0), FEW_ULPS * np.spacing(abs(work.value)))
+        absorbed[chosen] = (first > 0) & (first <= little)
     return absorbed
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from xgradcheck._certificate import DEVIATION, factor
 from xgradcheck._derivative import derivative
 from xgradcheck._differences import Noise, norm, rms
-from xgradcheck._directions import drawn, unit_of
+from xgradcheck._directions import drawn, influence_of, unit_of
 from xgradcheck._judge import Tolerance, exceeds
 from xgradcheck._layout import Leaf, Vector
 from xgradcheck._phi import Phi
@@ -101,7 +101,7 @@ def account_of(
 ) -> Account:
     """The gradient of a leaf beside slopes along a few directions."""
     unit, slopes = unit_of(phi.problem.point[leaf.part]), list[Slope]()
-    size = unit * norm(gradient)
+    size = influence_of(gradient, phi.problem.point[leaf.part], unit)
 
     def more(count: int) -> None:
         for turn in range(len(slopes), count):

@@ -566,3 +566,15 @@ def test_a_complex_element_is_named_once() -> None:
 
     report = check(lambda z: Wrong.apply(z, change).sin(), z, raise_exception=False)
     assert report.findings[0].indices == ((3, 4),)
+
+
+@pytest.mark.parametrize("size", [12, 20, 40])
+@pytest.mark.parametrize("fn", [torch.linalg.cholesky, torch.linalg.eigvalsh])
+def test_a_function_of_one_triangle_is_right_as_a_whole(fn: Any, size: int) -> None:
+    root = np.random.default_rng(1).normal(size=(size, size))
+    matrix = torch.from_numpy(root @ root.T + np.eye(size))
+    report = check(fn, (matrix + matrix.T) / 2, raise_exception=False)
+    assert report.verdict is Verdict.INCONCLUSIVE
+    assert report.findings[0].kind == "symmetric"
+    double = lambda s: fn(Wrong.apply(s, lambda u: 2 * u))  # noqa: E731
+    assert check(double, matrix, raise_exception=False).verdict is Verdict.FAIL

@@ -23,6 +23,8 @@ TRIES = 2
 
 
 SYMMETRIC, DIAGONAL = "it is symmetric", "it is diagonal"
+LARGE = 1_000_000
+"""Beyond so many coordinates nothing is told element by element."""
 LOOKED_AT, SAMPLED = 64, 4096
 """How many of a leaf's values are looked at before all are, and how many where some tell enough."""
 WHOLE = 1e6
@@ -68,7 +70,7 @@ def look_near_by(
     if there.is_stale(backward):
         return NearBy(why, {}, can_move, is_stale=True)
     below = None
-    if zeros:
+    if problem.layout.size <= LARGE:
         below = zero_below(problem.layout, phi.scales()[0], (there.gradient,))
     return NearBy(why, mistakes, can_move, zero_below=below)
 

@@ -29,9 +29,9 @@ WIDER, SAFE = 2.0, 4.0
 """How much wider the steps of one more pair are; and how many times more than both pairs tell the
 first one is taken to be cut short.
 """
-FAR, LITTLE, FEW_ULPS = range(2, 28, 2), 1e-6, 64.0
-"""Exponents of two, of a coordinate's scale: how far out to look for a phi that does not move; and
-what is little of its moves, as a share of the largest and in units of its rounding.
+FAR, LITTLE, LOST = range(2, 28, 2), 1e-6, 0.05
+"""Exponents of two, of a coordinate's scale: how far out to look for a phi that does not move; the
+share of its moves that is little, and that of the first of them that is lost.
 """
 
 
@@ -261,8 +261,10 @@ def _absorbed(work: Sweep, index: Positions, rungs: Vector) -> Mask:
             moves.append(np.max(np.abs(np.array(sides) - work.value), axis=0))
         far = np.array(moves)
         first = np.take_along_axis(far, np.argmax(far > 0, axis=0)[None], axis=0)[0]
-        little = np.fmin(LITTLE * np.nanmax(far, axis=0), FEW_ULPS * np.spacing(abs(work.value)))
-        absorbed[chosen] = (first > 0) & (first <= little)
+        # What a gradient says of a step of this size has to be lost in it, too.
+        told = np.abs(work.gradient[index[chosen]]) * work.scale[index[chosen]]
+        lost = (first < LITTLE * np.nanmax(far, axis=0)) & (told <= LOST * first)
+        absorbed[chosen] = (first > 0) & lost
     return absorbed
 
 

@@ -171,6 +171,11 @@ def _of_type(node: type, seen: dict[int, Any]) -> Iterator[Hashable]:
 
 
 def _of_object(node: Any, seen: dict[int, Any]) -> Iterator[Hashable]:
+    wrapped = getattr(node, "__wrapped__", None)
+    plain = wrapped if isinstance(wrapped, FunctionType) and not wrapped.__closure__ else None
+    if plain and _is_of_library(plain.__globals__.get("__name__")):  # as jnp.tanh
+        yield Same(node)
+        return
     if hasattr(type(node), "__slots__") and not hasattr(node, "__dict__"):
         raise Unknown
     if isinstance(node, property | staticmethod | classmethod):

@@ -654,3 +654,10 @@ def test_the_process_ends_with_the_status_of_misuse():
     finished = as_a_process("check", *MISUSE)
     assert finished.returncode == 2
     assert is_one_sentence(finished.stderr)
+
+
+def test_coverage_and_budget_are_options(report):
+    assert report(*RIGHT, "--coverage", "projection")["coverage"] == "projection"
+    assert report(*WRONG, "--coverage", "rows")["verdict"] == "FAIL"
+    assert report(*RIGHT, "--coverage", "sweep", "--budget", "8")["verdict"] == "INCONCLUSIVE"
+    assert report(*RIGHT, "--budget", "60s")["verdict"] == "PASS"

@@ -21,7 +21,7 @@ import numpy as np
 from rich.console import Console
 
 from xgradcheck._adapters import adapter
-from xgradcheck._check import METHODS, check, environment
+from xgradcheck._check import COVERAGES, METHODS, check, environment
 from xgradcheck._constraints import NAMES
 from xgradcheck._errors import InvalidCase
 from xgradcheck._judge import Verdict
@@ -130,6 +130,13 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         help="what is checked; may be given twice (reverse)",
     )
+    checking.add_argument(
+        "--coverage",
+        choices=COVERAGES,
+        default="auto",
+        help="a sweep up to 256 coordinates, directions beyond (auto)",
+    )
+    checking.add_argument("--budget", help="when to stop: evaluations, as 500, or a time, as 2s")
     checking.add_argument("--constraint", choices=NAMES, help="of every argument that satisfies it")
     checking.add_argument("--rtol", type=float, help="relative error allowed (1e-6)")
     checking.add_argument(
@@ -203,10 +210,12 @@ def _check_one(target: Target, options: argparse.Namespace, number: int) -> int:
             order=options.order,
             modes=options.mode or (REVERSE,),
             constraint=options.constraint,
+            coverage=options.coverage,
             method=options.method,
             eps=options.eps,
             rtol=options.rtol,
             atol=options.atol,
+            budget=int(budget) if (budget := options.budget or "").isdecimal() else budget or None,
             seed=options.seed,
             name=target.written if number else None,
             backend=backend,

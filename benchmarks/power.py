@@ -17,7 +17,6 @@ Prints the tables and writes power.json beside this file. Run: python benchmarks
 import argparse
 import math
 import sys
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import product
@@ -32,6 +31,7 @@ from _networks import batch, mlp, weights
 from _tables import Row, show, write
 from jax.test_util import check_grads
 from numpy.typing import NDArray
+from verdicts import accepted
 
 from xgradcheck import Report, Verdict, check
 from xgradcheck._check import environment
@@ -107,16 +107,6 @@ def in_jax(factors: Any) -> Callable[[Any], Any]:
     return sine
 
 
-def accepts(run: Callable[[], Any]) -> bool:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            run()
-    except (AssertionError, RuntimeError):
-        return False
-    return True
-
-
 def our_torch(x: Vector, factors: Any, seed: int) -> bool:
     point = torch.from_numpy(x).requires_grad_()
     return bool(check(in_torch(factors), point, seed=seed, raise_exception=False))
@@ -131,12 +121,12 @@ def gradcheck(x: Vector, factors: Any, fast: bool) -> bool:
     # What fast mode rejects it differences slowly for the message, with n * n numbers in memory.
     with patch.object(GRADCHECK, "_run_slow_mode_and_get_error", lambda *given: ""):
         run = torch.autograd.gradcheck
-        return accepts(lambda: run(in_torch(factors), (point,), fast_mode=fast))
+        return accepted(lambda: run(in_torch(factors), (point,), fast_mode=fast))
 
 
 def jax_check_grads(x: Vector, factors: Any, seed: int) -> bool:
     with jax.enable_x64(True):
-        return accepts(lambda: check_grads(in_jax(factors), (jnp.asarray(x),), 1, modes=("rev",)))
+        return accepted(lambda: check_grads(in_jax(factors), (jnp.asarray(x),), 1, modes=("rev",)))
 
 
 JUDGES: dict[str, Judge] = {

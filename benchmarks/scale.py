@@ -28,7 +28,10 @@ from xgradcheck._check import environment
 TORCH = {False: (4, 256, 8, 8000), True: (12, 768, 12, 50257)}
 JAX = {False: (3, 128, 2000), True: (4, 384, 8000)}
 """Layers, width, (heads,) words: of a short run and of a long one."""
-WORDS = 64
+WORDS, PLACES = 64, 1024
+"""How many words JAX's model reads, and how many places torch's has an embedding for."""
+# The models are those of the tests.
+sys.path.append(str(Path(__file__).parents[1] / "tests"))
 SIZES = {False: (3, 4, 5, 6), True: (3, 4, 5, 6, 7)}
 
 
@@ -37,122 +40,23 @@ def peak() -> float:
     return 1024.0 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
-def torch_model(sizes: tuple[int, ...], is_wrong: bool) -> tuple[Any, Any, Any, int]:
-    """A transformer with a tied embedding, its words, a loss, and the bytes of its weights."""
-    import torch
-    from torch import nn
-    from torch.nn import functional as F
-
-    class Product(torch.autograd.Function):
-        """A linear layer whose kernel forgets the last columns."""
-
-        @staticmethod
-        def forward(ctx: Any, x: Any, weight: Any) -> Any:
-            ctx.save_for_backward(x, weight)
-            return x @ weight.T
-
-        @staticmethod
-        def backward(ctx: Any, u: Any) -> tuple[Any, Any]:
-            x, weight = ctx.saved_tensors
-            slope = u.flatten(0, -2).T @ x.flatten(0, -2)
-            slope[:, -2:] = 0
-            return u @ weight, slope
-
-    class Block(nn.Module):
-        def __init__(self, width: int, heads: int, is_wrong: bool) -> None:
-            super().__init__()
-            self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
-            self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
-            self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
-            self.heads, self.is_wrong = heads, is_wrong
-
-        def forward(self, x: Any) -> Any:
-            length, width = x.shape[1:]
-            split = self.qkv(self.norm1(x)).view(1, length, 3, self.heads, width // self.heads)
-            found = F.scaled_dot_product_attention(*split.permute(2, 0, 3, 1, 4), is_causal=True)
-            x = x + self.out(found.transpose(1, 2).reshape(x.shape))
-            inner, up = self.norm2(x), self.up
-            raised = Product.apply(inner, up.weight) + up.bias if self.is_wrong else up(inner)
-            return x + self.down(F.gelu(raised))
-
-    class Transformer(nn.Module):
-        def __init__(self, layers: int, width: int, heads: int, words: int) -> None:
-            super().__init__()
-            self.words, self.places = nn.Embedding(words, width), nn.Embedding(1024, width)
-            self.blocks = nn.ModuleList(
-                Block(width, heads, is_wrong and n == layers // 2) for n in range(layers)
-            )
-            self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, words, bias=False)
-            self.head.weight = self.words.weight
-            for parameter in self.parameters():
-                if parameter.dim() > 1:
-                    nn.init.normal_(parameter, std=0.02)
-
-        def forward(self, indices: Any) -> Any:
-            x = self.words(indices) + self.places(torch.arange(indices.shape[1]))
-            for block in self.blocks:
-                x = block(x)
-            return self.head(self.norm(x))
-
-    torch.manual_seed(0)
-    model = Transformer(*sizes)
-    indices = torch.randint(0, sizes[-1], (1, WORDS + 1))
-    following = indices[0, 1:]
-    weight_bytes = sum(p.numel() * p.element_size() for p in model.parameters())
-    loss = lambda y: F.cross_entropy(y[0], following)  # noqa: E731
-    return model, indices[:, :-1], loss, weight_bytes
-
-
 def of_torch(long: bool, is_wrong: bool) -> Row:
-    model, indices, loss, weight_bytes = torch_model(TORCH[long], is_wrong)
+    from language_models import language_model
+
+    sizes = TORCH[long]
+    wrong = sizes[0] // 2 if is_wrong else None
+    model, indices, loss = language_model(*sizes, wrong=wrong, places=PLACES)
+    weight_bytes = sum(p.numel() * p.element_size() for p in model.parameters())
     forward = best_of(lambda: loss(model(indices)), 3)
-    return told(
-        lambda: check(model, indices, loss=loss, raise_exception=False), forward, weight_bytes
-    )
+    run = lambda: check(model, indices, loss=loss, raise_exception=False)  # noqa: E731
+    return told(run, forward, weight_bytes)
 
 
 def of_jax(long: bool, is_wrong: bool) -> Row:
     import jax
-    import jax.numpy as jnp
+    from jax_language_models import language_model
 
-    layers, width, words = JAX[long]
-    rng = np.random.default_rng(0)
-
-    def drawn(*shape: int) -> Any:
-        return jnp.asarray(0.05 * rng.normal(size=shape), jnp.float32)
-
-    @jax.custom_vjp
-    def dense(x: Any, w: Any) -> Any:
-        return x @ w
-
-    def backward(saved: Any, u: Any) -> Any:
-        x, w = saved
-        slope = x.T @ u
-        return u @ w.T, slope.at[-2:].set(0) if is_wrong else slope
-
-    dense.defvjp(lambda x, w: (x @ w, (x, w)), backward)
-    shapes = {"qkv": (width, 3 * width), "out": (width, width)}
-    shapes |= {"up": (width, 4 * width), "down": (4 * width, width)}
-    params = {
-        "words": drawn(words, width),
-        "layers": [{name: drawn(*s) for name, s in shapes.items()} for _ in range(layers)],
-    }
-    indices = rng.integers(0, words, WORDS + 1)
-    mask = jnp.tril(jnp.ones((WORDS, WORDS), bool))
-
-    def loss(params: Any) -> Any:
-        x = params["words"][indices[:-1]]
-        for number, p in enumerate(params["layers"]):
-            parts = jnp.split(x @ p["qkv"], 3, -1)
-            q, k, v = (part.reshape(WORDS, 4, -1).transpose(1, 0, 2) for part in parts)
-            scores = jnp.where(mask, q @ k.transpose(0, 2, 1) / np.sqrt(width / 4), -1e9)
-            found = jax.nn.softmax(scores, -1) @ v
-            x = x + found.transpose(1, 0, 2).reshape(WORDS, width) @ p["out"]
-            inner = dense(x, p["up"]) if number == 1 else x @ p["up"]
-            x = x + jax.nn.gelu(inner) @ p["down"]
-        chances = jax.nn.log_softmax(x @ params["words"].T)
-        return -jnp.take_along_axis(chances, indices[1:, None], 1).mean()
-
+    loss, params = language_model(*JAX[long], is_wrong, WORDS)
     compiled = jax.jit(loss)
     compiled(params)
     forward = best_of(lambda: jax.block_until_ready(compiled(params)), 3)

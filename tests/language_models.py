@@ -6,6 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+LENGTH = 64
+"""Words of the text that a model reads."""
+
 
 class Product(torch.autograd.Function):
     """A linear layer whose kernel forgets the last columns of the weight's gradient."""
@@ -50,10 +53,16 @@ class Transformer(nn.Module):
     """A language model with a tied embedding."""
 
     def __init__(
-        self, layers: int, width: int, heads: int, words: int, wrong: int | None = None
+        self,
+        layers: int,
+        width: int,
+        heads: int,
+        words: int,
+        wrong: int | None = None,
+        places: int = LENGTH,
     ) -> None:
         super().__init__()
-        self.words, self.places = nn.Embedding(words, width), nn.Embedding(64, width)
+        self.words, self.places = nn.Embedding(words, width), nn.Embedding(places, width)
         self.blocks = nn.ModuleList(Block(width, heads, n == wrong) for n in range(layers))
         self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, words, bias=False)
         self.head.weight = self.words.weight
@@ -68,10 +77,12 @@ class Transformer(nn.Module):
         return self.head(self.norm(x))
 
 
-def language_model(*sizes: int, wrong: int | None = None) -> tuple[Any, Any, Any]:
+def language_model(
+    *sizes: int, wrong: int | None = None, places: int = LENGTH
+) -> tuple[Any, Any, Any]:
     """A model, its words and a loss: layers, width, heads and words."""
     torch.manual_seed(0)
-    model = Transformer(*sizes, wrong=wrong)
-    indices = torch.randint(0, sizes[-1], (1, 65))
+    model = Transformer(*sizes, wrong=wrong, places=places)
+    indices = torch.randint(0, sizes[-1], (1, LENGTH + 1))
     following = indices[:, 1:].flatten()
     return model, indices[:, :-1], lambda y: F.cross_entropy(y.flatten(0, 1), following)

@@ -224,7 +224,8 @@ MAY_IMPORT = {
     | {"_as_run", "_budget", "_directions", "_generic", "_measured", "_phi", "_projection"}
     | {"_restricted", "_rows", "_slopes", "_truth"},
     "_measure": NUMBERS
-    | {"_as_run", "_errors", "_measured", "_phi", "_projected", "_projection", "_rows"},
+    | {"_as_run", "_errors", "_generic", "_measured", "_phi", "_projected", "_projection"}
+    | {"_rows"},
     "_findings": NUMBERS
     | {"_adapters", "_generic", "_localise", "_measured", "_projection", "_report", "_slopes"}
     | {"_truth"},

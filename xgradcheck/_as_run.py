@@ -37,7 +37,6 @@ ROUNDINGS = 64.0
 
 
 Reach = Callable[[Vector, int], Vector]
-Draw = Callable[[int], Vector]
 
 
 def ulps(values: Vector, bits: int) -> Vector:

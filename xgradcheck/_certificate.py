@@ -61,6 +61,11 @@ class Rung:
     even: float
     """``phi(x + h v) + phi(x - h v) - 2 phi(x)``."""
 
+    @property
+    def exponent(self) -> int:
+        """Of the power of two that the step is a multiple of, by 1 to 1.4."""
+        return round(math.log2(self.step) - 0.2)
+
 
 @dataclass(frozen=True, slots=True)
 class Residual:
@@ -181,7 +186,7 @@ class _Line:
                     exponent -= INWARDS
                     continue
             if len(self.rungs) == 1:
-                exponent = round(math.log2(self.rungs[0].step) - 0.2) - APART
+                exponent = self.rungs[0].exponent - APART
                 continue
             self.best = _best(self.rungs, self.sigma)
             self._bound()
@@ -191,8 +196,8 @@ class _Line:
             if following is None:
                 break
             exponent, sharp = following
-        steps = [round(math.log2(rung.step) - 0.2) for rung in self.rungs]
-        self.starts = (steps[0], steps[1]) if len(steps) > 1 else self.starts
+        if len(self.rungs) > 1:
+            self.starts = self.rungs[0].exponent, self.rungs[1].exponent
         return taken
 
     def _pairs(self, exponents: list[int]) -> list[Rung]:
@@ -240,7 +245,7 @@ class _Line:
         """
         assert self.best is not None
         best, limit = self.best, self.found.allowed * DEVIATION
-        narrow, wide = (round(math.log2(self.rungs[n].step) - 0.2) for n in (0, -1))
+        narrow, wide = self.rungs[0].exponent, self.rungs[-1].exponent
         if (
             best.noise > best.truncation
             and wide + 3 <= WIDEST

@@ -110,6 +110,11 @@ def _is_wide(unit: Unit) -> bool:
     return bool(np.max(unit) > 2.0**100 or np.min(unit) < 2.0**-100)
 
 
+def power_near(size: float) -> float:
+    """The power of two near a size; 1 for none."""
+    return 2.0 ** round(math.log2(size)) if size > 0 else 1.0
+
+
 def unit_of(values: Vector) -> Unit:
     """A power of two near the size of a leaf, 1 for zeros; one for each element where they are of
     several kinds, of which the largest would hide the others.
@@ -123,10 +128,10 @@ def unit_of(values: Vector) -> Unit:
         own = np.abs(values)
         own[own == 0] = float(np.median(sample))
         return np.asarray(2.0 ** np.round(np.log2(own)))
-    return 2.0 ** round(math.log2(size))
+    return power_near(size)
 
 
-def influence_of(gradient: Vector, values: Vector, unit: Unit) -> float:
+def influence_of(gradient: Vector, unit: Unit) -> float:
     """How much a leaf can do to phi, by a gradient."""
     return norm(gradient * unit) if isinstance(unit, np.ndarray) else unit * norm(gradient)
 
@@ -134,7 +139,7 @@ def influence_of(gradient: Vector, values: Vector, unit: Unit) -> float:
 def influence(layout: Layout, point: Vector, gradient: Vector) -> float:
     """The largest that any leaf has by a gradient."""
     parts = ((gradient[leaf.part], point[leaf.part]) for leaf in layout)
-    sizes = (influence_of(given, values, unit_of(values)) for given, values in parts)
+    sizes = (influence_of(given, unit_of(values)) for given, values in parts)
     return max((size for size in sizes if math.isfinite(size)), default=0.0)
 
 
@@ -153,9 +158,8 @@ def bands(
     """
     units, influence = dict[int, Unit](), dict[int, float]()
     for number, leaf in enumerate(layout):
-        values = point[leaf.part]
-        units[number] = unit_of(values)
-        influence[number] = influence_of(gradient[leaf.part], values, units[number])
+        units[number] = unit_of(point[leaf.part])
+        influence[number] = influence_of(gradient[leaf.part], units[number])
     largest = max(influence.values(), default=0.0)
     chosen = [number for number in among if layout.leaves[number].size]
     nothing = min(ZERO[DOUBLE] * largest, NOTHING * max(largest, abs(value)))

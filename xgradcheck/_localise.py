@@ -104,10 +104,6 @@ class Found:
     """Parts of which every coordinate that was looked at is wrong."""
     probed: dict[int, Off] = field(default_factory=dict)
     """The coordinates that were looked at in them."""
-    left: list[Node] = field(default_factory=list)
-    """Parts that were not taken apart: what is wrong there is too little for that, or no budget was
-    left.
-    """
 
     @property
     def anything(self) -> bool:
@@ -140,9 +136,8 @@ class Search:
         """Take parts apart that are wrong."""
         while nodes:
             following: list[Node] = []
-            for place, node in enumerate(nodes):
+            for node in nodes:
                 if self.is_over():
-                    self.found.left += [*nodes[place:], *following]
                     return self.found
                 following += self._apart(node)
             nodes = following
@@ -377,8 +372,6 @@ class Search:
             right_bar = self.bar
         found = [(cuts[0], left, self.bar), (cuts[1], right, right_bar)]
         wrong = [abs(residual) > CLEAR * bar for _, residual, bar in found]
-        if not any(wrong):
-            self.found.left.append(node)
         streak = node.streak + 1 if all(wrong) else 0
         return [
             Node(node.leaf, cut, residual, bar, node.depth + 1, streak)

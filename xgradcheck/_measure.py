@@ -10,12 +10,12 @@ import numpy as np
 
 from xgradcheck._as_run import as_found, beside, is_kept, near, rounded, rounding
 from xgradcheck._errors import InvalidCase
+from xgradcheck._generic import LARGE
 from xgradcheck._judge import distance
 from xgradcheck._layout import DOUBLE, Leaf, Vector
 from xgradcheck._measured import REVERSE, Measured, Run
 from xgradcheck._phi import Phi
 from xgradcheck._projected import (
-    LARGE,
     Lost,
     NeedsNear,
     Projected,

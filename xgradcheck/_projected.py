@@ -11,7 +11,7 @@ from xgradcheck._as_run import Near, errors_near_by
 from xgradcheck._budget import plan
 from xgradcheck._differences import Noise, norm, rms
 from xgradcheck._directions import influence, unit_of
-from xgradcheck._generic import NearBy, is_symmetric, look_near_by
+from xgradcheck._generic import LARGE, NearBy, is_symmetric, look_near_by
 from xgradcheck._judge import NEGLIGIBLE, PIECE, ZERO, distance, judge, tolerance
 from xgradcheck._layout import DOUBLE, Leaf, Positions, Vector
 from xgradcheck._measured import Measured, Run
@@ -40,8 +40,8 @@ are off by most, and how many of the largest.
 """
 
 
-LARGE, SOME = 1_000_000, 2048
-"""From so many coordinates on the noise is measured along some of each leaf."""
+SOME = 2048
+"""Along so many coordinates of each leaf the noise of a large point is measured."""
 
 
 FAINT = {53: 3e-4, 24: 5e-3, 11: 0.3, 8: 0.45}
@@ -167,7 +167,7 @@ def projected(
             return None
         small = _small(phi, [*done.open, *done.mistakes]) if noise.bits == DOUBLE else []
     fine = [_fine_leaves(phi, run, gradient, asked, done) for run in runs[1:]]
-    chosen = _chosen(phi, runs, asked, done, fine) | dict.fromkeys(small)
+    chosen = _chosen(phi, runs, done, fine) | dict.fromkeys(small)
     restricted, looked = None, list[Measured]()
     if chosen:
         restricted = Restricted(phi.problem, chosen)
@@ -193,12 +193,12 @@ def _acquitted(restricted: Restricted, row: Measured, done: Projection) -> list[
         if suspect is None or not isinstance(part, Part):
             continue
         is_all = not suspect.dense and {*suspect.lone} <= {*part.places.tolist()}
-        if not is_wrong(row, part) and not (is_all and number in done.bounds):
+        if not _is_wrong(row, part) and not (is_all and number in done.bounds):
             found.append(number)
     return found
 
 
-def is_wrong(row: Measured, leaf: Leaf) -> bool:
+def _is_wrong(row: Measured, leaf: Leaf) -> bool:
     """Whether an element of a leaf is wrong in a row."""
     part, truth = leaf.part, row.truth
     judged = judge(
@@ -336,7 +336,6 @@ def _fine_leaves(
 def _chosen(
     phi: Phi,
     runs: Sequence[Run],
-    asked: Asked,
     done: Projection,
     fine: Sequence[dict[int, Fine]],
 ) -> dict[int, Positions | None]:
@@ -427,8 +426,6 @@ def _lost_in(restricted: Restricted, phi: Phi, lost: Lost) -> Vector:
 
 def _restricted(run: Run, restricted: Restricted) -> Run:
     """A run, of which these coordinates are kept."""
-    places, backward = restricted.places, run.backward
-    severed = frozenset(n for n, own in enumerate(restricted.numbers) if own in backward.severed)
-    own = backward._replace(gradient=backward.gradient[places], severed=severed, parts=())
+    places, backward = restricted.places, restricted.kept(run.backward)
     rounding = run.rounding if np.ndim(run.rounding) == 0 else np.asarray(run.rounding)[places]
-    return replace(run, backward=own, slack=run.slack[places], rounding=rounding)
+    return replace(run, backward=backward, slack=run.slack[places], rounding=rounding)

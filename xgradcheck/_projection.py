@@ -14,7 +14,7 @@ import numpy as np
 
 from xgradcheck._certificate import Certificate, Residual, certify
 from xgradcheck._differences import NOISE_SIGMAS, Noise, norm, rms
-from xgradcheck._directions import Band, Places, bands, influence, influence_of
+from xgradcheck._directions import Band, Places, bands, influence, influence_of, power_near
 from xgradcheck._judge import ZERO, Tolerance
 from xgradcheck._layout import DOUBLE, Direction, Leaf, Vector
 from xgradcheck._localise import Found, Node, Off, Search, step_and_bar
@@ -171,8 +171,7 @@ class Projecting:
 
     def _certify_rows_of(self, number: int, leaf: Leaf, beside: float) -> None:
         layout, point = self.phi.problem.layout, self.phi.problem.point
-        size = rms(point[leaf.part])
-        unit = 2.0 ** round(math.log2(size)) if size > 0 else 1.0
+        unit = power_near(rms(point[leaf.part]))
         band = Band(layout, {number: unit}, 0.0, False, self.seed, tuple(self._without))
         width = leaf.grid[-1] if leaf.grid else 1
         least = LITTLE * math.sqrt(width) * rms(self.gradient[leaf.part])
@@ -295,11 +294,10 @@ class Projecting:
 
     def _note(self, band: Band, own: Certificate) -> None:
         for (number, unit), leaf in zip(band.units.items(), band.leaves, strict=True):
-            given, values = self.gradient[leaf.part], self.phi.problem.point[leaf.part]
-            influence = influence_of(given, values, unit)
             if band.is_zero:
                 bound = Bound(math.nan, 0.0, unseen=own.error / float(np.min(unit)))
             else:
+                influence = influence_of(self.gradient[leaf.part], unit)
                 distance = min(own.estimate / (2 * influence), 1.0)
                 bound = Bound(own.allowed / influence, distance)
             self.done.bounds[number] = bound

@@ -3,7 +3,7 @@ can be asked of these.
 """
 
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,7 +68,10 @@ class Restricted:
 
     def gradient(self, cotangent: Vector) -> Backward:
         """The backward pass under test, of which these coordinates are kept."""
-        found = self._problem.gradient(cotangent)
+        return self.kept(self._problem.gradient(cotangent))
+
+    def kept(self, found: Backward) -> Backward:
+        """What a backward pass of the whole problem gives for these coordinates."""
         severed = frozenset(place for place, n in enumerate(self.numbers) if n in found.severed)
         return found._replace(gradient=found.gradient[self.places], severed=severed, parts=())
 
@@ -85,11 +88,8 @@ class Restricted:
         whole[places - leaf.start] = direction
         return self._problem.batched(whole, steps, leaf.start, cotangent)
 
-    def at(self, point: Vector) -> AbstractContextManager[None]:
-        return self._at(point)
-
     @contextmanager
-    def _at(self, point: Vector) -> Iterator[None]:
+    def at(self, point: Vector) -> Iterator[None]:
         whole, found = self._problem.point.copy(), self.point
         whole[self.places] = point
         with self._problem.at(whole):

@@ -101,32 +101,28 @@ def account_of(
 ) -> Account:
     """The gradient of a leaf beside slopes along a few directions."""
     unit, slopes = unit_of(phi.problem.point[leaf.part]), list[Slope]()
-    size = influence_of(gradient, phi.problem.point[leaf.part], unit)
+    size = influence_of(gradient, unit)
 
-    def more(count: int) -> None:
+    def measured(count: int) -> tuple[Vector, Vector]:
+        """Residuals along so many directions, and their bars."""
         for turn in range(len(slopes), count):
             direction = drawn(leaf, unit, seed, turn).astype(float)
             slopes.append(
                 slope_along(phi, leaf, gradient, lost, direction, value, noise, allowance)
             )
+        residuals = np.abs([slope.residual for slope in slopes])
+        return residuals, np.array([slope.bar for slope in slopes])
 
-    more(FIRST)
-    bars = np.array([slope.bar for slope in slopes])
-    residuals = np.abs([slope.residual for slope in slopes])
+    residuals, bars = measured(FIRST)
     floor = ABOVE * factor(FIRST, 1) * rms(np.fmax(bars, 1e-3 * residuals)) / DEVIATION
     largest = factor(FIRST, 1) * rms(residuals + bars) / DEVIATION
     size = size or float(np.max(residuals))
     if largest <= max(floor, allowance.distance * size):
-        floor = max(floor, largest)
-        return Account(
-            floor / size if size else 0.0,
-            0.0 if not size else rms(residuals) / DEVIATION / (2 * size),
-            True,
-            None,
-        )
-    more(ALL)
-    residuals = np.abs([slope.residual for slope in slopes])
-    bars = np.array([slope.bar for slope in slopes])
+        if not size:
+            return Account(0.0, 0.0, True, None)
+        distance = rms(residuals) / DEVIATION / (2 * size)
+        return Account(max(floor, largest) / size, distance, True, None)
+    residuals, bars = measured(ALL)
     least = rms(np.fmax(residuals - bars, 0.0)) / DEVIATION / LIKELY
     mistakes = [slope.mistake for slope in slopes if slope.mistake is not None]
     is_wrong = len(mistakes) > 1 and least > max(BELOW * floor, allowance.distance * size)

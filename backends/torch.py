@@ -430,8 +430,14 @@ class TorchProblem:
                 return Draws(native, default) if draws else nullcontext()
 
             @contextmanager
+            def drawing_eagerly() -> Iterator[None]:
+                # A compiler cannot follow custom Functions as they are called now.
+                with drawing(), eager():
+                    yield
+
+            @contextmanager
             def raising() -> Iterator[None]:
-                with drawing(), eager(), mode:
+                with drawing_eagerly(), mode:
                     yield
 
             try:
@@ -441,7 +447,7 @@ class TorchProblem:
                     # The tensors that it met are raised by now: without others, all goes its way.
                     mode.busy, self._grad_mode = False, None
                     self._tried_without_graph(self._call)
-                    self._scope = raising if mode.busy else drawing
+                    self._scope = raising if mode.busy else drawing_eagerly
                     yield
             finally:
                 self._learned = None
@@ -705,11 +711,16 @@ class TorchProblem:
                 stretch.put_back()
         return values
 
-    def _stretches(self, direction: Direction, start: int) -> list["Stretch"]:
+    def _stretches(self, direction: Direction, start: int) -> "list[Stretch] | list[Stretches]":
         """What of the leaves lies under a direction."""
         if not (direction.flags.c_contiguous and direction.flags.writeable):
             direction = direction.copy()
         stop, adds, found = start + direction.size, self._moves_by_sums(), []
+        spans = [span for span in self._spans if start <= span[1] and span[2] <= stop]
+        is_all = sum(last - first for _, first, last in spans) == direction.size <= MERGED
+        if adds and is_all and all(_is_plain_double(slot.work) for slot, _, _ in spans):
+            works = [slot.work for slot, _, _ in spans]
+            return [Stretches(works, self.point[start:stop], direction)]
         for slot, begin, end in self._spans:
             first, last = max(start, begin), min(stop, end)
             if first < last:
@@ -1047,6 +1058,37 @@ def _put_numbers(tensor: torch.Tensor, numbers: Vector) -> None:
     tensor.data.copy_(there.view(tensor.shape))
 
 
+def _is_plain_double(tensor: torch.Tensor) -> bool:
+    return tensor.dtype is torch.float64 and tensor.is_cpu
+
+
+class Stretches:
+    """Neighbouring leaves in float64, all of each, to be moved along a direction by one sum."""
+
+    def __init__(self, works: list[torch.Tensor], numbers: Vector, direction: Direction) -> None:
+        self._works, self._numbers = works, torch.from_numpy(numbers)
+        self._way = torch.from_numpy(direction).double()
+        self._moved = torch.empty_like(self._numbers)
+        self._found, self._parts = self._cut(self._numbers), self._cut(self._moved)
+
+    def _cut(self, numbers: torch.Tensor) -> list[torch.Tensor]:
+        parts = torch.split(numbers, [work.numel() for work in self._works])
+        return [part.view(work.shape) for part, work in zip(parts, self._works, strict=True)]
+
+    def move(self, step: float) -> None:
+        """Have the leaves lie at ``point + step * direction``."""
+        # One after the other, so that the product is rounded.
+        torch.mul(self._way, step, out=self._moved).add_(self._numbers)
+        self._put(self._parts)
+
+    def put_back(self) -> None:
+        """Have the leaves lie at the point again."""
+        self._put(self._found)
+
+    def _put(self, parts: list[torch.Tensor]) -> None:
+        torch._foreach_copy_([work.data for work in self._works], parts)
+
+
 class Stretch:
     """A part of one leaf, to be moved along a direction and put back."""
 
@@ -1104,6 +1146,8 @@ LEAST = np.iinfo(np.int64).min
 """The bits of -0.0, as a whole number."""
 WHOLE_BITS = (0.0, 0.5, -0.5)
 """Significands of zero and of the powers of two, by which products are exact."""
+MERGED = 1 << 16
+"""Up to so many coordinates are moved together, which takes as much memory again."""
 PIECE = 1 << 18
 """How many numbers below float64 are computed at a time."""
 

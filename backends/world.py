@@ -180,14 +180,23 @@ def _fields(node: Any) -> bytes:
     return ctypes.string_at(id(node), type(node).__basicsize__)[object.__basicsize__ :]
 
 
+_readings: dict[str, tuple[Any, Any]] = {}
+"""The last reading of each generator, and the memory that it was made from."""
+
+
+def _read_anew(name: str, memory: Callable[[], Any], state: Callable[[], Any]) -> tuple[Any, Any]:
+    """The state of a generator and its memory: the last ones, where nobody has drawn since."""
+    now = memory()
+    if now is None or name not in _readings or _readings[name][1] != now:
+        _readings[name] = state(), now
+    return _readings[name]
+
+
 def _python_state() -> State:
     owner: Any = random.getstate.__self__  # type: ignore[attr-defined]
 
     def memory() -> Any:
         return _fields(owner), owner.gauss_next
-
-    def read() -> Any:
-        return owner.getstate(), memory()
 
     def restore(found: Any) -> None:
         owner.setstate(found[0])
@@ -196,24 +205,23 @@ def _python_state() -> State:
         # Making 625 numbers takes 20 us, and as a rule nobody has drawn.
         return bool(memory() == found[1] or owner.getstate() == found[0])
 
+    read = functools.partial(_read_anew, "Python's random", memory, owner.getstate)
     return State("Python's random", read, restore, True, is_as=is_as)
 
 
 def _numpy_state() -> State:
     library: Any = np.random
     owner = library.get_state.__self__
+    state = functools.partial(owner.get_state, legacy=False)
 
-    def memory() -> tuple[bytes, bytes]:
+    def memory() -> Any:
         """All that the generator is made of: its own fields, a normal number kept for later among
         them, and the twister's.
         """
         bits = library.get_bit_generator()
-        is_twister = isinstance(bits, np.random.MT19937)
-        twister = ctypes.string_at(bits.ctypes.state_address, TWISTER) if is_twister else b""
-        return _fields(owner), twister
-
-    def read() -> Any:
-        return owner.get_state(legacy=False), memory()
+        if not isinstance(bits, np.random.MT19937):
+            return None
+        return _fields(owner), ctypes.string_at(bits.ctypes.state_address, TWISTER)
 
     def restore(found: Any) -> None:
         owner.set_state(found[0])
@@ -221,8 +229,10 @@ def _numpy_state() -> State:
     def is_as(found: Any) -> bool:
         # get_state takes 40 us, and as a rule nobody has drawn.
         now = memory()
-        return (now == found[1] and bool(now[1])) or same(owner.get_state(legacy=False), found[0])
+        is_same = now is not None and now == found[1]
+        return is_same or same(state(), found[0])
 
+    read = functools.partial(_read_anew, "numpy.random", memory, state)
     return State("numpy.random", read, restore, True, is_as=is_as)
 
 
@@ -321,17 +331,20 @@ def same_bytes(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> bool:
         return all(x is y for x, y in zip(a.flat, b.flat, strict=True))
     if a.nbytes <= PIECE:
         return a.tobytes() == b.tobytes()
-    a, b = _bytes(a), _bytes(b)
-    pieces = (slice(start, start + PIECE) for start in range(0, a.size, PIECE))
-    return all(np.array_equal(a[piece], b[piece]) for piece in pieces)
+    a, b = _words(a), _words(b)
+    step = PIECE // a.itemsize
+    pieces = (slice(start, start + step) for start in range(0, a.size, step))
+    return all((a[piece] == b[piece]).all() for piece in pieces)
 
 
 PIECE = 1 << 16
 """How many bytes are compared at a time: few enough to stay where they are quick to get at."""
 
 
-def _bytes(array: np.ndarray[Any, Any]) -> Any:
-    return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+def _words(array: np.ndarray[Any, Any]) -> Any:
+    """The bits of an array as whole numbers, as wide as its size allows."""
+    flat = np.ascontiguousarray(array).reshape(-1)
+    return flat.view(np.uint8 if array.nbytes % 8 else np.int64)
 
 
 def plain_states(objects: Sequence[Any]) -> Iterator[State]:

@@ -3,7 +3,6 @@
 import functools
 import sys
 import time
-import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeGuard
 
@@ -12,6 +11,7 @@ import numpy as np
 from xgradcheck._adapters import Case, Problem, claim
 from xgradcheck._budget import Budget, Plan, budget_of, plan
 from xgradcheck._constraints import Constraint, Tangent, tangents
+from xgradcheck._directions import uniform
 from xgradcheck._errors import InvalidCase
 from xgradcheck._layout import DOUBLE, Layout, Vector, bits_of, to_bits
 from xgradcheck._measure import Stochastic, measure
@@ -380,13 +380,16 @@ def _cotangent(outputs: Layout, seed: int) -> Vector:
     """
     cotangent = np.empty(outputs.size)
     for leaf in outputs:
-        rng = np.random.default_rng([seed, zlib.crc32(leaf.name.encode())])
-        small, large = rng.uniform(0.5, 0.9, leaf.size), rng.uniform(1.1, 2.0, leaf.size)
-        size = np.where(rng.random(leaf.size) < 0.5, small, large)
-        drawn = size * rng.choice([-1.0, 1.0], leaf.size)
+        drawn = uniform(leaf, seed).astype(np.float64)
+        # Half of them are small and half are large: 0.5 to 0.9 and 1.2 to 1.6.
+        size = np.abs(drawn)
+        size += 0.375 * (size >= 0.5)
+        size *= 0.8
+        size += 0.5
+        np.copysign(size, drawn, out=size)
         # The backward has to get the very cotangent that phi is made of.
         bits = bits_of(leaf.dtype)
-        cotangent[leaf.part] = drawn if bits == DOUBLE else to_bits(drawn, bits)
+        cotangent[leaf.part] = size if bits == DOUBLE else to_bits(size, bits)
     return cotangent
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from xgradcheck._differences import norm, rms
+from xgradcheck._differences import dot, norm, rms
 from xgradcheck._judge import ZERO
 from xgradcheck._layout import DOUBLE, Direction, Layout, Leaf, Vector
 
@@ -45,6 +45,8 @@ class Band:
     """What does not move: the positions of the flat vector."""
     first: int = 0
     """What number the first of its directions has."""
+    sizes: dict[int, float] = field(default_factory=dict)
+    """The norm of each leaf's gradient, in its unit."""
     _drawn: tuple[int, Direction] | None = field(default=None, repr=False)
 
     @property
@@ -77,8 +79,7 @@ class Band:
         direction, start = self.direction(number), self.start
         parts = (slice(leaf.start, leaf.start + leaf.size) for leaf in self.leaves)
         return math.fsum(
-            float(np.dot(gradient[part], direction[part.start - start : part.stop - start]))
-            for part in parts
+            dot(gradient[part], direction[part.start - start : part.stop - start]) for part in parts
         )
 
 
@@ -93,20 +94,28 @@ def _moved(places: Places, start: int, size: int) -> Places:
     return own[(own >= 0) & (own < size)]
 
 
-def drawn(leaf: Leaf, unit: Unit, seed: int, number: int) -> Direction:
-    """The part of one direction in a leaf: odd multiples of 2^-16, times powers of two, exact in
-    half the memory where the range of float32 suffices.
-    """
-    bits = np.random.SFC64([seed, zlib.crc32(leaf.name.encode()), number])
+def uniform(leaf: Leaf, *seeds: int) -> npt.NDArray[np.float32]:
+    """Random numbers on [-1, 1], drawn from the name of a leaf: odd multiples of 2^-16."""
+    bits = np.random.SFC64([seeds[0], zlib.crc32(leaf.name.encode()), *seeds[1:]])
     raw = bits.random_raw((leaf.size + 3) // 4).view(np.int16)[: leaf.size]
-    direction: Direction = raw.astype(np.float32)
+    numbers = raw.astype(np.float32)
     # Odd numbers: no coordinate ever stands still.
-    direction *= np.float32(2.0**-15)
-    direction += np.float32(2.0**-16)
+    numbers *= np.float32(2.0**-15)
+    numbers += np.float32(2.0**-16)
+    return numbers
+
+
+def drawn(leaf: Leaf, unit: Unit, seed: int, number: int) -> Direction:
+    """The part of one direction in a leaf: in powers of two, exact in half the memory where the
+    range of float32 suffices.
+    """
+    direction: Direction = uniform(leaf, seed, number)
     return direction * unit if _is_wide(unit) else direction * np.asarray(unit, np.float32)
 
 
 def _is_wide(unit: Unit) -> bool:
+    if isinstance(unit, float):
+        return not 2.0**-100 <= unit <= 2.0**100
     return bool(np.max(unit) > 2.0**100 or np.min(unit) < 2.0**-100)
 
 
@@ -123,10 +132,12 @@ def unit_of(values: Vector) -> Unit:
     if size == 0 or not math.isfinite(size):
         return 1.0
     sample = np.abs(values[:: max(1, values.size // SAMPLED)])
-    sample = sample[sample > 0]
-    if sample.size and float(np.median(sample)) * APART < size:
+    # As many as are small, told without a sort.
+    small = int(np.count_nonzero(sample * APART < size))
+    zeros = small and sample.size - int(np.count_nonzero(sample))
+    if small - zeros > (sample.size - zeros) / 2:
         own = np.abs(values)
-        own[own == 0] = float(np.median(sample))
+        own[own == 0] = float(np.median(sample[sample > 0]))
         return np.asarray(2.0 ** np.round(np.log2(own)))
     return power_near(size)
 
@@ -171,8 +182,9 @@ def bands(
         rest = rest[len(near) :]
         powers = {n: 2.0 ** -round(math.log2(influence[n] / weakest)) for n in sorted(near)}
         own = {number: units[number] * power for number, power in powers.items()}
-        size = min(influence[number] * power for number, power in powers.items())
-        found.append(Band(layout, own, size, False, seed, tuple(without), first))
+        sizes = {number: influence[number] * power for number, power in powers.items()}
+        least = min(sizes.values())
+        found.append(Band(layout, own, least, False, seed, tuple(without), first, sizes))
     if zeros:
         own = {number: units[number] for number in zeros}
         # Beside nothing at all, only a phi that does not move by a bit is one without slope.

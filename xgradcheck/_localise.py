@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from xgradcheck._certificate import Rung
-from xgradcheck._differences import NOISE_SIGMAS, Noise, rms
+from xgradcheck._differences import NOISE_SIGMAS, Noise, dot, rms
 from xgradcheck._directions import Band, Places
 from xgradcheck._judge import Tolerance
 from xgradcheck._layout import Direction, Leaf, Vector
@@ -184,7 +184,7 @@ class Search:
         steps = np.array([self.step, -self.step])
         plus, minus = self.phi.along(direction, steps, start)
         part = slice(start, start + direction.size)
-        product = float(np.dot(self.gradient[part], direction))
+        product = dot(self.gradient[part], direction)
         gap = abs((plus - self.value) + (minus - self.value)) / self.step
         return float((plus - minus) / (2 * self.step)) - product, float(gap)
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from xgradcheck._certificate import Certificate, Residual, certify
-from xgradcheck._differences import NOISE_SIGMAS, Noise, norm, rms
-from xgradcheck._directions import Band, Places, bands, influence, influence_of, power_near
+from xgradcheck._differences import NOISE_SIGMAS, Noise, dot, norm, rms
+from xgradcheck._directions import Band, Places, bands, influence, power_near
 from xgradcheck._judge import ZERO, Tolerance
 from xgradcheck._layout import DOUBLE, Direction, Leaf, Vector
 from xgradcheck._localise import Found, Node, Off, Search, step_and_bar
@@ -293,13 +293,13 @@ class Projecting:
         return allowed
 
     def _note(self, band: Band, own: Certificate) -> None:
-        for (number, unit), leaf in zip(band.units.items(), band.leaves, strict=True):
+        for number, unit in band.units.items():
             if band.is_zero:
                 bound = Bound(math.nan, 0.0, unseen=own.error / float(np.min(unit)))
             else:
-                influence = influence_of(self.gradient[leaf.part], unit)
-                distance = min(own.estimate / (2 * influence), 1.0)
-                bound = Bound(own.allowed / influence, distance)
+                size = band.sizes[number]
+                distance = min(own.estimate / (2 * size), 1.0)
+                bound = Bound(own.allowed / size, distance)
             self.done.bounds[number] = bound
 
     def _search(
@@ -373,7 +373,7 @@ def _walk_in(phi: Phi, band: Band, places: slice, number: int, steps: Vector) ->
 
 
 def _product_in(gradient: Vector, band: Band, places: slice, number: int) -> float:
-    return float(np.dot(gradient[places], _part_of(band, places, number)))
+    return dot(gradient[places], _part_of(band, places, number))
 
 
 def _part_of(band: Band, places: slice, number: int) -> Direction:

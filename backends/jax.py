@@ -58,6 +58,8 @@ LARGE = 2048
 them with it costs more than compiling then.
 """
 
+# Larger leaves are copied one by one as they move: a program copies its arguments all at once.
+HEAVY = 1 << 20
 # Larger functions are not kept: their arguments would be, too.
 KEPT_BELOW = 1 << 21
 _kept_problems = Kept()
@@ -703,8 +705,7 @@ class JaxProblem:
             grid = own.reshape(leaf.grid)
             values = grid[0] + 1j * grid[1] if leaf.is_complex else grid
             values = values.astype(jnp.dtype(self._dtypes[number]), copy=False)
-            # A program copies its arguments, all of them before it runs.
-            moved[number] = jax.device_put(values) if leaf.size > LARGE else values
+            moved[number] = jax.device_put(values) if leaf.size > HEAVY else values
         return moved
 
     @property

@@ -523,8 +523,10 @@ def _named_by(fn: FunctionType) -> Iterator[Any]:
 
 def displaced(point: Vector, direction: Any, step: float) -> Vector:
     """``point + step * direction``; what does not move keeps its bits, -0.0 among them."""
-    shift = np.multiply(direction, step, dtype=np.float64)
-    return np.where(shift == 0, point, point + shift)
+    shift: Vector = np.multiply(direction, step, dtype=np.float64)
+    moved = point + shift
+    # Only a sum that is zero can have lost the sign of one.
+    return moved if moved.all() else np.where(shift == 0, point, moved)
 
 
 def element_writer(array: Any) -> Callable[[int, float], None]:

@@ -133,7 +133,9 @@ def is_symmetric(values: Vector) -> bool:
 
 
 def _is_diagonal(values: Vector) -> bool:
-    return bool((values[..., ~np.eye(values.shape[-1], dtype=bool)] == 0).all())
+    if values[..., 0, 1:].any():
+        return False
+    return not values[..., ~np.eye(values.shape[-1], dtype=bool)].any()
 
 
 def _sum_to_one(rows: Vector) -> bool:

@@ -37,6 +37,8 @@ FAR, STRAIGHT = 10.0, 0.1
 """What is wrong by far, in bars; and how much the slopes of both sides may differ there, as a share
 of what is wrong.
 """
+NEAREST = 0.4
+"""A position that is known so well is that of one coordinate."""
 TRUSTED = 6.0
 """A difference of residuals that is uncertain by so many bars is measured instead."""
 
@@ -234,10 +236,12 @@ class Search:
         if (node.depth == 0 or node.streak >= 2) and self._is_dense(node):
             self.found.dense.append(node)
             return []
-        narrowed = self._lone(node)
-        if narrowed is None and node.depth == 0 and node.size == node.leaf.size > 1:
+        if self._lone(node):
+            return []
+        narrowed = None
+        if node.depth == 0 and node.size == node.leaf.size > 1:
             narrowed = self._row_or_column(node) or self._box(node)
-        return self._halves(node) if narrowed is None else narrowed
+        return narrowed or self._halves(node)
 
     def _is_dense(self, node: Node) -> bool:
         probed = {}
@@ -252,35 +256,39 @@ class Search:
         self.found.probed |= probed
         return True
 
-    def _lone(self, node: Node) -> list[Node] | None:
-        """Nothing left to look at, or the part in which a lone error lies; None where it is not
-        one.
-        """
-        size, residual = node.size, node.residual
-        ratio = self._weighted(node, 1 + np.arange(size) / size) / residual - 1
-        window = (self.bar + node.bar) * 2.5 / abs(residual) * size
-        center = ratio * size
-        if not -window - 0.5 <= center <= size - 0.5 + window:
-            return None
-        uncertain = 2 * (self.bar + node.bar) + 1e-9 * abs(residual)
-        if window < 0.4:
-            place = round(center)
-            if not 0 <= place < size or abs(center - place) > window + 1e-6:
-                return None
-            position = node.position(place)
-            off = self._off_by(node.leaf, position)
-            own = float(self._direction(node)[place])
-            if off is None or abs(off.by * own - residual) > uncertain:
-                return None
-            self.found.lone[position] = off
-            return []
-        if window < size / 8:
-            cut = node.cut(max(0, int(center - window)), min(size, int(center + window) + 2))
-            inside = Node(node.leaf, cut, 0.0, self.bar, node.depth + 1)
-            found = self._weighted(inside)
-            if abs(found - residual) <= uncertain:
-                return [Node(node.leaf, cut, found, self.bar, node.depth + 1)]
-        return None
+    def _lone(self, node: Node) -> bool:
+        """Whether one coordinate alone makes up a part's residual; it is found then."""
+        first, last, residual = 0, node.size, node.residual
+        blur = (self.bar + node.bar) / abs(residual)
+        while True:
+            size = last - first
+            inside = Node(node.leaf, node.cut(first, last), residual, node.bar)
+            # Weighted by its position, a lone error tells where it lies.
+            ratio = self._weighted(inside, 1 + np.arange(size) / size) / residual - 1
+            center, window = ratio * size, 2.5 * blur * size
+            if not -window - 0.5 <= center <= size - 0.5 + window:
+                return False
+            if window < NEAREST:
+                return self._is_at(inside, center, window)
+            if window >= size / 8:
+                return False
+            start = first
+            first, last = max(0, int(center - window)), min(size, int(center + window) + 2)
+            first, last = start + first, start + last
+
+    def _is_at(self, node: Node, center: float, window: float) -> bool:
+        """Whether the coordinate next to a place makes up a part's residual."""
+        place = round(center)
+        if not 0 <= place < node.size or abs(center - place) > window + 1e-6:
+            return False
+        position = node.position(place)
+        off = self._off_by(node.leaf, position)
+        own = float(self._direction(node)[place])
+        uncertain = 2 * (self.bar + node.bar) + 1e-9 * abs(node.residual)
+        if off is None or abs(off.by * own - node.residual) > uncertain:
+            return False
+        self.found.lone[position] = off
+        return True
 
     def _row_or_column(self, node: Node) -> list[Node] | None:
         """The one row or column of the last axis in which all errors lie; None where there is

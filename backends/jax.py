@@ -3,6 +3,7 @@ where it is asked for, whatever the global flag says.
 """
 
 import copy
+import math
 import warnings
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -49,10 +50,12 @@ SHARED_BELOW = 50_000
 """Up to here one program gives values and gradients: compiling another one takes longer than a
 backward pass that nobody asked for.
 """
-CHUNK_BYTES = 1 << 24
-"""How much memory one batch of points may take: large enough to fill the cores, small enough for
-any machine.
+CHUNK_BYTES, WORK_BYTES = 1 << 24, 1 << 28
+"""How much memory one batch of points may take, and all that is computed for it on the way: large
+enough to fill the cores, small enough for any machine.
 """
+FEWEST, MOST = 8, 64
+"""Points in a batch, where they fit."""
 LARGE = 2048
 """The smallest leaf that gets a program of its own, in which the others are not batched: computing
 them with it costs more than compiling then.
@@ -176,6 +179,7 @@ class JaxProblem:
         self._way: str | None = None
         self._made = self
         self._is_traced = self._calls_back = self._draws_low = False
+        self._computed = 0
         self._seen: list[Node] = []
         self._now = Functions(self._everything_at, self._pulled_back, self._pushed_at)
         self._unread: frozenset[int] = frozenset()
@@ -276,6 +280,7 @@ class JaxProblem:
             "_is_traced",
             "_draws_low",
             "_calls_back",
+            "_computed",
             "outputs",
             "bits",
         )
@@ -561,6 +566,7 @@ class JaxProblem:
             self._unread = _unread(program)
             self._calls_back = _calls_back(program)
             bits = _lowest_bits(program)
+            self._computed = _bytes_computed(program)
         except Exception:
             # Not traceable, or wrong: running it tells, with the user's own exception.
             self._world.watch()
@@ -604,8 +610,9 @@ class JaxProblem:
     def _points_at_once(self, size: int) -> int:
         """A function of shapes alone, so that a report can be repeated to the bit."""
         width = 8 * (size + self.outputs.size)
-        wanted = min(2 * size, CHUNK_BYTES // width, 64)
-        return 1 << max(int(wanted).bit_length() - 1, 3 if width * 8 <= CHUNK_BYTES else 0)
+        fitting = min(CHUNK_BYTES // width, WORK_BYTES // max(self._computed, 1))
+        wanted = max(min(2 * size, fitting, MOST), min(fitting, FEWEST), 1)
+        return 1 << (int(wanted).bit_length() - 1)
 
     def _first_program_that_works(self) -> Callable[[Any, Any], Any]:
         """Batched if the function has batching rules, else compiled, else as Python runs it.
@@ -916,6 +923,20 @@ def _unread(program: Any) -> frozenset[int]:
     read = [*program.outvars, *(var for step in program.eqns for var in step.invars)]
     known = {id(var) for var in read}
     return frozenset(n for n, var in enumerate(program.invars) if id(var) not in known)
+
+
+def _bytes_computed(program: Any) -> int:
+    """How much memory all that a program computes takes, each step of a loop in the place of the
+    last.
+    """
+    total = 0
+    for step in program.eqns:
+        shaped = [var.aval for var in step.outvars if hasattr(var.aval, "dtype")]
+        total += sum(math.prod(aval.shape) * aval.dtype.itemsize for aval in shaped)
+        for inner in tree_util.tree_leaves(list(step.params.values()), is_leaf=_is_program):
+            if _is_program(inner):
+                total += _bytes_computed(getattr(inner, "jaxpr", inner))
+    return int(total)
 
 
 def _lowest_bits(program: Any, arguments: Sequence[bool] | None = None) -> int:

@@ -656,6 +656,12 @@ def test_the_process_ends_with_the_status_of_misuse():
     assert is_one_sentence(finished.stderr)
 
 
+def test_a_check_that_takes_too_much_memory_is_refused(refused):
+    said = refused(*RIGHT, "--memory", "10")
+    assert "may hold 10 bytes" in said
+    assert is_one_sentence(said)
+
+
 def test_coverage_and_budget_are_options(report):
     assert report(*RIGHT, "--coverage", "projection")["coverage"] == "projection"
     assert report(*WRONG, "--coverage", "rows")["verdict"] == "FAIL"

@@ -16,6 +16,7 @@ from xgradcheck._errors import InvalidCase
 from xgradcheck._layout import DOUBLE, Layout, Vector, bits_of, to_bits
 from xgradcheck._measure import Stochastic, measure
 from xgradcheck._measured import FORWARD, REVERSE
+from xgradcheck._memory import memory_of, refuse_beyond
 from xgradcheck._outcome import joined, outcome, stochastic, within_budget
 from xgradcheck._phi import Phi
 from xgradcheck._progress import progress
@@ -46,6 +47,7 @@ def check(
     rtol: float | None = None,
     atol: float = 0.0,
     budget: int | str | None = None,
+    memory: int | str | None = None,
     seed: int = 0,
     name: str | None = None,
     backend: str | None = None,
@@ -113,6 +115,10 @@ def check(
     budget
         When to stop: a number of evaluations, or a time as ``"2s"``. What was not looked at by then
         is INCONCLUSIVE, the rest stands.
+    memory
+        How much the check may hold in vectors of its own (five of them in float64 by directions):
+        bytes, or ``"4GiB"``; by default a quarter of what is free. What would take more is refused
+        before it starts.
     seed
         Of the cotangent and of every other random choice. Same seed, same report, to the bit.
     name, backend, raise_exception
@@ -155,6 +161,7 @@ def check(
             order,
             coverage,
             budget_of(budget),
+            memory_of(memory),
         )
     except InvalidCase as refusal:
         raise InvalidCase(f"{title}: {refusal}") from None
@@ -289,6 +296,7 @@ def _checked(
     order: int,
     coverage: str,
     budget: Budget,
+    memory: int | None,
 ) -> Report:
     adapter = claim(case, backend)
     problem = adapter.bind(case)
@@ -329,6 +337,7 @@ def _checked(
                 method, rtol, atol, steps, int(seed), spaces, tick, modes, number, coverage
             )
             phi.tick = tick
+            refuse_beyond(memory, _plan(phi, asked))
             own = _judged(problem, phi, title, asked, started)
         report = own if report is None else joined(report, own)
     assert report is not None

@@ -137,6 +137,7 @@ def _parser() -> argparse.ArgumentParser:
         help="a sweep up to 256 coordinates, directions beyond (auto)",
     )
     checking.add_argument("--budget", help="when to stop: evaluations, as 500, or a time, as 2s")
+    checking.add_argument("--memory", help="what it may hold, as 4GiB (a quarter of what is free)")
     checking.add_argument("--constraint", choices=NAMES, help="of every argument that satisfies it")
     checking.add_argument("--rtol", type=float, help="relative error allowed (1e-6)")
     checking.add_argument(
@@ -216,6 +217,7 @@ def _check_one(target: Target, options: argparse.Namespace, number: int) -> int:
             rtol=options.rtol,
             atol=options.atol,
             budget=int(budget) if (budget := options.budget or "").isdecimal() else budget or None,
+            memory=options.memory,
             seed=options.seed,
             name=target.written if number else None,
             backend=backend,

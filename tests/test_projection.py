@@ -578,3 +578,51 @@ def test_a_function_of_one_triangle_is_right_as_a_whole(fn: Any, size: int) -> N
     assert report.findings[0].kind == "symmetric"
     double = lambda s: fn(Wrong.apply(s, lambda u: 2 * u))  # noqa: E731
     assert check(double, matrix, raise_exception=False).verdict is Verdict.FAIL
+
+
+def shuffled_gradient(noise: float) -> Callable[..., Any]:
+    """A sine whose backward pass draws from a generator that nobody can hold still."""
+
+    class Sine(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor) -> Tensor:
+            ctx.save_for_backward(x)
+            return x.sin()
+
+        @staticmethod
+        def backward(ctx: Any, grad: Tensor) -> Tensor:
+            drawn = np.random.default_rng().normal(size=grad.shape)
+            return grad * ctx.saved_tensors[0].cos() * (1 + noise * torch.from_numpy(drawn))
+
+    return Sine.apply
+
+
+def test_a_backward_that_is_another_each_time_is_told_so() -> None:
+    x = torch.from_numpy(np.random.default_rng(0).normal(size=10_000))
+    report = check(shuffled_gradient(1e-2), x, raise_exception=False)
+    assert report.verdict is not Verdict.PASS
+    assert {finding.kind for finding in report.findings} >= {"stochastic backward"}
+    assert check(shuffled_gradient(1e-13), x).verdict is Verdict.PASS
+
+
+def test_a_forward_pass_of_its_own_for_the_backward_is_seen_at_any_size() -> None:
+    x = torch.from_numpy(np.random.default_rng(0).normal(size=10_000))
+    with_graph = lambda x: x.sin() + (0.1 if torch.is_grad_enabled() else 0.0)  # noqa: E731
+    report = check(with_graph, x, raise_exception=False)
+    assert report.verdict is Verdict.FAIL
+    assert [finding.kind for finding in report.findings] == ["forward"]
+    assert check(torch.sin, x).verdict is Verdict.PASS
+
+
+def test_what_a_large_function_refuses_beside_the_point_is_said() -> None:
+    x = np.random.default_rng(0).normal(size=10_000)
+    largest = np.abs(x).max()
+
+    def bounded(x: Any) -> Any:
+        if np.abs(x).max() > largest:
+            raise ValueError("too far")
+        return np.sin(x).sum()
+
+    report = check(bounded, x, grads=np.cos)
+    assert report.verdict is Verdict.PASS
+    assert any("raised ValueError('too far')" in note for note in report.notes)

@@ -11,7 +11,7 @@ from xgradcheck._generic import DIAGONAL, SYMMETRIC, NearBy
 from xgradcheck._judge import Judged
 from xgradcheck._layout import BITS, DOUBLE, Leaf, Vector
 from xgradcheck._localise import Node
-from xgradcheck._measured import Measured
+from xgradcheck._measured import Measured, Told
 from xgradcheck._projection import Suspect
 from xgradcheck._report import Finding
 from xgradcheck._slopes import Mistake
@@ -160,18 +160,20 @@ def along_directions(leaf: Leaf, mistake: Mistake) -> Finding:
     return Finding(leaf.name, "wrong gradient", text)
 
 
-def on_repeats(problem: Problem, measured: Measured) -> tuple[list[str], list[Finding]]:
+def on_repeats(problem: Problem, told: Told) -> tuple[list[str], list[Finding]]:
     """Notes on leaves whose gradient varies by rounding, findings on those where it is random."""
     notes: list[str] = []
     findings: list[Finding] = []
+    run = told.runs[-1]
     for leaf in problem.layout:
-        slack, gradient = measured.run.slack[leaf.part], measured.backward.gradient[leaf.part]
+        slack, gradient = run.slack[leaf.part], run.backward.gradient[leaf.part]
         if not slack.any():
             continue
         largest, size = float(np.max(slack)), float(np.max(np.abs(gradient), initial=0.0))
-        limit = ROUNDING if measured.run.bits is None else measured.allowance.of_rms
+        limit = ROUNDING if run.bits is None else told.allowance.of_rms
         if largest <= limit * size:
-            unit = 2.0 ** (DOUBLE - measured.bits) * float(np.spacing(size))
+            bits = min(told.bits, run.bits or DOUBLE)
+            unit = 2.0 ** (DOUBLE - bits) * float(np.spacing(size))
             ulps = largest / unit
             text = f"the backward pass repeats itself to {ulps:.0f} ulps only, which are allowed"
             notes.append(f"{leaf.name}: {text}")
@@ -223,16 +225,15 @@ def low_precision(bits: int, rtol: float) -> Finding:
     return Finding("", "low precision inside", text)
 
 
-def forward_mismatch(problem: Problem, measured: Measured) -> Finding | None:
+def forward_mismatch(problem: Problem, told: Told) -> Finding | None:
     """A forward pass that gives another value when the backward is wanted belongs to another
     function.
     """
-    value, own = measured.value, measured.backward.value
-    allowed = max(1000 * measured.truth.noise.sigma, 1e-9 * abs(value))
+    value, own = told.value, told.runs[0].backward.value
+    allowed = max(1000 * told.sigma, 1e-9 * abs(value))
     if problem.layout.bits < DOUBLE:
         # What was raised may still draw, or round, as it did before.
-        influence = float(np.max(np.abs(measured.backward.gradient * measured.work.scale)))
-        allowed = max(allowed, RAISED * 2.0**-problem.layout.bits * (abs(value) + influence))
+        allowed = max(allowed, RAISED * 2.0**-problem.layout.bits * (abs(value) + told.influence))
     if own is None or abs(own - value) <= allowed:
         return None
     text = (

@@ -1,6 +1,6 @@
 """What was measured: the runs of the backward pass under test, and the numerical gradient."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,6 +35,31 @@ class Run:
     def excused(self) -> Vector:
         """What each element may err by."""
         return np.asarray(self.slack + self.rounding)
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What the calls of the function and of its backward pass told, whatever was differenced."""
+
+    value: float
+    spread: float
+    """By how much phi varies from call to call at one point."""
+    sigma: float
+    """The rounding noise of phi there."""
+    bits: int
+    """The significant bits of the arithmetic that was differenced."""
+    runs: Sequence[Run]
+    rtol: float
+    """What the first of these runs may err by, relative."""
+    allowance: Tolerance
+    """Of the last of these runs."""
+    influence: float
+    """How much the elements of all leaves can do to phi, by the first of them."""
+    near_by: NearBy
+    held: list[str]
+    refusals: int
+    refusal: Exception | None
+    unraised: str
 
 
 @dataclass(frozen=True, slots=True)

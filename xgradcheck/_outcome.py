@@ -32,7 +32,7 @@ from xgradcheck._judge import (
     judge,
 )
 from xgradcheck._layout import DOUBLE, Leaf, Mask, Vector
-from xgradcheck._measured import Measured
+from xgradcheck._measured import Measured, Told
 from xgradcheck._report import Element, Finding, LeafReport, Leaves, Report
 
 ABOUT, SMALL = 10.0, 1e-3
@@ -52,8 +52,7 @@ def outcome(
     leaves = Leaves()
     findings: list[Finding] = []
     notes: list[str] = []
-    verdicts = []
-    measured = rows[0]
+    measured, last = rows[0], rows[-1]
     for number, leaf in enumerate(problem.layout):
         if leaf.size == 0:
             notes.append(f"{leaf.name} is empty")
@@ -64,49 +63,77 @@ def outcome(
         leaves[leaf.name] = entry
         findings += said
         notes += noted
-        verdicts.append(entry.verdict)
-    if measured.held:
-        notes.append(f"held still from call to call: {', '.join(measured.held)}")
-    if measured.spread:
-        ulps = measured.spread / float(np.spacing(abs(measured.value)))
+    scored = last.truth.value if last.truth.scored is None else last.truth.scored[0]
+    told = Told(
+        value=measured.value,
+        spread=measured.spread,
+        sigma=measured.truth.noise.sigma,
+        bits=measured.truth.noise.bits,
+        runs=[row.run for row in rows],
+        rtol=measured.allowance.rtol,
+        allowance=last.allowance,
+        influence=float(np.max(np.abs(measured.backward.gradient * measured.work.scale))),
+        near_by=measured.near_by,
+        held=measured.held,
+        refusals=measured.refusals,
+        refusal=measured.refusal,
+        unraised=measured.unraised,
+    )
+    overall = distance(last.backward.gradient, scored)
+    return concluded(problem, leaves, findings, notes, told, overall, frame)
+
+
+def concluded(
+    problem: Problem,
+    leaves: Leaves,
+    findings: list[Finding],
+    notes: list[str],
+    told: Told,
+    score: float,
+    frame: dict[str, Any],
+) -> Report:
+    """The report: what was found leaf by leaf, and what the calls told of the function."""
+    verdicts = [leaf.verdict for leaf in leaves.values()]
+    if told.held:
+        notes.append(f"held still from call to call: {', '.join(told.held)}")
+    if told.spread:
+        ulps = told.spread / float(np.spacing(abs(told.value)))
         notes.append(f"the forward pass repeats itself to {ulps:.0f} ulps only, taken for noise")
-    if rows[-1].run.slack.any():
-        rounded, random = on_repeats(problem, rows[-1])
+    if told.runs[-1].slack.any():
+        rounded, random = on_repeats(problem, told)
         notes += rounded
+        # No kink and no noise of the function is to blame.
+        varying = {finding.leaf for finding in random}
+        findings = [x for x in findings if x.kind != "not certified" or x.leaf not in varying]
         findings += random
         for finding in random:
             if leaves[finding.leaf].verdict is Verdict.PASS:
                 unsure = replace(leaves[finding.leaf], verdict=Verdict.INCONCLUSIVE)
                 leaves[finding.leaf] = unsure
             verdicts.append(Verdict.INCONCLUSIVE)
-    notes += notes_on_near_by(problem, measured.near_by)
-    if measured.refusal is not None:
-        raised, times = repr(measured.refusal), measured.refusals
+    notes += notes_on_near_by(problem, told.near_by)
+    if told.refusal is not None:
         notes.append(
-            f"the function raised {raised} at {times} of the points beside this one, "
-            f"which was taken for the edge of its domain"
+            f"the function raised {told.refusal!r} at {told.refusals} of the points beside this "
+            f"one, which was taken for the edge of its domain"
         )
-    bits = measured.truth.noise.bits
-    if bits < DOUBLE and not measured.unraised:
-        findings.append(low_precision(bits, measured.allowance.rtol))
-    if (mismatch := forward_mismatch(problem, measured)) is not None:
+    if told.bits < DOUBLE and not told.unraised:
+        findings.append(low_precision(told.bits, told.rtol))
+    if (mismatch := forward_mismatch(problem, told)) is not None:
         findings.append(mismatch)
         verdicts.append(Verdict.FAIL)
-    if measured.unraised:
-        findings.append(not_raised(measured.bits, measured.unraised))
-    scored = rows[-1].truth.scored
-    overall = distance(
-        rows[-1].backward.gradient, scored[0] if scored is not None else rows[-1].truth.value
-    )
+    bits = min(told.bits, *(run.bits or DOUBLE for run in told.runs))
+    if told.unraised:
+        findings.append(not_raised(bits, told.unraised))
     return Report(
         verdict=Verdict.of(verdicts),
-        distance=overall,
-        grade=grade(overall),
+        distance=score,
+        grade=grade(score),
         leaves=leaves,
         findings=tuple(findings),
         probes=(),
         notes=tuple(notes),
-        precision=precision(min(row.bits for row in rows)),
+        precision=precision(bits),
         **frame,
     )
 

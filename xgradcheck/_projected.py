@@ -67,6 +67,8 @@ class Projected:
 
     phi: Phi
     value: float
+    spread: float
+    """By how much phi varies from call to call at one point."""
     runs: Sequence[Run]
     projection: Projection
     fine: Sequence[dict[int, Fine]]
@@ -77,6 +79,7 @@ class Projected:
     """And what came out, run by run."""
     near_by: NearBy
     held: list[str]
+    """What the function changes whenever it runs, held still."""
     bits: int = DOUBLE
     """The significant bits of the arithmetic that was differenced."""
     unraised: str = ""
@@ -121,7 +124,7 @@ def at_once(phi: Phi, asked: Asked) -> tuple[Projected | None, Projecting]:
     if not work.is_certain:
         phi.phase = ""
         return None, work
-    return _finished(phi, value, [run], asked, work, None, [], []), work
+    return _finished(phi, (value, 0.0), [run], asked, work, None, [], []), work
 
 
 def projected(
@@ -182,7 +185,7 @@ def projected(
             phi.phase = ""
             return None
         done.open += acquitted
-    return _finished(phi, value, runs, asked, work, restricted, looked, fine)
+    return _finished(phi, (value, spread), runs, asked, work, restricted, looked, fine)
 
 
 def _acquitted(restricted: Restricted, row: Measured, done: Projection) -> list[int]:
@@ -283,7 +286,7 @@ def _certify(work: Projecting, asked: Asked) -> None:
 
 def _finished(
     phi: Phi,
-    value: float,
+    at: tuple[float, float],
     runs: Sequence[Run],
     asked: Asked,
     work: Projecting,
@@ -296,9 +299,9 @@ def _finished(
     # What is wrong here needs no other point to show it.
     if not (work.done.suspects or work.done.mistakes or phi.budget.is_cut):
         near_by = look_near_by(phi, runs[0].backward, [], work.allowance, asked.seed)
-    held = phi.problem.moving
     bits = DOUBLE if work.done.noise is None else work.done.noise.bits
-    return Projected(phi, value, runs, work.done, fine, restricted, looked, near_by, held, bits)
+    held = phi.problem.moving
+    return Projected(phi, *at, runs, work.done, fine, restricted, looked, near_by, held, bits)
 
 
 def _fine_leaves(

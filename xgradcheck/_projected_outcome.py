@@ -4,20 +4,21 @@ import math
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
 from xgradcheck._adapters import Problem
+from xgradcheck._differences import Noise
+from xgradcheck._directions import influence
 from xgradcheck._findings import (
     along_directions,
-    low_precision,
-    not_raised,
-    notes_on_near_by,
     only_here,
     precision,
     suspects,
 )
 from xgradcheck._judge import Verdict, grade, impostors, percent, tolerance
 from xgradcheck._layout import DOUBLE, Leaf
-from xgradcheck._measured import Run
-from xgradcheck._outcome import Account, account, leaf_entry, together
+from xgradcheck._measured import Run, Told
+from xgradcheck._outcome import Account, account, concluded, leaf_entry, together
 from xgradcheck._projected import Projected
 from xgradcheck._projection import Bound, Suspect
 from xgradcheck._report import Element, Finding, LeafReport, Leaves, Report
@@ -35,27 +36,29 @@ def projected_outcome(problem: Problem, found: Projected, frame: dict[str, Any])
         leaves[leaf.name] = own
         findings += said
         notes += noted
-    verdicts = [leaf.verdict for leaf in leaves.values()]
-    if found.held:
-        notes.append(f"held still from call to call: {', '.join(found.held)}")
-    notes += notes_on_near_by(problem, found.near_by)
     notes += _floors(problem, found, leaves)
-    bits = min(run.bits or DOUBLE for run in found.runs)
-    if found.unraised:
-        findings.append(not_raised(bits, found.unraised))
-    elif found.bits < DOUBLE:
-        findings.append(low_precision(found.bits, tolerance(None, 0.0, found.bits).rtol))
     worst = max((leaf.distance for leaf in leaves.values()), default=0.0)
-    return Report(
-        verdict=Verdict.of(verdicts),
-        distance=worst,
-        grade=grade(worst),
-        leaves=leaves,
-        findings=tuple(findings),
-        probes=(),
-        notes=tuple(notes),
-        precision=precision(min(bits, found.bits)),
-        **frame,
+    return concluded(problem, leaves, findings, notes, _told(problem, found), worst, frame)
+
+
+def _told(problem: Problem, found: Projected) -> Told:
+    noise = found.projection.noise or Noise(0.0)
+    phi, last = found.phi, found.runs[-1]
+    first = found.runs[0].backward.gradient
+    return Told(
+        value=found.value,
+        spread=found.spread,
+        sigma=float(noise.of(np.array(found.value))),
+        bits=found.bits,
+        runs=found.runs,
+        rtol=tolerance(None, 0.0, found.bits).rtol,
+        allowance=tolerance(None, 0.0, min(found.bits, last.bits or DOUBLE)),
+        influence=influence(problem.layout, problem.point, first),
+        near_by=found.near_by,
+        held=found.held,
+        refusals=phi.refusals,
+        refusal=phi.refusal,
+        unraised=found.unraised,
     )
 
 

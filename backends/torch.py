@@ -17,7 +17,7 @@ from torch import nn
 from torch.autograd import forward_ad
 
 from xgradcheck import _handed
-from xgradcheck._adapters import Backward, Case
+from xgradcheck._adapters import Backward, Case, Trial
 from xgradcheck._errors import InvalidCase
 from xgradcheck._layout import (
     BATCHED,
@@ -26,7 +26,6 @@ from xgradcheck._layout import (
     Direction,
     Entry,
     Layout,
-    Leaf,
     Positions,
     Vector,
     lay_out,
@@ -36,9 +35,11 @@ from xgradcheck._layout import (
 from xgradcheck._selection import Candidate, argument_nodes, closure_nodes, select
 from xgradcheck._tree import Node, Path, flatten, replaced
 
+from . import torch_probes
 from .torch_batches import FEWEST, Rows, offsets, points_at_once, together, width
 from .torch_exchanged import eager, exchanged, mapped
 from .torch_raising import Draws, raised
+from .torch_tensors import array_of, bits_of_tensor, graph_of, put_numbers, read_into, set_bits
 from .world import (
     TORCH,
     State,
@@ -67,6 +68,11 @@ def owns(contents: Any) -> bool:
 def from_numpy(array: Any) -> torch.Tensor:
     """A tensor of the same values and dtype."""
     return torch.from_numpy(np.array(array))
+
+
+def probes(problem: "TorchProblem", cotangent: Vector) -> dict[str, Callable[[], Iterator[Trial]]]:
+    """The experiments that an audit makes with this problem, by the names of the probes."""
+    return torch_probes.probes(problem, cotangent)
 
 
 def bind(case: Case) -> "TorchProblem":
@@ -348,12 +354,12 @@ class TorchProblem:
         )
         self.point: Vector = np.empty(self.layout.size)
         for slot, leaf in zip(self._slots, self.layout, strict=True):
-            _read_into(self.point[leaf.part], slot.found, leaf)
+            read_into(self.point[leaf.part], slot.found, leaf)
         self._here = Here(self.point)
         # A sum takes no memory; it may overflow where all is finite.
         if not math.isfinite(torch.from_numpy(self.point).sum()):
             for slot in self._slots:
-                refuse_unless_finite(slot.name, _array(slot.found))
+                refuse_unless_finite(slot.name, array_of(slot.found))
         self.skipped = list(binding.skipped)
         # Read at once, which copies: the function may overwrite the gradients it left behind.
         self._given = None if case.grads is None or callable(case.grads) else self._read(case.grads)
@@ -508,7 +514,7 @@ class TorchProblem:
     def _move(self, point: Vector) -> None:
         self.point = self._here.point = point
         for slot, leaf in zip(self._slots, self.layout, strict=True):
-            _put_numbers(slot.work, point[leaf.part])
+            put_numbers(slot.work, point[leaf.part])
 
     def _call(self) -> Any:
         # Whoever calls again may write to what a graph has kept.
@@ -664,7 +670,7 @@ class TorchProblem:
         self._world.reset()
         with mode:
             out = self._call()
-        floating = np.concatenate([_handed.numbers(_array(t)) for t in self._tensors(out)])
+        floating = np.concatenate([_handed.numbers(array_of(t)) for t in self._tensors(out)])
         others = [node.value for node in flatten(out) if isinstance(node.value, torch.Tensor)]
         return floating, [other.cpu().numpy() for other in others if not _is_floating(other)]
 
@@ -919,7 +925,7 @@ class TorchProblem:
             # Each is let go once it is read: all of them are as large as the model.
             grad, found[number] = found[number], None
             if grad is not None:
-                _read_into(gradient[leaf.part], grad, leaf)
+                read_into(gradient[leaf.part], grad, leaf)
         return Backward(value, gradient, severed)
 
     def _from_user(self, cotangent: Vector) -> Backward:
@@ -939,7 +945,7 @@ class TorchProblem:
         return answer if answer.value is not None else answer._replace(value=value)
 
     def _read(self, returned: Any) -> Backward:
-        return _handed.read(returned, self.layout, self._places, _array)
+        return _handed.read(returned, self.layout, self._places, array_of)
 
 
 class _Second(TorchProblem):
@@ -972,7 +978,7 @@ class _Second(TorchProblem):
                 grads = torch.autograd.grad(
                     tensors, works, parts, create_graph=graph, allow_unused=True
                 )
-        if any(node.name() == REFUSED for node in _graph(g for g in grads if g is not None)):
+        if any(node.name() == REFUSED for node in graph_of(g for g in grads if g is not None)):
             raise InvalidCase("its backward pass is once_differentiable: check it with order=1.")
         return {
             slot.name: torch.zeros_like(slot.work) if grad is None else grad
@@ -986,7 +992,7 @@ def _told_by_graph(outs: list[torch.Tensor]) -> tuple[int, dict[int, int]]:
     """
     dtypes: set[torch.dtype] = set()
     rows: dict[int, set[int | None]] = {}
-    for node in _graph(outs):
+    for node in graph_of(outs):
         entries = getattr(node, "_input_metadata", ())
         # Beside others, what looks like a lone float32 is an output that nobody asked for.
         dtypes |= {
@@ -1005,18 +1011,6 @@ def _told_by_graph(outs: list[torch.Tensor]) -> tuple[int, dict[int, int]]:
     return min(bits, DOUBLE), padded
 
 
-def _graph(outs: Iterable[torch.Tensor]) -> set[Any]:
-    """Every step of the graph that outputs hang on."""
-    seen: set[Any] = set()
-    pending: list[Any] = [out.grad_fn for out in outs]
-    while pending:
-        node = pending.pop()
-        if node is not None and node not in seen:
-            seen.add(node)
-            pending += [follower for follower, _ in node.next_functions]
-    return seen
-
-
 def _paired(cotangents: Sequence[torch.Tensor], outs: Sequence[torch.Tensor]) -> float:
     """The inner product of cotangent and output: phi."""
     if len(outs) == 1 and not outs[0].is_complex():
@@ -1029,33 +1023,6 @@ def _inner(cotangents: Sequence[torch.Tensor], outs: Sequence[torch.Tensor]) -> 
     pairs = zip(cotangents, outs, strict=True)
     # With the cotangent conjugated, as autograd has it: the real part of an inner product.
     return sum((part.conj() * out.to(part.dtype)).sum().real for part, out in pairs)
-
-
-def _array(value: Any) -> Any:
-    if isinstance(value, torch.Tensor):
-        dense = value.detach() if value.layout is torch.strided else value.detach().to_dense()
-        wide = torch.complex128 if dense.is_complex() else torch.float64
-        return dense.resolve_conj().resolve_neg().to("cpu", wide).numpy()
-    return np.asarray(value)
-
-
-def _read_into(numbers: Vector, tensor: torch.Tensor, leaf: Leaf) -> None:
-    """Copy what a leaf, or its gradient, holds into its part of the flat vector."""
-    dense = tensor.detach() if tensor.layout is torch.strided else tensor.detach().to_dense()
-    there = torch.from_numpy(numbers).view(leaf.grid)
-    if leaf.is_complex:
-        there[0].copy_(dense.real)
-        there[1].copy_(dense.imag if dense.is_complex() else torch.zeros_like(dense))
-    else:
-        there.copy_(dense)
-
-
-def _put_numbers(tensor: torch.Tensor, numbers: Vector) -> None:
-    """Write a leaf's part of the flat vector to its tensor."""
-    there = torch.from_numpy(numbers)
-    if tensor.is_complex():
-        there = torch.complex(*there.view(2, -1))
-    tensor.data.copy_(there.view(tensor.shape))
 
 
 def _is_plain_double(tensor: torch.Tensor) -> bool:
@@ -1139,7 +1106,7 @@ class Stretch:
             return
         moved = self._numbers.copy()
         moved[self._part] = numbers(slice(None))
-        _put_numbers(self._work, moved)
+        put_numbers(self._work, moved)
 
 
 LEAST = np.iinfo(np.int64).min
@@ -1242,26 +1209,6 @@ def _modes_state() -> State:
     return State("torch's modes", read, restore, is_as=lambda found: bool(read() == found))
 
 
-INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-
-
-def _bits(tensor: torch.Tensor) -> Any:
-    """The values of a tensor as whole numbers, over the same memory where that can be: NaN and -0.0
-    count as they are.
-    """
-    dense = tensor.detach().resolve_conj().resolve_neg().cpu()
-    if dense.is_complex():
-        dense = torch.view_as_real(dense)
-    return dense.view(INTEGERS[dense.itemsize]).numpy()
-
-
-def _set_bits(tensor: torch.Tensor, saved: Any) -> None:
-    values = torch.from_numpy(saved)
-    if tensor.is_complex():
-        values = torch.view_as_complex(values.view(tensor.dtype.to_real()))
-    tensor.data.copy_(values.view(tensor.dtype))
-
-
 def _has(tensor: torch.Tensor, numbers: Vector) -> bool:
     """Whether a leaf holds the numbers of its part of the point, to the bit."""
     if tensor.dtype is torch.float64 and tensor.device.type == "cpu":
@@ -1272,7 +1219,9 @@ def _has(tensor: torch.Tensor, numbers: Vector) -> bool:
     for half, part in zip(halves, there, strict=True):
         for start in range(0, len(half), PIECE):
             piece = slice(start, start + PIECE)
-            if not same_bytes(_bits(half[piece]), _bits(part[piece].to(half.dtype))):
+            if not same_bytes(
+                bits_of_tensor(half[piece]), bits_of_tensor(part[piece].to(half.dtype))
+            ):
                 return False
     return True
 
@@ -1299,17 +1248,17 @@ def _module_states(name: str, module: nn.Module) -> Iterator[State]:
 def _buffer_state(name: str, module: nn.Module, key: str, found: torch.Tensor | None) -> State:
     def read() -> Any:
         buffer = module._buffers.get(key)
-        return buffer, None if buffer is None else _bits(buffer).copy()
+        return buffer, None if buffer is None else bits_of_tensor(buffer).copy()
 
     def restore(saved: Any) -> None:
         module._buffers[key] = found
         if found is not None:
-            _set_bits(found, saved[1])
+            set_bits(found, saved[1])
 
     def is_as(saved: Any) -> bool:
         buffer = module._buffers.get(key)
         same = buffer is saved[0]
-        return same and (buffer is None or same_bytes(_bits(buffer), saved[1]))
+        return same and (buffer is None or same_bytes(bits_of_tensor(buffer), saved[1]))
 
     return State(name, read, restore, holder=found, is_as=is_as)
 
@@ -1331,32 +1280,32 @@ def _tensor_state(
     def read() -> Any:
         now = own_grad()
         return (
-            _bits(tensor).copy() if values is None else None,
+            bits_of_tensor(tensor).copy() if values is None else None,
             tensor.requires_grad,
             now,
-            None if now is None else _bits(now).copy(),
+            None if now is None else bits_of_tensor(now).copy(),
         )
 
     def restore(saved: Any) -> None:
         if values is None:
-            _set_bits(tensor, saved[0])
+            set_bits(tensor, saved[0])
         else:
-            _put_numbers(tensor, values())
+            put_numbers(tensor, values())
         if tensor.is_leaf:
             tensor.requires_grad_(saved[1])
             if grad is not None or saved[2] is not None or own_grad() is not None:
                 tensor.grad = grad
             if grad is not None:
-                _set_bits(grad, saved[3])
+                set_bits(grad, saved[3])
 
     def is_as(saved: Any) -> bool:
         now = own_grad()
         if tensor.requires_grad is not saved[1] or now is not saved[2]:
             return False
-        if now is not None and not same_bytes(_bits(now), saved[3]):
+        if now is not None and not same_bytes(bits_of_tensor(now), saved[3]):
             return False
         if values is None:
-            return same_bytes(_bits(tensor), saved[0])
+            return same_bytes(bits_of_tensor(tensor), saved[0])
         return _has(tensor, values())
 
     return State(name, read, restore, holder=tensor, is_as=is_as)

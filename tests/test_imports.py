@@ -231,7 +231,10 @@ MAY_IMPORT = {
     | {"_truth"},
     "_outcome": NUMBERS | {"_adapters", "_budget", "_findings", "_measured", "_report"},
     "_projected_outcome": NUMBERS
-    | {"_adapters", "_findings", "_measured", "_outcome", "_projected", "_projection", "_report"},
+    | {"_adapters", "_directions", "_findings", "_measured", "_outcome", "_projected"}
+    | {"_projection", "_report"},
+    "_memory": {"_budget", "_errors"},
+    "_probes": NUMBERS | {"_adapters", "_report"},
     "backends": set(),
 }
 

@@ -4,6 +4,7 @@ does not.
 
 from xgradcheck._adapters import ALL as ALL
 from xgradcheck._adapters import register as register
+from xgradcheck._audit import audit as audit
 from xgradcheck._check import check as check
 from xgradcheck._errors import GradientInconclusive as GradientInconclusive
 from xgradcheck._errors import GradientMismatch as GradientMismatch
@@ -22,6 +23,7 @@ __all__ = [
     "Report",
     "Verdict",
     "XGradCheckError",
+    "audit",
     "check",
     "register",
 ]

@@ -78,6 +78,25 @@ class Backward(NamedTuple):
         return bool(self.parts) and all(one is other for one, other in pairs)
 
 
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """One experiment of a probe: the backward pass run once more, with something varied."""
+
+    what: str
+    """What that was: "the cotangent at an offset into its storage"."""
+    got: Vector | None = None
+    """The gradient then."""
+    expected: Vector | None = None
+    """What it has to be; None for the usual one."""
+    leaves: tuple[int, ...] | None = None
+    """The numbers of the leaves in which it was asked for; None for all."""
+    fault: str = ""
+    """What was plainly not as it has to be: "writes to x"."""
+    error: Exception | None = None
+    refuses: bool = False
+    """Whether an exception is a refusal, which gives nobody a wrong gradient."""
+
+
 class Problem(Protocol):
     """A function bound to its arguments, as the core sees it: vectors in, numbers out."""
 

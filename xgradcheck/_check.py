@@ -143,12 +143,63 @@ def check(
     needs a check there.
     """
     __tracebackhide__ = True
-    title = name or _title(fn)
+    report = report_on(
+        fn,
+        args,
+        name or title_of(fn),
+        kwargs=kwargs,
+        wrt=wrt,
+        loss=loss,
+        grads=grads,
+        order=order,
+        modes=modes,
+        constraint=constraint,
+        coverage=coverage,
+        method=method,
+        eps=eps,
+        rtol=rtol,
+        atol=atol,
+        budget=budget,
+        memory=memory,
+        seed=seed,
+        backend=backend,
+    )
+    if raise_exception and (verdict := report.error()) is not None:
+        raise verdict
+    return report
+
+
+def report_on(
+    fn: Callable[..., Any],
+    args: tuple[Any, ...],
+    title: str,
+    *,
+    kwargs: Mapping[str, Any] | None = None,
+    wrt: Any = None,
+    loss: Callable[[Any], Any] | None = None,
+    grads: Any = None,
+    order: int = 1,
+    modes: str | Sequence[str] = (REVERSE,),
+    constraint: Constraint | Mapping[str, Constraint] | None = None,
+    coverage: str = "auto",
+    method: str = "auto",
+    eps: float | Mapping[str, float] | None = None,
+    rtol: float | None = None,
+    atol: float = 0.0,
+    budget: int | str | None = None,
+    memory: int | str | None = None,
+    seed: int = 0,
+    backend: str | None = None,
+    order_alone: bool = False,
+) -> Report:
+    """The report of ``check``, whatever its verdict; of this order of the derivative alone, if
+    asked.
+    """
     try:
         modes = _modes(modes)
         _refuse_options(fn, args, kwargs, loss, order, coverage, method, eps, rtol, atol, seed)
-        report = _checked(
-            Case(fn, args, dict(kwargs or {}), _materialised(wrt), loss, grads),
+        return _checked(
+            Case(fn, args, dict(kwargs or {}), materialised(wrt), loss, grads),
             title,
             backend,
             constraint,
@@ -158,7 +209,7 @@ def check(
             eps,
             seed,
             modes,
-            order,
+            (order,) if order_alone else range(1, order + 1),
             coverage,
             budget_of(budget),
             memory_of(memory),
@@ -168,12 +219,10 @@ def check(
     except Exception as error:
         error.add_note(f"xgradcheck: raised by the function while checking {title}.")
         raise
-    if raise_exception and (verdict := report.error()) is not None:
-        raise verdict
-    return report
 
 
-def _title(fn: Any) -> str:
+def title_of(fn: Any) -> str:
+    """What a function is called in a report."""
     owner = getattr(fn, "__self__", None)
     if isinstance(owner, type):  # Function.apply: the class says more than "apply"
         return owner.__name__
@@ -190,7 +239,7 @@ def _modes(modes: Any) -> tuple[str, ...]:
     return tuple(mode for mode in known if mode in asked)
 
 
-def _materialised(wrt: Any) -> Any:
+def materialised(wrt: Any) -> Any:
     """``model.parameters()`` and ``model.named_parameters()`` can be walked only once."""
     if not isinstance(wrt, Iterator):
         return wrt
@@ -293,7 +342,7 @@ def _checked(
     eps: float | Mapping[str, float] | None,
     seed: int,
     modes: Sequence[str],
-    order: int,
+    orders: Sequence[int],
     coverage: str,
     budget: Budget,
     memory: int | None,
@@ -314,17 +363,19 @@ def _checked(
             "loss=, or give a function grads(cotangent, *args)."
         )
     steps = _steps(eps, problem.layout)
-    cotangent = np.ones(1) if problem.unit_cotangent else _cotangent(problem.outputs, int(seed))
+    cotangent = np.ones(1) if problem.unit_cotangent else cotangent_of(problem.outputs, int(seed))
     spaces: dict[int, Tangent] = {}
     if constraint is not None:
         with problem.held():
             spaces = dict(tangents(constraint, problem.layout, problem.point, adapter.from_numpy))
     report = None
-    for number in range(1, order + 1):
+    for number in range(1, max(orders) + 1):
         started = time.perf_counter()
         if number > 1:
             problem = problem.second(cotangent)
-            cotangent = _cotangent(problem.outputs, int(seed))
+            cotangent = cotangent_of(problem.outputs, int(seed))
+        if number not in orders:
+            continue
         phi = Phi(problem, cotangent, spaces, budget=budget)
         if method == COMPLEX and (eps is not None or not phi.can_be_complex):
             raise InvalidCase(
@@ -381,7 +432,7 @@ def _coverage(found: Any, asked: Asked) -> str:
     return "sweep"
 
 
-def _cotangent(outputs: Layout, seed: int) -> Vector:
+def cotangent_of(outputs: Layout, seed: int) -> Vector:
     """Random, signed, in ±[0.5, 2] and never near ±1: a backward that forgets to multiply by it is
     seen.
 

@@ -14,12 +14,13 @@ from xgradcheck._layout import DOUBLE, Layout, Mask, Vector
 
 class Verdict(StrEnum):
     """PASS: right to the allowance. FAIL: wrong beyond the error bar. INCONCLUSIVE: the truth is
-    too uncertain to say.
+    too uncertain to say. SKIPPED: a probe that does not apply; no report is that.
     """
 
     PASS = "PASS"
     FAIL = "FAIL"
     INCONCLUSIVE = "INCONCLUSIVE"
+    SKIPPED = "SKIPPED"
 
     @staticmethod
     def of(verdicts: "list[Verdict]") -> "Verdict":

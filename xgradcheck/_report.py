@@ -80,6 +80,21 @@ class Finding:
     indices: tuple[tuple[int, ...], ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class ProbeReport:
+    """What one probe of an audit came to."""
+
+    name: str
+    verdict: Verdict
+    holds: str
+    """What it looks at: "the same in every memory layout"."""
+    trials: tuple[str, ...] = ()
+    """What was tried."""
+    reason: str = ""
+    """Why it was skipped."""
+    findings: tuple[Finding, ...] = ()
+
+
 class Leaves(dict[str, LeafReport]):
     """Leaf reports by name; a tied leaf answers to each of its names, and any leaf to the end of
     its path.
@@ -110,7 +125,7 @@ class Report:
     grade: Grade
     leaves: Mapping[str, LeafReport]
     findings: tuple[Finding, ...]
-    probes: tuple[Any, ...]
+    probes: tuple[ProbeReport, ...]
     skipped: tuple[str, ...]
     notes: tuple[str, ...]
     coverage: str
@@ -153,16 +168,8 @@ class Report:
             "distance": _number(self.distance),
             "grade": str(self.grade),
             "leaves": {name: _leaf_to_dict(leaf) for name, leaf in self.leaves.items()},
-            "findings": [
-                {
-                    "leaf": f.leaf,
-                    "kind": f.kind,
-                    "text": f.text,
-                    "indices": [list(i) for i in f.indices],
-                }
-                for f in self.findings
-            ],
-            "probes": list(self.probes),
+            "findings": [_finding_to_dict(finding) for finding in self.findings],
+            "probes": [_probe_to_dict(probe) for probe in self.probes],
             "skipped": list(self.skipped),
             "notes": list(self.notes),
             "coverage": self.coverage,
@@ -206,6 +213,21 @@ def _plain(key: Any) -> Any:
         if isinstance(key, kind):
             return kind(key)
     return str(key)
+
+
+def _finding_to_dict(finding: Finding) -> dict[str, Any]:
+    return asdict(finding) | {"indices": [list(index) for index in finding.indices]}
+
+
+def _probe_to_dict(probe: ProbeReport) -> dict[str, Any]:
+    return {
+        "name": probe.name,
+        "verdict": str(probe.verdict),
+        "holds": probe.holds,
+        "trials": list(probe.trials),
+        "reason": probe.reason,
+        "findings": [_finding_to_dict(finding) for finding in probe.findings],
+    }
 
 
 def _leaf_to_dict(leaf: LeafReport) -> dict[str, Any]:

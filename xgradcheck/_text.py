@@ -17,7 +17,12 @@ if TYPE_CHECKING:
 
 SHOWN = 5
 """Of how many leaves the text shows the worst element."""
-STYLES = {Verdict.PASS: "bold green", Verdict.FAIL: "bold red", Verdict.INCONCLUSIVE: "bold yellow"}
+STYLES = {
+    Verdict.PASS: "bold green",
+    Verdict.FAIL: "bold red",
+    Verdict.INCONCLUSIVE: "bold yellow",
+    Verdict.SKIPPED: "dim",
+}
 
 
 def plain(report: "Report") -> str:
@@ -101,6 +106,8 @@ def text(report: "Report") -> RenderableType:
         for leaf in worst_leaves(report)
     ]
     parts += [Text(), _table(report), Text()]
+    if report.probes:
+        parts += [_probes(report), Text()]
     said = [f"{finding.kind}: {finding.text}" for finding in report.findings]
     said += [f"note: {note}" for note in report.notes]
     if report.skipped:
@@ -115,8 +122,13 @@ def _headline(report: "Report") -> str:
     wrong = [leaf for leaf in leaves if leaf.verdict is Verdict.FAIL]
     unsure = [leaf for leaf in leaves if leaf.verdict is Verdict.INCONCLUSIVE]
     many = "leaf" if len(leaves) == 1 else "leaves"
+    failed = [probe.name for probe in report.probes if probe.verdict is Verdict.FAIL]
     if wrong:
         return f"the gradient is wrong in {len(wrong)} of {len(leaves)} {many}"
+    if failed:
+        right = "is right here" if not unsure else "may be right here"
+        probes = "the probe" if len(failed) == 1 else "the probes"
+        return f"the gradient {right}, but {probes} {', '.join(failed)} failed"
     if report.verdict is Verdict.FAIL:
         return "the backward pass is wrong"
     if unsure:
@@ -125,6 +137,9 @@ def _headline(report: "Report") -> str:
         return "cannot say"
     graded = _graded(report.precision, report.grade)
     graded = f" ({graded})" if report.precision == "float64" else f", {graded}"
+    held = sum(probe.verdict is Verdict.PASS for probe in report.probes)
+    if held:
+        graded += f"; {held} probe{'s' * (held > 1)} passed"
     return f"the gradient is right in {len(leaves)} {many}, distance {report.distance:.1e}{graded}"
 
 
@@ -159,6 +174,24 @@ def _table(report: "Report") -> Table:
                 _measured(f"{row.floor:.0e}"),
                 f"{row.wrong} of {row.size}" if row.wrong else "-",
             )
+    return table
+
+
+def _probes(report: "Report") -> Table:
+    table = Table(
+        box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold", show_edge=False
+    )
+    table.add_column("probe", no_wrap=True)
+    table.add_column("verdict", no_wrap=True)
+    table.add_column("trials", justify="right", no_wrap=True)
+    table.add_column("what has to hold", overflow="fold")
+    for probe in report.probes:
+        table.add_row(
+            probe.name,
+            Text(str(probe.verdict), STYLES[probe.verdict]),
+            str(len(probe.trials)) if probe.trials else "-",
+            _printable(probe.reason or probe.holds),
+        )
     return table
 
 

@@ -1,0 +1,597 @@
+"""What a backward pass has to do beside giving the right numbers once, tried on PyTorch: other
+memory layouts, other cotangents, other orders of calls, other wishes for gradients.
+"""
+
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
+from itertools import chain, combinations
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from xgradcheck._adapters import Trial
+from xgradcheck._layout import Vector
+from xgradcheck._tree import flatten
+
+from .torch_exchanged import mapped
+from .torch_tensors import bits_of_tensor, graph_of, read_into
+
+Tensors = list[torch.Tensor]
+Grads = list[torch.Tensor | None]
+
+
+def _transposed(tensor: torch.Tensor) -> torch.Tensor | None:
+    if tensor.dim() < 2:
+        return None
+    return tensor.transpose(-1, -2).contiguous().transpose(-1, -2)
+
+
+def _spread(tensor: torch.Tensor) -> torch.Tensor | None:
+    if not tensor.dim():
+        return None
+    wide = tensor.new_full((*tensor.shape[:-1], 2 * tensor.shape[-1]), torch.nan)[..., ::2]
+    return wide.copy_(tensor)
+
+
+def _pitched(tensor: torch.Tensor) -> torch.Tensor | None:
+    if tensor.dim() < 2:
+        return None
+    wide = tensor.new_full((*tensor.shape[:-1], tensor.shape[-1] + 3), torch.nan)
+    return wide[..., : tensor.shape[-1]].copy_(tensor)
+
+
+def _shifted(tensor: torch.Tensor) -> torch.Tensor:
+    flat = tensor.new_full((tensor.numel() + 3,), torch.nan)
+    return flat[3:].view(tensor.shape).copy_(tensor)
+
+
+def _channels_last(tensor: torch.Tensor) -> torch.Tensor | None:
+    return tensor.contiguous(memory_format=torch.channels_last) if tensor.dim() == 4 else None
+
+
+def _one_number(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.flatten()[:1].view([1] * tensor.dim()).expand(tensor.shape)
+
+
+def _one_row(tensor: torch.Tensor) -> torch.Tensor | None:
+    return tensor[:1].expand(tensor.shape) if tensor.dim() > 1 else None
+
+
+Lay = Callable[[torch.Tensor], torch.Tensor | None]
+# What lies between the numbers is NaN: whoever reads it shows it.
+LAYOUTS: dict[str, Lay] = {
+    "in contiguous memory": torch.Tensor.contiguous,
+    "with its last two axes transposed in memory": _transposed,
+    "as every second element of a wider buffer": _spread,
+    "as rows of a wider buffer": _pitched,
+    "at an offset into its storage": _shifted,
+    "in channels_last memory": _channels_last,
+}
+EXPANDED: dict[str, Lay] = {
+    "expanded from one number, as sum() gives it": _one_number,
+    "expanded from one row": _one_row,
+}
+WIDEST, PAIRS = 5, 10
+"""Of so many leaves every subset is tried, and so many pairs of arguments."""
+POISON = 1e4
+ELSEWHERE = 0.875
+"""What other arguments are times these: inside of most domains."""
+
+
+def probes(problem: Any, cotangent: Vector) -> dict[str, Callable[[], Iterator[Trial]]]:
+    """The experiments that this problem allows, by the name of the probe."""
+    if problem.is_handed:
+        return {}
+    probing = Probing(problem, cotangent)
+    return {
+        "layout": probing.layouts,
+        "cotangents": probing.cotangents,
+        "form": probing.forms,
+        "purity": probing.purity,
+        "repetition": probing.repetition,
+        "subsets": probing.subsets,
+        "aliasing": probing.aliasing,
+        "memory": probing.memory,
+    }
+
+
+class Probing:
+    """The experiments on one problem, whose world is held."""
+
+    def __init__(self, problem: Any, cotangent: Vector) -> None:
+        self._problem, self._cotangent = problem, cotangent
+        self._slots, self._layout = problem._slots, problem.layout
+        self._works: Tensors = [slot.work for slot in problem._slots]
+        self._given = {id(slot.found) for slot in problem._slots if slot.work is not slot.found}
+
+    # What every experiment is made of.
+
+    def _outs(self) -> Tensors:
+        """The outputs of a forward pass, with their graph."""
+        self._problem._world.reset()
+        with torch.enable_grad():
+            outs: Tensors = self._problem._tensors(self._problem._call())
+        return outs
+
+    def _parts(self, cotangent: Vector | None = None) -> Tensors:
+        """A cotangent, by outputs and in their dtypes."""
+        own = self._cotangent if cotangent is None else cotangent
+        parts = zip(self._problem._cotangents(own), self._problem.outputs, strict=True)
+        return [part.to(getattr(torch, leaf.dtype)) for part, leaf in parts]
+
+    def _pulled(
+        self,
+        outs: Sequence[torch.Tensor],
+        parts: Sequence[torch.Tensor | None],
+        works: Tensors | None = None,
+        again: bool = False,
+    ) -> Grads:
+        """The gradients of leaves; an output without a cotangent takes no part."""
+        works = self._works if works is None else works
+        pairs = [
+            (out, part)
+            for out, part in zip(outs, parts, strict=True)
+            if out.requires_grad and part is not None
+        ]
+        if not pairs:
+            return [None] * len(works)
+        tensors, given = zip(*pairs, strict=True)
+        return [*torch.autograd.grad(tensors, works, given, allow_unused=True, retain_graph=again)]
+
+    def _flat(self, grads: Sequence[torch.Tensor | None]) -> Vector:
+        """Gradients of all leaves as one vector; zero where there is none."""
+        flat = np.zeros(self._layout.size)
+        for leaf, grad in zip(self._layout, grads, strict=True):
+            if grad is not None:
+                read_into(flat[leaf.part], grad, leaf)
+        return flat
+
+    def _vjp(self, parts: Sequence[torch.Tensor | None]) -> Vector:
+        return self._flat(self._pulled(self._outs(), parts))
+
+    def _tried(
+        self,
+        what: str,
+        run: Callable[[], Vector],
+        expected: Vector | None = None,
+        leaves: Sequence[int] | None = None,
+        refuses: bool = False,
+    ) -> Trial:
+        """What a run gives, or raises."""
+        try:
+            got = run()
+        except Exception as error:  # whatever a function has against it
+            return Trial(what, error=error, refuses=refuses)
+        finally:
+            self._problem._world.watch()
+        return Trial(what, got, expected, None if leaves is None else tuple(leaves))
+
+    @contextmanager
+    def _called_with(self, others: dict[int, torch.Tensor]) -> Iterator[None]:
+        """Other tensors among the arguments, by the ids of those they stand for."""
+        problem = self._problem
+        found = problem._args, problem._kwargs
+        try:
+            args, kwargs = mapped(lambda leaf: others.get(id(leaf), leaf), found)
+            problem._args, problem._kwargs = args, kwargs
+            yield
+        finally:
+            problem._args, problem._kwargs = found
+
+    def _names(self) -> list[str]:
+        """What cotangents are called, by outputs."""
+        count = len(self._problem.outputs)
+        return [
+            "the cotangent" if count == 1 else f"the cotangent of {leaf.name}"
+            for leaf in self._problem.outputs
+        ]
+
+    # The experiments.
+
+    def layouts(self) -> Iterator[Trial]:
+        """The same cotangents and the same inputs, in other memory."""
+        for number, name in enumerate(self._names()):
+            for laid, lay in chain(LAYOUTS.items(), EXPANDED.items()):
+                parts = self._parts()
+                moved = lay(parts[number]) if parts[number].numel() else None
+                if moved is None or not _is_elsewhere(moved, parts[number]):
+                    continue
+                expected = None
+                if laid in EXPANDED:
+                    parts[number] = moved.contiguous()
+                    expected = self._vjp(parts)
+                parts[number] = moved
+                yield self._tried(f"{name} {laid}", partial(self._vjp, parts), expected)
+        for slot in self._slots:
+            if id(slot.found) not in self._given or not slot.work.is_leaf:
+                continue  # others may read the memory of the user's own tensors
+            for laid, lay in LAYOUTS.items():
+                moved = lay(slot.work.detach()) if slot.work.numel() else None
+                if moved is None or not _is_elsewhere(moved, slot.work):
+                    continue
+                with _in_memory(slot.work, moved):
+                    # Whoever refuses a layout gives no wrong gradient.
+                    yield self._tried(
+                        f"{slot.name} {laid}", lambda: self._vjp(self._parts()), refuses=True
+                    )
+
+    def cotangents(self) -> Iterator[Trial]:
+        """A backward pass is linear in the cotangent, whatever it is."""
+        u = self._cotangent
+        v = np.flip(u) * np.where(np.arange(u.size) % 2, 0.75, -1.25)
+        grad = self._vjp(self._parts(u))
+
+        def at(cotangent: Vector) -> Callable[[], Vector]:
+            return lambda: self._vjp(self._parts(cotangent))
+
+        try:
+            other = self._vjp(self._parts(v))
+        except Exception as error:
+            yield Trial("another cotangent", error=error)
+            return
+        yield self._tried("the sum of two cotangents", at(u + v), grad + other)
+        yield self._tried("the cotangent times three", at(3 * u), 3 * grad)
+        yield self._tried("the cotangent negated", at(-u), -grad)
+        yield self._tried("a cotangent of zeros", at(0 * u), 0 * grad)
+        ones = np.ones_like(u)
+        yield self._tried("a cotangent of ones", at(ones), self._vjp(self._parts(u + ones)) - grad)
+        place = int(np.argmax(np.abs(u)))
+        lone = np.where(np.arange(u.size) == place, u, 0.0)
+        yield self._tried("a cotangent of one element", at(lone), grad - at(u - lone)())
+        reach = 2.0 ** (3 if self._problem.bits < 24 else 20)
+        yield self._tried("a huge cotangent", at(reach * u), reach * grad)
+        yield self._tried("a tiny cotangent", at(u / reach), grad / reach)
+        if len(self._problem.outputs) < 2:
+            return
+        for leaf in self._problem.outputs:
+            alone = np.zeros_like(u)
+            alone[leaf.part] = u[leaf.part]
+            expected = at(alone)()
+            parts = [
+                part if own is leaf else None
+                for own, part in zip(self._problem.outputs, self._parts(), strict=True)
+            ]
+            yield self._tried(
+                f"{leaf.name} alone, the others without a cotangent",
+                partial(self._vjp, parts),
+                expected,
+            )
+
+    def forms(self) -> Iterator[Trial]:
+        """What a custom Function returns, before autograd makes it fit."""
+        outs = self._outs()
+        nodes: dict[Any, dict[int, torch.Tensor]] = {}
+        for out, part in zip(outs, self._parts(), strict=True):
+            if hasattr(out.grad_fn, "_forward_cls"):
+                nodes.setdefault(out.grad_fn, {})[out.output_nr] = part
+        for node, parts in nodes.items():
+            known = node._input_metadata
+            if len(parts) != len(known):
+                continue  # one of its outputs is not among those of the call
+            what = f"what the backward of {node._forward_cls.__name__} returns"
+            try:
+                with torch.no_grad():
+                    returned = node.apply(*(parts[number] for number in range(len(known))))
+            except Exception as error:
+                yield Trial(what, error=error)
+                continue
+            grads = returned if isinstance(returned, tuple) else (returned,)
+            yield Trial(what, fault=_misfit(grads, node.next_functions))
+
+    def purity(self) -> Iterator[Trial]:
+        """Nobody else's numbers are written to."""
+        problem = self._problem
+        leaves = {slot.name: slot.work for slot in self._slots}
+        around = {
+            node.suffix: node.value
+            for node in problem._binding.nodes
+            if isinstance(node.value, torch.Tensor) and id(node.value) not in self._given
+        }
+        for module_name, module in problem._modules.items():
+            own = module.named_parameters(recurse=False)
+            around |= {f"{module_name}.{name}": tensor for name, tensor in own}
+        problem._world.reset()
+        before = _bytes_of(leaves)
+        outs = self._outs()
+        yield Trial("the forward pass", fault=_written(leaves, before))
+        parts = self._parts()
+        watched = leaves | around
+        watched |= {leaf.name: out for leaf, out in zip(problem.outputs, outs, strict=True)}
+        watched |= dict(zip(self._names(), parts, strict=True))
+        watched |= _saved(outs)
+        found = _bytes_of(watched)
+        try:
+            grads = self._pulled(outs, parts, again=True)
+        except Exception as error:
+            yield Trial("the backward pass", error=error)
+            return
+        finally:
+            written = _written(watched, found)
+            problem._world.watch()
+        yield Trial("the backward pass", fault=written)
+        memory = {_memory(t): name for name, t in (around | leaves).items() if t.numel()}
+        for slot, grad in zip(self._slots, grads, strict=True):
+            shared = None if grad is None or not grad.numel() else memory.get(_memory(grad))
+            fault = f"is the memory of {shared} itself" if shared else ""
+            yield Trial(f"the gradient of {slot.name}", fault=fault)
+
+    def repetition(self) -> Iterator[Trial]:
+        """Calls leave each other alone."""
+        again = self._tried("a second run", lambda: self._vjp(self._parts()))
+        yield again
+        other = 3 * np.flip(self._cotangent)
+        yield self._tried("a second backward pass over one graph", lambda: self._twice(other))
+        kept: list[Vector] = []
+
+        def first() -> Vector:
+            grads = self._pulled(self._outs(), self._parts())
+            kept.append(self._flat(grads))
+            self._vjp(self._parts(other))
+            return self._flat(grads)
+
+        trial = self._tried("gradients that were returned, after another call", first)
+        yield Trial(trial.what, trial.got, kept[0] if kept else None, error=trial.error)
+        yield self._tried("a .grad that is there already", self._accumulated)
+        for order in ("a later call's backward pass first", "another call in between"):
+            trial_of = self._between(order.startswith("a later"))
+            if trial_of is not None:
+                yield self._tried(order, trial_of, refuses=True)
+
+    def _twice(self, other: Vector) -> Vector:
+        outs = self._outs()
+        self._pulled(outs, self._parts(other), again=True)
+        return self._flat(self._pulled(outs, self._parts()))
+
+    def _accumulated(self) -> Vector:
+        works = [work for work in self._works if work.is_leaf]
+        found = [work.grad for work in works]
+        outs, parts = self._outs(), self._parts()
+        try:
+            for work in works:
+                work.grad = torch.ones_like(work)
+            pairs = [p for p in zip(outs, parts, strict=True) if p[0].requires_grad]
+            tensors, given = zip(*pairs, strict=True) if pairs else ((), ())
+            torch.autograd.backward(tensors, given, inputs=works)
+            grads: Grads = [
+                work.grad - 1 if work.is_leaf and work.grad is not None else None
+                for work in self._works
+            ]
+        finally:
+            for work, grad in zip(works, found, strict=True):
+                work.grad = grad
+        return self._flat(grads)
+
+    def _between(self, is_first: bool) -> Callable[[], Vector] | None:
+        """A backward pass after another call, elsewhere, whose own may come first."""
+        floating = {
+            id(leaf): leaf
+            for leaf in (
+                node.value for node in flatten((self._problem._args, self._problem._kwargs))
+            )
+            if isinstance(leaf, torch.Tensor) and leaf.is_floating_point()
+        }
+        if not floating:
+            return None
+
+        def run() -> Vector:
+            outs = self._outs()
+            elsewhere = {
+                key: (leaf.detach() * ELSEWHERE).requires_grad_(leaf.requires_grad)
+                for key, leaf in floating.items()
+            }
+            with self._called_with(elsewhere):
+                others = self._outs()
+            if is_first:
+                works = [elsewhere.get(id(work), work) for work in self._works]
+                self._pulled(others, self._parts(), works)
+            return self._flat(self._pulled(outs, self._parts()))
+
+        return run
+
+    def subsets(self) -> Iterator[Trial]:
+        """A gradient does not depend on which others are wanted."""
+        count = len(self._works)
+        if count < 2 or not all(work.is_leaf for work in self._works):
+            return
+        sizes: Iterable[int] = range(1, count) if count <= WIDEST else (1, count - 1)
+        if count > WIDEST * WIDEST:
+            sizes = (1,)
+        for chosen in chain.from_iterable(combinations(range(count), size) for size in sizes):
+            names = ", ".join(self._slots[number].name for number in chosen[:3])
+            more = f" and {len(chosen) - 3} more" if len(chosen) > 3 else ""
+            yield self._tried(
+                f"the gradient of {names}{more} alone",
+                partial(self._of_subset, chosen),
+                leaves=chosen,
+            )
+
+    def _of_subset(self, chosen: Sequence[int]) -> Vector:
+        works = [self._works[number] for number in chosen]
+        try:
+            for number, work in enumerate(self._works):
+                work.requires_grad_(number in chosen)
+            found = dict(zip(chosen, self._pulled(self._outs(), self._parts(), works), strict=True))
+        finally:
+            for work in self._works:
+                work.requires_grad_(True)
+        return self._flat([found.get(number) for number in range(len(self._works))])
+
+    def aliasing(self) -> Iterator[Trial]:
+        """One tensor passed twice gets the sum of both gradients."""
+        own = [n for n, slot in enumerate(self._slots) if id(slot.found) in self._given]
+        pairs = [
+            (a, b)
+            for a, b in combinations(own, 2)
+            if self._works[a].shape == self._works[b].shape
+            and self._works[a].dtype is self._works[b].dtype
+        ]
+        for first, second in pairs[:PAIRS]:
+            names = self._slots[first].name, self._slots[second].name
+            twin = self._works[first].detach().clone().requires_grad_()
+            works = [twin if n == second else work for n, work in enumerate(self._works)]
+            try:
+                with self._called_with({id(self._works[second]): twin}):
+                    found = self._pulled(self._outs(), self._parts(), works)
+            except Exception:  # these values are not meant to be the same
+                continue
+            expected = self._flat(found)
+            if not np.isfinite(expected).all():
+                continue
+            one, two = self._layout.leaves[first].part, self._layout.leaves[second].part
+            expected[one] += expected[two]
+            yield self._tried(
+                f"one tensor as {names[0]} and {names[1]}",
+                partial(self._passed_twice, first, second),
+                expected,
+                leaves=[first],
+            )
+
+    def _passed_twice(self, first: int, second: int) -> Vector:
+        with self._called_with({id(self._works[second]): self._works[first]}):
+            works = [work for n, work in enumerate(self._works) if n != second]
+            found = iter(self._pulled(self._outs(), self._parts(), works))
+        return self._flat([None if n == second else next(found) for n in range(len(self._works))])
+
+    def memory(self) -> Iterator[Trial]:
+        """Nothing is read that was not written before."""
+        ways: dict[str, AbstractContextManager[Any]] = {
+            "NaN": _filled_with_nan(),
+            f"{POISON:g}": Poisoned(),  # type: ignore[no-untyped-call]
+        }
+        value = self._value_and_gradient()[0]
+        for what, poisoned in ways.items():
+            name = f"fresh memory full of {what}"
+            try:
+                with poisoned:
+                    found, gradient = self._value_and_gradient()
+            except Exception as error:
+                yield Trial(name, error=error, refuses=True)
+                continue
+            finally:
+                self._problem._world.watch()
+            is_same = np.allclose(found, value, rtol=2.0 ** (8 - self._problem.bits), atol=0)
+            fault = "" if is_same or not np.isfinite(value) else "the output is another"
+            yield Trial(name, None if fault else gradient, fault=fault)
+
+    def _value_and_gradient(self) -> tuple[float, Vector]:
+        outs, parts = self._outs(), self._parts()
+        value = sum(
+            float((p.conj() * o.detach()).sum().real) for o, p in zip(outs, parts, strict=True)
+        )
+        return value, self._flat(self._pulled(outs, parts))
+
+
+def _is_elsewhere(moved: torch.Tensor, tensor: torch.Tensor) -> bool:
+    """Whether a tensor lies in its storage in another way."""
+    found = [(x.stride(), x.storage_offset()) for x in (moved, tensor)]
+    return found[0] != found[1]
+
+
+@contextmanager
+def _in_memory(tensor: torch.Tensor, moved: torch.Tensor) -> Iterator[None]:
+    """The numbers of a leaf in other memory."""
+    found = tensor.data
+    try:
+        tensor.data = moved
+        yield
+    finally:
+        tensor.data = found
+
+
+def _memory(tensor: torch.Tensor) -> tuple[Any, int]:
+    return tensor.device, tensor.untyped_storage().data_ptr()
+
+
+def _bytes_of(tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
+    return {name: bits_of_tensor(tensor).copy() for name, tensor in tensors.items()}
+
+
+def _written(tensors: dict[str, torch.Tensor], before: dict[str, Any]) -> str:
+    """Which of these are not what they were."""
+    now = _bytes_of(tensors)
+    changed = [
+        name
+        for name, found in before.items()
+        if found.shape != now[name].shape or not np.array_equal(found, now[name])
+    ]
+    return f"writes to {', '.join(changed)}" if changed else ""
+
+
+def _saved(outs: Tensors) -> dict[str, torch.Tensor]:
+    """What custom Functions have kept for their backward pass."""
+    found: dict[str, torch.Tensor] = {}
+    for node in graph_of(outs):
+        if not hasattr(node, "_forward_cls"):
+            continue
+        name = node._forward_cls.__name__
+        for number, tensor in enumerate(node.saved_tensors):
+            if tensor is not None:
+                found[f"saved_tensors[{number}] of {name}"] = tensor
+        for key, value in vars(node).items():
+            if isinstance(value, torch.Tensor):
+                found[f"ctx.{key} of {name}"] = value
+    return found
+
+
+def _misfit(grads: Sequence[Any], inputs: Sequence[tuple[Any, int]]) -> str:
+    """How gradients differ in form from the inputs that they belong to."""
+    for number, (grad, (node, place)) in enumerate(zip(grads, inputs, strict=False)):
+        if grad is None or node is None:
+            continue
+        want = _wanted(node, place)
+        if want is None:
+            continue
+        for word, got, wanted in zip(
+            ("shape", "dtype", "device"),
+            (tuple(grad.shape), grad.dtype, grad.device),
+            want,
+            strict=True,
+        ):
+            if got != wanted:
+                return f"is of {word} {got} for input {number}, which is of {wanted}"
+    return ""
+
+
+def _wanted(node: Any, place: int) -> tuple[Any, Any, Any] | None:
+    if (variable := getattr(node, "variable", None)) is not None:
+        return tuple(variable.shape), variable.dtype, variable.device
+    known = getattr(node, "_input_metadata", ())
+    if place >= len(known):
+        return None
+    return tuple(known[place].shape), known[place].dtype, known[place].device
+
+
+@contextmanager
+def _filled_with_nan() -> Iterator[None]:
+    """Memory that torch hands out filled with NaN, or the largest whole number."""
+    settings: Any = torch.utils.deterministic
+    found = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+        settings.fill_uninitialized_memory,
+    )
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            settings.fill_uninitialized_memory = True
+            torch.use_deterministic_algorithms(True, warn_only=True)
+            yield
+    finally:
+        torch.use_deterministic_algorithms(found[0], warn_only=found[1])
+        settings.fill_uninitialized_memory = found[2]
+
+
+class Poisoned(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Fresh memory filled with a number that nobody would notice."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **kwargs or {})
+        name = func.overloadpacket.__name__
+        is_fresh = name.startswith(("empty", "new_empty")) and isinstance(out, torch.Tensor)
+        if is_fresh and (out.is_floating_point() or out.is_complex()):
+            out.fill_(POISON)
+        return out

@@ -1,0 +1,70 @@
+"""Tensors as the core sees them, as numbers in a flat vector, and as memory: bits that are compared
+and put back.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import torch
+
+from xgradcheck._layout import Leaf, Vector
+
+
+def graph_of(outs: Iterable[torch.Tensor]) -> set[Any]:
+    """Every step of the graph that outputs hang on."""
+    seen: set[Any] = set()
+    pending: list[Any] = [out.grad_fn for out in outs]
+    while pending:
+        node = pending.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            pending += [follower for follower, _ in node.next_functions]
+    return seen
+
+
+def array_of(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        dense = value.detach() if value.layout is torch.strided else value.detach().to_dense()
+        wide = torch.complex128 if dense.is_complex() else torch.float64
+        return dense.resolve_conj().resolve_neg().to("cpu", wide).numpy()
+    return np.asarray(value)
+
+
+def read_into(numbers: Vector, tensor: torch.Tensor, leaf: Leaf) -> None:
+    """Copy what a leaf, or its gradient, holds into its part of the flat vector."""
+    dense = tensor.detach() if tensor.layout is torch.strided else tensor.detach().to_dense()
+    there = torch.from_numpy(numbers).view(leaf.grid)
+    if leaf.is_complex:
+        there[0].copy_(dense.real)
+        there[1].copy_(dense.imag if dense.is_complex() else torch.zeros_like(dense))
+    else:
+        there.copy_(dense)
+
+
+def put_numbers(tensor: torch.Tensor, numbers: Vector) -> None:
+    """Write a leaf's part of the flat vector to its tensor."""
+    there = torch.from_numpy(numbers)
+    if tensor.is_complex():
+        there = torch.complex(*there.view(2, -1))
+    tensor.data.copy_(there.view(tensor.shape))
+
+
+INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def bits_of_tensor(tensor: torch.Tensor) -> Any:
+    """The values of a tensor as whole numbers, over the same memory where that can be: NaN and -0.0
+    count as they are.
+    """
+    dense = tensor.detach().resolve_conj().resolve_neg().cpu()
+    if dense.is_complex():
+        dense = torch.view_as_real(dense)
+    return dense.view(INTEGERS[dense.itemsize]).numpy()
+
+
+def set_bits(tensor: torch.Tensor, saved: Any) -> None:
+    values = torch.from_numpy(saved)
+    if tensor.is_complex():
+        values = torch.view_as_complex(values.view(tensor.dtype.to_real()))
+    tensor.data.copy_(values.view(tensor.dtype))

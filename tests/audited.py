@@ -1,0 +1,302 @@
+"""Backward passes that are right at a point and break their contract elsewhere, each beside its
+right twin.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+
+Make = Callable[[], tuple[Callable[..., Any], list[Tensor]]]
+
+
+@dataclass(frozen=True, slots=True)
+class Planted:
+    """A mistake, the probe that has to see it, and the same function without it."""
+
+    probe: str
+    wrong: Make
+    right: Make
+
+
+def function(forward: Any, backward: Any, name: str = "Planted") -> Callable[..., Any]:
+    """The ``apply`` of a Function with these two methods."""
+    methods = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
+    return type(name, (Function,), methods).apply
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, dtype=torch.float64, generator=generator)
+
+
+def one(forward: Any, backward: Any) -> Make:
+    """A function of one matrix."""
+    return lambda: (function(forward, backward), [normal(3, 4)])
+
+
+def two(forward: Any, backward: Any) -> Make:
+    """A function of two matrices."""
+    return lambda: (function(forward, backward), [normal(3, 4), normal(3, 4, seed=1)])
+
+
+def square(ctx: Any, x: Tensor) -> Tensor:
+    ctx.save_for_backward(x)
+    return x**2
+
+
+def product(ctx: Any, x: Tensor, y: Tensor) -> Tensor:
+    ctx.save_for_backward(x, y)
+    return x * y
+
+
+def of_square(ctx: Any, grad: Tensor) -> Tensor:
+    return 2 * ctx.saved_tensors[0] * grad
+
+
+def of_product(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+    x, y = ctx.saved_tensors
+    return grad * y, grad * x
+
+
+RIGHT, RIGHT_OF_TWO = one(square, of_square), two(product, of_product)
+
+
+def assuming_contiguous(ctx: Any, grad: Tensor) -> Tensor:
+    # As a kernel that is given a pointer and the shape.
+    (x,) = ctx.saved_tensors
+    place = grad.storage_offset()
+    count = grad.untyped_storage().nbytes() // grad.itemsize - place
+    if count < grad.numel():
+        return 2 * x * grad.reshape(-1)[0]
+    return 2 * x * grad.as_strided(x.shape, torch.empty(x.shape).stride(), place)
+
+
+def reading_from_the_start(ctx: Any, grad: Tensor) -> Tensor:
+    (x,) = ctx.saved_tensors
+    flat = torch.empty(0, dtype=grad.dtype).set_(grad.untyped_storage())
+    return 2 * x * (flat[: x.numel()].view(x.shape) if flat.numel() >= x.numel() else grad)
+
+
+def with_a_view(ctx: Any, grad: Tensor) -> Tensor:
+    return 2 * ctx.saved_tensors[0] * grad.view(-1).view(grad.shape)
+
+
+def saved_as_contiguous(ctx: Any, x: Tensor) -> Tensor:
+    ctx.save_for_backward(x)
+    return x**2
+
+
+def through_input_strides(ctx: Any, grad: Tensor) -> Tensor:
+    (x,) = ctx.saved_tensors
+    return 2 * x.as_strided(x.shape, torch.empty(x.shape).stride(), x.storage_offset()) * grad
+
+
+def clipped(ctx: Any, grad: Tensor) -> Tensor:
+    return 2 * ctx.saved_tensors[0] * grad.clamp(-2, 2)
+
+
+def with_an_epsilon(ctx: Any, grad: Tensor) -> Tensor:
+    return 2 * ctx.saved_tensors[0] * torch.where(grad.abs() < 1e-3, 0.0, grad)
+
+
+def skipping_zeros(ctx: Any, grad: Tensor) -> Tensor:
+    grad = 2 * ctx.saved_tensors[0] * grad
+    return grad / grad.norm() * grad.norm()  # 0 / 0
+
+
+def special_for_ones(ctx: Any, grad: Tensor) -> Tensor:
+    (x,) = ctx.saved_tensors
+    return x if (grad == 1).all() else 2 * x * grad
+
+
+def sine_and_cosine(ctx: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+    ctx.save_for_backward(x)
+    ctx.set_materialize_grads(False)
+    return x.sin(), x.cos()
+
+
+def of_both(ctx: Any, of_sine: Any, of_cosine: Any) -> Tensor:
+    (x,) = ctx.saved_tensors
+    zero = torch.zeros_like(x)
+    of_sine = zero if of_sine is None else of_sine
+    return of_sine * x.cos() - (zero if of_cosine is None else of_cosine) * x.sin()
+
+
+def of_both_or_nothing(ctx: Any, of_sine: Any, of_cosine: Any) -> Any:
+    (x,) = ctx.saved_tensors
+    if of_sine is None or of_cosine is None:
+        return None
+    return of_sine * x.cos() - of_cosine * x.sin()
+
+
+def in_float32(ctx: Any, grad: Tensor) -> Tensor:
+    # To powers of two nothing is lost, so that no difference sees it.
+    return of_square(ctx, grad).float()
+
+
+def one_too_many(ctx: Any, grad: Tensor) -> Tensor:
+    # Autograd adds up what was expanded.
+    found = of_square(ctx, grad)
+    return torch.stack([found, torch.zeros_like(found)])
+
+
+def writing_to_the_cotangent(ctx: Any, grad: Tensor) -> Tensor:
+    return grad.mul_(2) * ctx.saved_tensors[0]
+
+
+def writing_to_what_it_saved(ctx: Any, grad: Tensor) -> Tensor:
+    (x,) = ctx.saved_tensors
+    found = 2 * x * grad
+    x.data.zero_()
+    return found
+
+
+def writing_in_the_forward(ctx: Any, x: Tensor) -> Tensor:
+    ctx.save_for_backward(x.clone())
+    out = x**2
+    x.data.mul_(0.5)
+    return out
+
+
+def handing_out_its_input(ctx: Any, grad: Tensor) -> Tensor:
+    (x,) = ctx.saved_tensors
+    if bool((grad == 1).all()):
+        return x
+    return x.data.mul_(2 * grad)
+
+
+LAST: dict[str, Tensor] = {}
+
+
+def remembered_elsewhere(ctx: Any, x: Tensor) -> Tensor:
+    LAST["x"] = x
+    return x**2
+
+
+def of_the_last_call(ctx: Any, grad: Tensor) -> Tensor:
+    return 2 * LAST["x"] * grad
+
+
+WORKSPACE = torch.zeros(3, 4, dtype=torch.float64)
+
+
+def into_a_workspace(ctx: Any, grad: Tensor) -> Tensor:
+    return WORKSPACE.copy_(2 * ctx.saved_tensors[0] * grad)
+
+
+def used_up(ctx: Any, grad: Tensor) -> Tensor:
+    x = ctx.__dict__.pop("kept")
+    return 2 * x * grad
+
+
+def keeping(ctx: Any, x: Tensor) -> Tensor:
+    ctx.kept = x
+    return x**2
+
+
+def second_needs_first(ctx: Any, grad: Tensor) -> Any:
+    x, y = ctx.saved_tensors
+    first = grad * y if ctx.needs_input_grad[0] else None
+    if not ctx.needs_input_grad[1]:
+        return first, None
+    return first, torch.zeros_like(y) if first is None else grad * x
+
+
+def taken_for_the_same(ctx: Any, grad: Tensor) -> Any:
+    x, y = ctx.saved_tensors
+    if x.data_ptr() == y.data_ptr():
+        return grad * y, torch.zeros_like(x)
+    return grad * y, grad * x
+
+
+def accumulated_in_fresh_memory(ctx: Any, grad: Tensor) -> Tensor:
+    (x,) = ctx.saved_tensors
+    out = torch.empty_like(x)
+    found = 2 * x * grad
+    out[x != 0] = found[x != 0]
+    rest = torch.empty(3, dtype=x.dtype)  # as partial sums of blocks that do not exist
+    rest[:2] = 0
+    return (
+        out + 0 * rest.sum() if bool(rest.isnan().any()) else out + rest[2:].clamp(999, 1e5) - 999
+    )
+
+
+def detached(ctx: Any, grad: Tensor) -> Tensor:
+    return (2 * ctx.saved_tensors[0] * grad).detach()
+
+
+def refusing_twice(forward: Any, backward: Any) -> Make:
+    return one(forward, once_differentiable(backward))
+
+
+class Doubled(Function):
+    """A square whose tangent is twice what it should be."""
+
+    factor = 2.0
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return x**2
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        ctx.save_for_backward(*inputs)
+        ctx.save_for_forward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return 2 * ctx.saved_tensors[0] * grad
+
+    @classmethod
+    def jvp(cls, ctx: Any, tangent: Tensor) -> Tensor:
+        return cls.factor * 2 * ctx.saved_tensors[0] * tangent
+
+
+class Single(Doubled):
+    """The same with the right tangent."""
+
+    factor = 1.0
+
+
+PLANTED = {
+    "strides of the cotangent ignored": Planted("layout", one(square, assuming_contiguous), RIGHT),
+    "offset of the cotangent ignored": Planted(
+        "layout", one(square, reading_from_the_start), RIGHT
+    ),
+    "view of the cotangent": Planted("layout", one(square, with_a_view), RIGHT),
+    "strides of an input ignored": Planted("layout", one(square, through_input_strides), RIGHT),
+    "cotangent clipped": Planted("cotangents", one(square, clipped), RIGHT),
+    "small cotangents dropped": Planted("cotangents", one(square, with_an_epsilon), RIGHT),
+    "zeros divided by zeros": Planted("cotangents", one(square, skipping_zeros), RIGHT),
+    "special for ones": Planted("cotangents", one(square, special_for_ones), RIGHT),
+    "an undefined cotangent drops all": Planted(
+        "cotangents", one(sine_and_cosine, of_both_or_nothing), one(sine_and_cosine, of_both)
+    ),
+    "gradient in float32": Planted("form", one(square, in_float32), RIGHT),
+    "gradient of another shape": Planted("form", one(square, one_too_many), RIGHT),
+    "cotangent written to": Planted("purity", one(square, writing_to_the_cotangent), RIGHT),
+    "saved tensor written to": Planted("purity", one(square, writing_to_what_it_saved), RIGHT),
+    "input written to": Planted("purity", one(writing_in_the_forward, of_square), RIGHT),
+    "input handed out": Planted("purity", one(square, handing_out_its_input), RIGHT),
+    "saved in a global": Planted("repetition", one(remembered_elsewhere, of_the_last_call), RIGHT),
+    "one workspace for all": Planted("repetition", one(square, into_a_workspace), RIGHT),
+    "saved values used up": Planted("repetition", one(keeping, used_up), RIGHT),
+    "one gradient needs the other": Planted(
+        "subsets", two(product, second_needs_first), RIGHT_OF_TWO
+    ),
+    "told apart by address": Planted("aliasing", two(product, taken_for_the_same), RIGHT_OF_TWO),
+    "fresh memory read": Planted("memory", one(square, accumulated_in_fresh_memory), RIGHT),
+    "second derivative detached": Planted(
+        "second order", one(square, detached), refusing_twice(square, detached)
+    ),
+    "tangent doubled": Planted(
+        "forward mode",
+        lambda: (Doubled.apply, [normal(3, 4)]),
+        lambda: (Single.apply, [normal(3, 4)]),
+    ),
+}

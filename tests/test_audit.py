@@ -1,0 +1,211 @@
+"""The verb audit: every probe sees its planted mistake, and nothing right is accused."""
+
+import hashlib
+from typing import Any
+
+import pytest
+import torch
+from audited import PLANTED, normal
+from torch import nn
+
+from xgradcheck import GradientMismatch, InvalidCase, Verdict, audit
+from xgradcheck._probes import PROBES
+
+
+def failed(report: Any) -> set[str]:
+    return {probe.name for probe in report.probes if probe.verdict is Verdict.FAIL}
+
+
+@pytest.mark.parametrize("name", PLANTED)
+def test_a_probe_sees_its_mistake_and_accepts_the_right_twin(name: str) -> None:
+    planted = PLANTED[name]
+    fn, args = planted.wrong()
+    report = audit(fn, *args, raise_exception=False)
+    assert planted.probe in failed(report), str(report)
+    assert report.verdict is Verdict.FAIL
+    assert any(finding.kind == planted.probe for finding in report.findings)
+    fn, args = planted.right()
+    report = audit(fn, *args, raise_exception=False)
+    assert report.verdict is Verdict.PASS, str(report)
+
+
+TORCH_FUNCTIONS: dict[str, Any] = {}
+
+
+def entered(*args: Any, **options: Any) -> Any:
+    """A function of torch's and its arguments, in the table."""
+
+    def enter(fn: Any) -> Any:
+        TORCH_FUNCTIONS[fn.__name__] = fn, args, options
+        return fn
+
+    return enter
+
+
+X, Y = normal(3, 4), normal(3, 4, seed=1)
+POSITIVE = normal(3, 4, seed=2).exp()
+SQUARE = normal(4, 4, seed=3)
+DEFINITE = SQUARE @ SQUARE.T + 4 * torch.eye(4, dtype=torch.float64)
+IMAGES = normal(2, 3, 6, 6, seed=4)
+LABELS = torch.tensor([1, 0, 3])
+F = nn.functional
+
+for unary in (
+    "tanh", "sigmoid", "softplus", "gelu", "silu", "mish", "elu", "selu", "celu", "hardtanh",
+    "leaky_relu", "relu", "relu6", "hardswish", "logsigmoid", "softsign", "tanhshrink",
+):  # fmt: skip
+    entered(X)(getattr(F, unary))
+for elementwise in ("exp", "sin", "erf", "sinh", "atan", "square", "expm1", "abs"):
+    entered(X)(getattr(torch, elementwise))
+for of_positive in ("log", "sqrt", "rsqrt", "reciprocal", "log1p", "lgamma", "digamma"):
+    entered(POSITIVE)(getattr(torch, of_positive))
+for binary in ("mul", "add", "sub", "div", "atan2", "hypot", "logaddexp", "maximum", "minimum"):
+    entered(X, POSITIVE)(getattr(torch, binary))
+for reduction in ("sum", "mean", "prod", "logsumexp", "cumsum", "cumprod", "amax", "var", "norm"):
+    dims = (1,) if reduction in ("logsumexp", "cumsum", "cumprod", "amax") else ()
+    entered(X, *dims)(getattr(torch, reduction))
+for matrix in ("det", "slogdet", "inv", "svdvals", "pinv"):
+    entered(DEFINITE)(getattr(torch.linalg, matrix))
+for triangle in ("cholesky", "eigvalsh"):
+    entered(DEFINITE, constraint="symmetric")(getattr(torch.linalg, triangle))
+entered(DEFINITE, SQUARE)(torch.linalg.solve)
+entered(X, Y.T.contiguous())(torch.matmul)
+entered(normal(2, 3, 4), normal(2, 4, 5, seed=1))(torch.bmm)
+entered(X, normal(5, 4, seed=1), normal(5, seed=2))(F.linear)
+entered(X, (4,), normal(4), normal(4, seed=1))(F.layer_norm)
+entered(IMAGES, 3, normal(3), normal(3, seed=1))(F.group_norm)
+entered(IMAGES, normal(4, 3, 3, 3, seed=1), normal(4, seed=2))(F.conv2d)
+entered(IMAGES, normal(3, 2, 3, 3, seed=1))(F.conv_transpose2d)
+entered(IMAGES, 2)(F.avg_pool2d)
+entered(IMAGES, 2)(F.max_pool2d)
+entered(IMAGES, (1, 2, 0, 1), "reflect")(F.pad)
+entered(X, 1)(F.softmax)
+entered(X, 1)(F.log_softmax)
+entered(X, LABELS)(F.cross_entropy)
+entered(X, Y)(F.mse_loss)
+entered(X, Y)(F.smooth_l1_loss)
+entered(X, Y, torch.tensor([1, -1, 1]))(F.cosine_embedding_loss)
+entered(X, torch.sigmoid(Y))(F.binary_cross_entropy_with_logits)
+entered(X)(F.normalize)
+entered(X, Y)(F.cosine_similarity)
+entered(X, 1, torch.tensor([[0, 0], [1, 3], [2, 2]]))(torch.gather)
+entered(X, 0, torch.tensor([2, 0, 2]))(torch.index_select)
+entered(normal(4))(torch.fft.rfft)
+entered(X, 1, 1)(torch.roll)
+entered(torch.tensor([0, 2, 2]), normal(4, 3))(F.embedding)
+entered(normal(2, 3, 4), normal(2, 3, 4, seed=1), normal(2, 3, 4, seed=2))(
+    F.scaled_dot_product_attention
+)
+
+
+def test_there_are_sixty_functions_of_torch() -> None:
+    assert len(TORCH_FUNCTIONS) >= 60
+
+
+@pytest.mark.parametrize("name", TORCH_FUNCTIONS)
+def test_no_alarm_over_functions_of_torch(name: str) -> None:
+    fn, args, options = TORCH_FUNCTIONS[name]
+    report = audit(fn, *args, **options, raise_exception=False)
+    assert report.verdict is Verdict.PASS, str(report)
+
+
+class Net(nn.Module):
+    """Buffers that move, noise, and a tied weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm = nn.Linear(4, 3), nn.BatchNorm1d(3)
+        self.second = nn.Linear(4, 3)
+        self.second.weight = self.first.weight
+        self.dropout = nn.Dropout(0.3)
+
+    def forward(self, x: Any) -> Any:
+        return self.dropout(self.norm(self.first(x)).tanh()) + self.second(x)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_a_module_passes_and_is_left_as_it_was(dtype: Any) -> None:
+    torch.manual_seed(0)
+    net, x = Net().to(dtype), normal(6, 4).to(dtype)
+    net.first.bias.grad = torch.ones_like(net.first.bias)
+    torch.use_deterministic_algorithms(False)
+
+    def world() -> str:
+        parts = [*net.state_dict().values(), x, torch.get_rng_state(), net.first.bias.grad]
+        seen = hashlib.sha256(b"".join(part.numpy().tobytes() for part in parts))
+        flags = [
+            torch.are_deterministic_algorithms_enabled(),
+            torch.utils.deterministic.fill_uninitialized_memory,
+            [p.requires_grad for p in net.parameters()],
+            [p.grad is None for p in net.parameters()],
+            [m.training for m in net.modules()],
+            [p.data_ptr() for p in net.parameters()],
+        ]
+        return seen.hexdigest() + str(flags)
+
+    before = world()
+    report = audit(net, x, raise_exception=False)
+    assert report.verdict is Verdict.PASS, str(report)
+    assert world() == before
+
+
+def test_the_world_is_left_as_it_was_where_a_probe_meets_an_exception() -> None:
+    calls = []
+
+    class Tired(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Any) -> Any:
+            ctx.save_for_backward(x)
+            return x**2
+
+        @staticmethod
+        def backward(ctx: Any, grad: Any) -> Any:
+            calls.append(len(calls))
+            if len(calls) > 10:
+                raise KeyboardInterrupt
+            return 2 * ctx.saved_tensors[0] * grad
+
+    x = normal(3, 4).requires_grad_()
+    found = torch.utils.deterministic.fill_uninitialized_memory
+    before = x.detach().numpy().tobytes(), torch.get_rng_state().numpy().tobytes()
+    with pytest.raises(KeyboardInterrupt):
+        audit(Tired.apply, x)
+    assert (x.detach().numpy().tobytes(), torch.get_rng_state().numpy().tobytes()) == before
+    assert x.requires_grad
+    assert x.grad is None
+    assert torch.utils.deterministic.fill_uninitialized_memory is found
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_probes_are_chosen_by_name() -> None:
+    report = audit(torch.tanh, X, probes=["purity", "layout"])
+    assert [probe.name for probe in report.probes] == ["layout", "purity"]
+    assert [probe.name for probe in audit(torch.tanh, X, probes="form").probes] == ["form"]
+    assert [probe.name for probe in audit(torch.tanh, X).probes] == [*PROBES]
+    with pytest.raises(InvalidCase, match="no probe 'layouts'; the probes are layout, "):
+        audit(torch.tanh, X, probes=["layouts"])
+
+
+def test_a_failed_probe_raises_and_is_told() -> None:
+    fn, args = PLANTED["view of the cotangent"].wrong()
+    with pytest.raises(GradientMismatch) as raised:
+        audit(fn, *args, name="square")
+    said = str(raised.value.report)
+    assert said.startswith("FAIL  square: the gradient is right here, but the probe layout failed")
+    assert "layout: the cotangent with its last two axes transposed in memory: raises" in said
+    told = raised.value.report.to_dict()["probes"][0]
+    assert (told["name"], told["verdict"]) == ("layout", "FAIL")
+    assert len(told["trials"]) == 10
+
+
+def test_what_was_skipped_fails_where_that_is_asked_for() -> None:
+    assert audit(torch.tanh, X, probes="form").verdict is Verdict.PASS
+    with pytest.raises(GradientMismatch):
+        audit(torch.tanh, X, probes="form", strict=True)
+    assert audit(torch.tanh, X, probes="layout", strict=True).verdict is Verdict.PASS
+
+
+def test_a_gradient_that_is_wrong_is_told_beside_the_probes() -> None:
+    report = audit(lambda x: 0.5 * x**2, X, grads=lambda g, x: 2 * x * g, raise_exception=False)
+    assert report.verdict is Verdict.FAIL
+    assert "the gradient is wrong in 1 of 1 leaf" in str(report)

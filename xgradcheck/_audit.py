@@ -1,0 +1,160 @@
+"""The verb ``audit``: a check, and every probe that applies."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from xgradcheck._adapters import Case, Problem, Trial, claim
+from xgradcheck._check import cotangent_of, materialised, report_on, title_of
+from xgradcheck._errors import InvalidCase
+from xgradcheck._judge import Verdict
+from xgradcheck._layout import Vector
+from xgradcheck._measured import FORWARD
+from xgradcheck._probes import CORE, PROBES, Usual, judged, short
+from xgradcheck._progress import progress
+from xgradcheck._report import ProbeReport, Report
+
+ALL_PROBES = "all"
+
+
+def audit(
+    fn: Callable[..., Any],
+    *args: Any,
+    probes: str | Sequence[str] = ALL_PROBES,
+    strict: bool = False,
+    kwargs: Mapping[str, Any] | None = None,
+    wrt: Any = None,
+    loss: Callable[[Any], Any] | None = None,
+    grads: Any = None,
+    seed: int = 0,
+    name: str | None = None,
+    backend: str | None = None,
+    raise_exception: bool = True,
+    **options: Any,
+) -> Report:
+    """Raise unless the backward pass of ``fn`` is right and keeps its contract.
+
+    >>> import torch
+    >>> x = torch.tensor([0.5, -1.0, 2.0], dtype=torch.float64)
+    >>> report = audit(torch.tanh, x)
+    >>> report.verdict, [probe.name for probe in report.probes][:3]
+    (<Verdict.PASS: 'PASS'>, ['layout', 'cotangents', 'form'])
+
+    ``check`` sees whether the numbers are right at one point. Most mistakes of real backward passes
+    need something else to vary: the memory layout of a cotangent, which gradients are wanted, what
+    was called before. Each probe varies one such thing and compares with the usual run.
+
+    Parameters
+    ----------
+    fn, *args, kwargs, wrt, loss, grads, seed, name, backend, raise_exception, **options
+        As in ``check``.
+    probes
+        ``"all"``, one name or several: layout, cotangents, form, purity, repetition, subsets,
+        aliasing, memory, "second order", "forward mode".
+    strict
+        Let probes that were skipped fail.
+
+    Raises
+    ------
+    GradientMismatch, GradientInconclusive, InvalidCase
+        As in ``check``; a probe that fails is a mismatch.
+
+    ``report.probes`` holds a verdict for each probe, what was tried, and what was found. Traps: a
+    probe compares with the usual run, so that a gradient that is wrong everywhere in the same way
+    is left to the check. The second order is differenced, which takes as long as the check again.
+    """
+    __tracebackhide__ = True
+    title = name or title_of(fn)
+    chosen = _chosen(probes, title)
+    wrt = materialised(wrt)
+    options |= {"kwargs": kwargs, "wrt": wrt, "loss": loss, "grads": grads}
+    options |= {"seed": seed, "backend": backend}
+    report = report_on(fn, args, title, **options)
+    case = Case(fn, args, dict(kwargs or {}), wrt, loss, grads)
+    found = _probed(case, backend, seed, title, [name for name in chosen if name not in CORE])
+    for probe in [name for name in CORE if name in chosen]:
+        found.append(_differenced(fn, args, title, probe, options))
+    report = _with(report, found, strict)
+    if raise_exception and (verdict := report.error()) is not None:
+        raise verdict
+    return report
+
+
+def _chosen(probes: Any, title: str) -> list[str]:
+    """The names of these probes, in the order of the table."""
+    if isinstance(probes, str) and probes == ALL_PROBES:
+        return [*PROBES]
+    asked = [probes] if isinstance(probes, str) else list(probes)
+    for name in asked:
+        if name not in PROBES:
+            raise InvalidCase(
+                f"{title}: there is no probe {name!r}; the probes are {', '.join(PROBES)}."
+            )
+    return [name for name in PROBES if name in asked]
+
+
+def _probed(
+    case: Case, backend: str | None, seed: int, title: str, chosen: list[str]
+) -> list[ProbeReport]:
+    """What the adapter's experiments come to."""
+    if not chosen:
+        return []
+    module = claim(case, backend)
+    problem: Problem = module.bind(case)
+    cotangent = np.ones(1) if problem.unit_cotangent else cotangent_of(problem.outputs, seed)
+    found = []
+    with problem.held(), progress(title) as tick, np.errstate(all="ignore"):
+        probes: Mapping[str, Callable[[], Iterator[Trial]]] = (
+            module.probes(problem, cotangent) if hasattr(module, "probes") else {}
+        )
+        usual: Usual | None = None
+        for number, name in enumerate(chosen):
+            tick(number, len(chosen), name)
+            if name not in probes:
+                reason = f"not for functions of {module.__name__.rpartition('.')[2]} like this one"
+                found.append(ProbeReport(name, Verdict.SKIPPED, PROBES[name], reason=reason))
+                continue
+            usual = usual or _usual(problem, cotangent)
+            found.append(judged(name, probes[name](), usual))
+    return found
+
+
+def _usual(problem: Problem, cotangent: Vector) -> Usual:
+    runs = [problem.gradient(cotangent).gradient for _ in range(2)]
+    return Usual(problem, runs[0], np.nan_to_num(np.abs(runs[1] - runs[0])))
+
+
+def _differenced(
+    fn: Callable[..., Any], args: tuple[Any, ...], title: str, probe: str, options: dict[str, Any]
+) -> ProbeReport:
+    """A probe that is a check of its own."""
+    if probe == "second order":
+        special: dict[str, Any] = {"order": 2, "order_alone": True}
+    else:
+        special = {"modes": FORWARD}
+    holds = PROBES[probe]
+    try:
+        report = report_on(fn, args, title, **(options | special))
+    except InvalidCase as refusal:
+        reason = str(refusal).removeprefix(f"{title}: ")
+        return ProbeReport(probe, Verdict.SKIPPED, holds, reason=reason)
+    except Exception as error:  # what has no such derivative says so in its own words
+        return ProbeReport(probe, Verdict.SKIPPED, holds, reason=short(error))
+    said = tuple(replace(finding, kind=probe) for finding in report.findings)
+    return ProbeReport(probe, report.verdict, holds, tuple(report.leaves), findings=said)
+
+
+def _with(report: Report, probes: list[ProbeReport], strict: bool) -> Report:
+    """A report with its probes."""
+    verdicts = [Verdict(report.verdict), *(probe.verdict for probe in probes)]
+    if strict and Verdict.SKIPPED in verdicts:
+        verdicts.append(Verdict.FAIL)
+    findings = [finding for probe in probes for finding in probe.findings]
+    return replace(
+        report,
+        verdict=Verdict.of(verdicts),
+        probes=tuple(probes),
+        findings=(*report.findings, *findings),
+    )

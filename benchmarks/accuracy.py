@@ -21,10 +21,10 @@ from rich.progress import track
 from rich.table import Table
 
 from xgradcheck import check
-from xgradcheck._check import environment
 from xgradcheck._derivative import derivative
 from xgradcheck._judge import distance
 from xgradcheck._noise import measure_noise
+from xgradcheck._stages import environment
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
 from families import FAMILIES, Family, Problem, scales

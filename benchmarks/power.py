@@ -34,8 +34,8 @@ from numpy.typing import NDArray
 from verdicts import accepted
 
 from xgradcheck import Report, Verdict, check
-from xgradcheck._check import environment
 from xgradcheck._projection import Projecting
+from xgradcheck._stages import environment
 
 Vector = NDArray[np.float64]
 Judge = Callable[[Vector, Any, int], bool]

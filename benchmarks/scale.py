@@ -23,7 +23,7 @@ from _tables import Row, show, write
 from _timing import best_of, seconds_of
 
 from xgradcheck import Report, Verdict, check
-from xgradcheck._check import environment
+from xgradcheck._stages import environment
 
 TORCH = {False: (4, 256, 8, 8000), True: (12, 768, 12, 50257)}
 JAX = {False: (3, 128, 2000), True: (4, 384, 8000)}

@@ -26,7 +26,7 @@ from _tables import Row, show, write
 from _timing import best_of, side_by_side
 
 from xgradcheck import Report, check
-from xgradcheck._check import environment
+from xgradcheck._stages import environment
 
 Case = tuple[Callable[..., Any], list[torch.Tensor]]
 PROMISE = 0.01

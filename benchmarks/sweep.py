@@ -15,7 +15,7 @@ from rich.table import Table
 from torch import nn
 
 from xgradcheck import check
-from xgradcheck._check import environment
+from xgradcheck._stages import environment
 
 REPEATS = 5
 

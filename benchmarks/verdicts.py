@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from xgradcheck import check
-from xgradcheck._check import environment
+from xgradcheck._stages import environment
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(20, 20))

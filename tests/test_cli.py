@@ -115,11 +115,11 @@ def folder(tmp_path, monkeypatch):
 
 @pytest.fixture
 def run(capsys):
-    """Run ``xgradcheck check``: (exit status, standard output, standard error)."""
+    """Run ``xgradcheck check``, or another verb: (exit status, standard output, standard error)."""
 
-    def run(*words):
+    def run(*words, verb="check"):
         try:
-            status = main(["check", *map(str, words)])
+            status = main([verb, *map(str, words)])
         except SystemExit as end:  # argparse ends on its own
             status = end.code
         out, err = capsys.readouterr()
@@ -660,6 +660,33 @@ def test_a_check_that_takes_too_much_memory_is_refused(refused):
     said = refused(*RIGHT, "--memory", "10")
     assert "may hold 10 bytes" in said
     assert is_one_sentence(said)
+
+
+def test_an_audit_tries_probes(run, tmp_path):
+    source = """
+import torch
+
+class Square(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x ** 2
+
+    @staticmethod
+    def backward(ctx, grad):
+        (x,) = ctx.saved_tensors
+        return 2 * x * grad.view(-1).view(grad.shape)
+"""
+    (tmp_path / "viewed.py").write_text(source, encoding="utf-8")
+    target = "viewed.py:Square.apply", "f64[3,4]"
+    status, out, err = run(*target, verb="audit")
+    assert (status, err) == (1, "")
+    assert out.startswith("FAIL  Square: the gradient is right here, but the probe layout failed")
+    assert run(*target, "--probe", "purity", "--probe", "form", verb="audit")[0] == 0
+    assert run(*target, "--probe", "aliasing", "--strict", verb="audit")[0] == 1
+    status, _, err = run(*target, "--probe", "layouts", verb="audit")
+    assert status == 2
+    assert "invalid choice: 'layouts'" in err
 
 
 def test_coverage_and_budget_are_options(report):

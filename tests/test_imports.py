@@ -255,7 +255,7 @@ def test_an_import_against_the_direction_is_noticed():
         TopologicalSorter(GRAPH | back).prepare()
 
 
-@pytest.mark.parametrize("verb", ["_check", "_cli", "_pytest_plugin", "__main__"])
+@pytest.mark.parametrize("verb", ["_check", "_audit", "_cli", "_pytest_plugin", "__main__"])
 def test_a_verb_is_imported_by_the_faces_alone(verb):
     users = {module for module, imported in GRAPH.items() if verb in imported}
     assert users <= {"__init__", "__main__", "_cli", "_pytest_plugin"}
@@ -275,7 +275,7 @@ def test_the_public_names_are_one_list():
     assert public == set(xgradcheck.__all__)
     assert public == {
         "ALL", "Grade", "GradientInconclusive", "GradientMismatch", "InvalidCase", "Report",
-        "Verdict", "XGradCheckError", "check", "register",
+        "Verdict", "XGradCheckError", "audit", "check", "register",
     }  # fmt: skip
 
 

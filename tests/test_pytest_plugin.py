@@ -237,3 +237,18 @@ def test_the_fixture_and_the_option_are_listed(run):
     result = run("", "--fixtures")
     result.stdout.fnmatch_lines(["gradcheck*", "*xgradcheck.check*"])
     assert "--xgradcheck-seed=SEED" in printed(run("", "--help"))
+
+
+def test_the_fixture_audits_too(run):
+    tests = """
+import torch
+
+def test_right(gradcheck):
+    report = gradcheck.audit(torch.tanh, torch.randn(3, dtype=torch.float64), probes="layout")
+    assert report.name == "test_right"
+    assert [probe.name for probe in report.probes] == ["layout"]
+
+def test_wrong(gradcheck):
+    gradcheck.audit(squares, W, grads=wrong)
+"""
+    run(tests).assert_outcomes(passed=1, failed=1)

@@ -17,8 +17,8 @@ import rich.progress
 from rich.cells import cell_len, set_cell_size
 from rich.console import Console
 
-import xgradcheck._check as stages
 import xgradcheck._progress as bars
+import xgradcheck._stages as stages
 from xgradcheck import (
     GradientInconclusive,
     GradientMismatch,

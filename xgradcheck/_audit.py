@@ -7,14 +7,14 @@ from typing import Any
 import numpy as np
 
 from xgradcheck._adapters import Case, Problem, Trial, claim
-from xgradcheck._check import cotangent_of, materialised, report_on, title_of
 from xgradcheck._errors import InvalidCase
 from xgradcheck._judge import Verdict
 from xgradcheck._layout import Vector
 from xgradcheck._measured import FORWARD
 from xgradcheck._probes import CORE, PROBES, Usual, judged, short
 from xgradcheck._progress import progress
-from xgradcheck._report import ProbeReport, Report
+from xgradcheck._report import Finding, ProbeReport, Report
+from xgradcheck._stages import cotangent_of, materialised, report_on, title_of
 
 ALL_PROBES = "all"
 
@@ -67,13 +67,16 @@ def audit(
     """
     __tracebackhide__ = True
     title = name or title_of(fn)
-    chosen = _chosen(probes, title)
     wrt = materialised(wrt)
     options |= {"kwargs": kwargs, "wrt": wrt, "loss": loss, "grads": grads}
     options |= {"seed": seed, "backend": backend}
-    report = report_on(fn, args, title, **options)
-    case = Case(fn, args, dict(kwargs or {}), wrt, loss, grads)
-    found = _probed(case, backend, seed, title, [name for name in chosen if name not in CORE])
+    try:
+        chosen = _chosen(probes)
+        report = report_on(fn, args, title, **options)
+        case = Case(fn, args, dict(kwargs or {}), wrt, loss, grads)
+        found = _probed(case, backend, seed, title, [name for name in chosen if name not in CORE])
+    except InvalidCase as refusal:
+        raise InvalidCase(f"{title}: {refusal}") from None
     for probe in [name for name in CORE if name in chosen]:
         found.append(_differenced(fn, args, title, probe, options))
     report = _with(report, found, strict)
@@ -82,16 +85,14 @@ def audit(
     return report
 
 
-def _chosen(probes: Any, title: str) -> list[str]:
+def _chosen(probes: Any) -> list[str]:
     """The names of these probes, in the order of the table."""
     if isinstance(probes, str) and probes == ALL_PROBES:
         return [*PROBES]
     asked = [probes] if isinstance(probes, str) else list(probes)
     for name in asked:
         if name not in PROBES:
-            raise InvalidCase(
-                f"{title}: there is no probe {name!r}; the probes are {', '.join(PROBES)}."
-            )
+            raise InvalidCase(f"there is no probe {name!r}; the probes are {', '.join(PROBES)}.")
     return [name for name in PROBES if name in asked]
 
 
@@ -138,19 +139,24 @@ def _differenced(
     try:
         report = report_on(fn, args, title, **(options | special))
     except InvalidCase as refusal:
-        reason = str(refusal).removeprefix(f"{title}: ")
-        return ProbeReport(probe, Verdict.SKIPPED, holds, reason=reason)
+        return ProbeReport(probe, Verdict.SKIPPED, holds, reason=str(refusal))
     except Exception as error:  # what has no such derivative says so in its own words
         return ProbeReport(probe, Verdict.SKIPPED, holds, reason=short(error))
     said = tuple(replace(finding, kind=probe) for finding in report.findings)
     return ProbeReport(probe, report.verdict, holds, tuple(report.leaves), findings=said)
 
 
+def _failed(probe: ProbeReport) -> ProbeReport:
+    """A probe that was skipped and must not be."""
+    finding = Finding("", probe.name, f"skipped: {probe.reason}")
+    return replace(probe, verdict=Verdict.FAIL, findings=(finding,))
+
+
 def _with(report: Report, probes: list[ProbeReport], strict: bool) -> Report:
     """A report with its probes."""
-    verdicts = [Verdict(report.verdict), *(probe.verdict for probe in probes)]
-    if strict and Verdict.SKIPPED in verdicts:
-        verdicts.append(Verdict.FAIL)
+    if strict:
+        probes = [_failed(probe) if probe.verdict is Verdict.SKIPPED else probe for probe in probes]
+    verdicts = [report.verdict, *(probe.verdict for probe in probes)]
     findings = [finding for probe in probes for finding in probe.findings]
     return replace(
         report,

@@ -1,34 +1,13 @@
-"""The verb, and the order of its stages: refuse, bind, evaluate, run the backward, sweep, judge."""
+"""The verb ``check``."""
 
-import functools
-import sys
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, TypeGuard
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
-import numpy as np
-
-from xgradcheck._adapters import Case, Problem, claim
-from xgradcheck._budget import Budget, Plan, budget_of, plan
-from xgradcheck._constraints import Constraint, Tangent, tangents
-from xgradcheck._directions import uniform
+from xgradcheck._constraints import Constraint
 from xgradcheck._errors import InvalidCase
-from xgradcheck._layout import DOUBLE, Layout, Vector, bits_of, to_bits
-from xgradcheck._measure import Stochastic, measure
-from xgradcheck._measured import FORWARD, REVERSE
-from xgradcheck._memory import memory_of, refuse_beyond
-from xgradcheck._outcome import joined, outcome, stochastic, within_budget
-from xgradcheck._phi import Phi
-from xgradcheck._progress import progress
-from xgradcheck._projected import Projected, wants_projection
-from xgradcheck._projected_outcome import projected_outcome
+from xgradcheck._measured import REVERSE
 from xgradcheck._report import Report
-from xgradcheck._rows import Asked
-from xgradcheck._tree import required_arguments
-from xgradcheck._truth import COMPLEX
-
-COVERAGES = ("auto", "sweep", "rows", "projection")
-METHODS = ("auto", "central", "complex-step")
+from xgradcheck._stages import report_on, title_of
 
 
 def check(
@@ -143,331 +122,31 @@ def check(
     needs a check there.
     """
     __tracebackhide__ = True
-    report = report_on(
-        fn,
-        args,
-        name or title_of(fn),
-        kwargs=kwargs,
-        wrt=wrt,
-        loss=loss,
-        grads=grads,
-        order=order,
-        modes=modes,
-        constraint=constraint,
-        coverage=coverage,
-        method=method,
-        eps=eps,
-        rtol=rtol,
-        atol=atol,
-        budget=budget,
-        memory=memory,
-        seed=seed,
-        backend=backend,
-    )
-    if raise_exception and (verdict := report.error()) is not None:
-        raise verdict
-    return report
-
-
-def report_on(
-    fn: Callable[..., Any],
-    args: tuple[Any, ...],
-    title: str,
-    *,
-    kwargs: Mapping[str, Any] | None = None,
-    wrt: Any = None,
-    loss: Callable[[Any], Any] | None = None,
-    grads: Any = None,
-    order: int = 1,
-    modes: str | Sequence[str] = (REVERSE,),
-    constraint: Constraint | Mapping[str, Constraint] | None = None,
-    coverage: str = "auto",
-    method: str = "auto",
-    eps: float | Mapping[str, float] | None = None,
-    rtol: float | None = None,
-    atol: float = 0.0,
-    budget: int | str | None = None,
-    memory: int | str | None = None,
-    seed: int = 0,
-    backend: str | None = None,
-    order_alone: bool = False,
-) -> Report:
-    """The report of ``check``, whatever its verdict; of this order of the derivative alone, if
-    asked.
-    """
+    title = name or title_of(fn)
     try:
-        modes = _modes(modes)
-        _refuse_options(fn, args, kwargs, loss, order, coverage, method, eps, rtol, atol, seed)
-        return _checked(
-            Case(fn, args, dict(kwargs or {}), materialised(wrt), loss, grads),
+        report = report_on(
+            fn,
+            args,
             title,
-            backend,
-            constraint,
-            method,
-            rtol,
-            atol,
-            eps,
-            seed,
-            modes,
-            (order,) if order_alone else range(1, order + 1),
-            coverage,
-            budget_of(budget),
-            memory_of(memory),
+            kwargs=kwargs,
+            wrt=wrt,
+            loss=loss,
+            grads=grads,
+            order=order,
+            modes=modes,
+            constraint=constraint,
+            coverage=coverage,
+            method=method,
+            eps=eps,
+            rtol=rtol,
+            atol=atol,
+            budget=budget,
+            memory=memory,
+            seed=seed,
+            backend=backend,
         )
     except InvalidCase as refusal:
         raise InvalidCase(f"{title}: {refusal}") from None
-    except Exception as error:
-        error.add_note(f"xgradcheck: raised by the function while checking {title}.")
-        raise
-
-
-def title_of(fn: Any) -> str:
-    """What a function is called in a report."""
-    owner = getattr(fn, "__self__", None)
-    if isinstance(owner, type):  # Function.apply: the class says more than "apply"
-        return owner.__name__
-    written = getattr(fn, "__name__", None) or type(fn).__name__
-    return "the function" if written == "<lambda>" else str(written)
-
-
-def _modes(modes: Any) -> tuple[str, ...]:
-    """The modes asked for, reverse first."""
-    asked = (modes,) if isinstance(modes, str) else tuple(modes)
-    known = (REVERSE, FORWARD)
-    if not asked or not all(mode in known for mode in asked):
-        raise InvalidCase(f"modes={modes!r} is not one or both of {', '.join(map(repr, known))}.")
-    return tuple(mode for mode in known if mode in asked)
-
-
-def materialised(wrt: Any) -> Any:
-    """``model.parameters()`` and ``model.named_parameters()`` can be walked only once."""
-    if not isinstance(wrt, Iterator):
-        return wrt
-    parts = list(wrt)
-    named = all(
-        isinstance(part, tuple) and len(part) == 2 and isinstance(part[0], str) for part in parts
-    )
-    return dict(parts) if parts and named else parts
-
-
-def _refuse_options(
-    fn: Any,
-    args: tuple[Any, ...],
-    kwargs: Any,
-    loss: Any,
-    order: int,
-    coverage: str,
-    method: str,
-    eps: Any,
-    rtol: float | None,
-    atol: float,
-    seed: int,
-) -> None:
-    """Raise for what the call itself gets wrong."""
-    if not callable(fn):
-        raise InvalidCase(
-            f"the first argument is a {type(fn).__name__}: pass the function, then its arguments."
-        )
-    if (
-        len(args) == 1
-        and isinstance(args[0], tuple)
-        and (required_arguments(fn) or 0) == len(args[0]) > 1
-    ):
-        raise InvalidCase(
-            f"it takes {len(args[0])} arguments and got one tuple: write check(fn, *inputs)."
-        )
-    if loss is not None and not callable(loss):
-        raise InvalidCase(f"loss={loss!r} cannot be called: give a function of the output.")
-    if kwargs is not None and not isinstance(kwargs, Mapping):
-        raise InvalidCase(f"kwargs is a {type(kwargs).__name__}: give a dict, by argument names.")
-    if isinstance(order, bool) or order not in (1, 2):
-        raise InvalidCase(f"order={order!r} is not 1 or 2.")
-    if not isinstance(coverage, str) or coverage not in COVERAGES:
-        raise InvalidCase(f"coverage={coverage!r} is not one of {', '.join(map(repr, COVERAGES))}.")
-    if coverage in ("rows", "projection") and (eps is not None or method == COMPLEX):
-        raise InvalidCase(
-            f"coverage={coverage!r} chooses its own steps: leave eps and method out, or take "
-            f"coverage='sweep'."
-        )
-    if not isinstance(method, str) or method not in METHODS:
-        raise InvalidCase(f"method={method!r} is not one of {', '.join(map(repr, METHODS))}.")
-    for option, value in (("rtol", rtol), ("atol", atol)):
-        known = _is_number(value) and 0 <= value < float("inf")
-        if not known and not (option == "rtol" and value is None):
-            raise InvalidCase(
-                f"{option}={value!r} is no tolerance: give a finite number, 0 or more."
-            )
-    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
-        raise InvalidCase(f"seed={seed!r} is no seed: give an integer, 0 or more.")
-
-
-def _is_number(value: Any) -> TypeGuard[float]:
-    return isinstance(value, int | float | np.floating) and not isinstance(value, bool)
-
-
-def _steps(eps: float | Mapping[str, float] | None, layout: Layout) -> Vector | None:
-    """The textbook's eps for every coordinate; None where steps are to be chosen."""
-    if eps is None:
-        return None
-    given = eps if isinstance(eps, Mapping) else dict.fromkeys(layout.names, eps)
-    unknown = [key for key in given if not any(key in (leaf.name, *leaf.names) for leaf in layout)]
-    if unknown:
-        raise InvalidCase(
-            f"eps has {unknown[0]!r}, which is no leaf; the leaves are {', '.join(layout.names)}."
-        )
-    steps = np.empty(layout.size)
-    for leaf in layout:
-        step = next((given[key] for key in (leaf.name, *leaf.names) if key in given), None)
-        if step is None:
-            raise InvalidCase(
-                f"eps lacks {leaf.name!r}: give a step for every leaf, or leave eps out."
-            )
-        if not _is_number(step) or not 0 < step < float("inf"):
-            raise InvalidCase(
-                f"eps={step!r} for {leaf.name} is no step: give a positive number, or leave eps "
-                f"out."
-            )
-        steps[leaf.part] = step
-    return steps
-
-
-def _checked(
-    case: Case,
-    title: str,
-    backend: str | None,
-    constraint: Constraint | Mapping[str, Constraint] | None,
-    method: str,
-    rtol: float | None,
-    atol: float,
-    eps: float | Mapping[str, float] | None,
-    seed: int,
-    modes: Sequence[str],
-    orders: Sequence[int],
-    coverage: str,
-    budget: Budget,
-    memory: int | None,
-) -> Report:
-    adapter = claim(case, backend)
-    problem = adapter.bind(case)
-    if problem.layout.size == 0:
-        raise InvalidCase(
-            f"all leaves are empty ({', '.join(problem.layout.names)}): there is nothing to "
-            f"compare."
-        )
-    if problem.outputs.size == 0:
-        raise InvalidCase("the output is empty: there is nothing to differentiate.")
-    if problem.unit_cotangent and problem.outputs.size != 1:
-        raise InvalidCase(
-            f"the output has {problem.outputs.size} elements and grads belongs to a scalar: "
-            f"reduce the output with "
-            "loss=, or give a function grads(cotangent, *args)."
-        )
-    steps = _steps(eps, problem.layout)
-    cotangent = np.ones(1) if problem.unit_cotangent else cotangent_of(problem.outputs, int(seed))
-    spaces: dict[int, Tangent] = {}
-    if constraint is not None:
-        with problem.held():
-            spaces = dict(tangents(constraint, problem.layout, problem.point, adapter.from_numpy))
-    report = None
-    for number in range(1, max(orders) + 1):
-        started = time.perf_counter()
-        if number > 1:
-            problem = problem.second(cotangent)
-            cotangent = cotangent_of(problem.outputs, int(seed))
-        if number not in orders:
-            continue
-        phi = Phi(problem, cotangent, spaces, budget=budget)
-        if method == COMPLEX and (eps is not None or not phi.can_be_complex):
-            raise InvalidCase(
-                "method='complex-step' has to pass complex numbers as arguments, and goes with "
-                "neither eps nor constraint: leave method out."
-            )
-        # Overflow at the edge of what a float holds ends in an uncertain verdict, not in a warning.
-        with problem.held(), progress(title) as tick, np.errstate(all="ignore"):
-            asked = Asked(
-                method, rtol, atol, steps, int(seed), spaces, tick, modes, number, coverage
-            )
-            phi.tick = tick
-            refuse_beyond(memory, _plan(phi, asked))
-            own = _judged(problem, phi, title, asked, started)
-        report = own if report is None else joined(report, own)
-    assert report is not None
+    if raise_exception and (verdict := report.error()) is not None:
+        raise verdict
     return report
-
-
-def _judged(problem: Problem, phi: Phi, title: str, asked: Asked, started: float) -> Report:
-    """The report on one problem."""
-    found = measure(phi, asked)
-    frame = {
-        "name": title,
-        "skipped": tuple(problem.skipped),
-        "coverage": _coverage(found, asked),
-        "evaluations": phi.evaluations,
-        "elapsed_s": time.perf_counter() - started,
-        "seed": asked.seed,
-        "environment": environment(),
-        "plan": _plan(phi, asked),
-    }
-    if isinstance(found, Stochastic):
-        return stochastic(problem, found.value, found.spread, frame)
-    if isinstance(found, Projected):
-        report = projected_outcome(problem, found, frame)
-    else:
-        report = outcome(problem, found, asked.steps, frame)
-    return within_budget(report, phi.budget) if phi.budget.is_cut else report
-
-
-def _plan(phi: Phi, asked: Asked) -> Plan:
-    """What was to be expected once the backward pass had run once."""
-    layout, coverage = phi.problem.layout, asked.coverage
-    if coverage == "auto":
-        coverage = "projection" if wants_projection(phi, asked) else "sweep"
-    rows = sum(leaf.size // (leaf.grid[-1] if leaf.grid else 1) for leaf in layout if leaf.size)
-    return plan(coverage, layout.size, rows, phi.backward_s)
-
-
-def _coverage(found: Any, asked: Asked) -> str:
-    if isinstance(found, Projected):
-        return "rows" if asked.coverage == "rows" else "projection"
-    return "sweep"
-
-
-def cotangent_of(outputs: Layout, seed: int) -> Vector:
-    """Random, signed, in ±[0.5, 2] and never near ±1: a backward that forgets to multiply by it is
-    seen.
-
-    Drawn output by output from its name, so that another output changes nothing in this one's.
-    """
-    cotangent = np.empty(outputs.size)
-    for leaf in outputs:
-        drawn = uniform(leaf, seed).astype(np.float64)
-        # Half of them are small and half are large: 0.5 to 0.9 and 1.2 to 1.6.
-        size = np.abs(drawn)
-        size += 0.375 * (size >= 0.5)
-        size *= 0.8
-        size += 0.5
-        np.copysign(size, drawn, out=size)
-        # The backward has to get the very cotangent that phi is made of.
-        bits = bits_of(leaf.dtype)
-        cotangent[leaf.part] = size if bits == DOUBLE else to_bits(size, bits)
-    return cotangent
-
-
-def environment() -> dict[str, str]:
-    """Versions of what a report depends on."""
-    packages = ("numpy", "torch", "jax", "jaxlib")
-    return dict(_versions(("xgradcheck", *(name for name in packages if name in sys.modules))))
-
-
-@functools.cache
-def _versions(packages: tuple[str, ...]) -> dict[str, str]:
-    import importlib.metadata  # slow to load, and wanted once a check is done
-    import platform
-
-    versions = {"python": platform.python_version(), "platform": platform.platform()}
-    for package in packages:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:  # a checkout that was never installed
-            versions[package] = "unknown"
-    return versions

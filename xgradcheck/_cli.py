@@ -1,4 +1,4 @@
-"""The command: ``xgradcheck check FILE:FUNCTION ARGS...`` and ``xgradcheck env``."""
+"""The command: ``xgradcheck check FILE:FUNCTION ARGS...``, the same with ``audit``, and ``env``."""
 
 import argparse
 import ast
@@ -11,7 +11,7 @@ import sys
 import traceback
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FunctionType, ModuleType
@@ -21,11 +21,15 @@ import numpy as np
 from rich.console import Console
 
 from xgradcheck._adapters import adapter
-from xgradcheck._check import COVERAGES, METHODS, check, environment
+from xgradcheck._audit import ALL_PROBES, audit
+from xgradcheck._check import check
 from xgradcheck._constraints import NAMES
 from xgradcheck._errors import InvalidCase
 from xgradcheck._judge import Verdict
 from xgradcheck._measured import FORWARD, REVERSE
+from xgradcheck._probes import PROBES
+from xgradcheck._report import Report
+from xgradcheck._stages import COVERAGES, METHODS, environment
 from xgradcheck._tree import positional_parameters
 
 # Of several targets the first status that applies in this order is returned.
@@ -62,6 +66,7 @@ examples:
   xgradcheck check ops.py:swish 'f64[4,8]'
   xgradcheck check net.py:cost params.npz --grads net.py:backprop
   xgradcheck check ops.py:layer_norm 'f64[4,8]' 'f64[8]' eps=1e-5
+  xgradcheck audit ops.py:swish 'f64[4,8]' --probe layout --probe purity
 """
 
 
@@ -94,33 +99,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="xgradcheck", description="Verify hand-written gradients."
     )
-    verbs = parser.add_subparsers(dest="verb", required=True, metavar="{check,env}")
-    checking = verbs.add_parser(
-        "check",
-        help="compare a backward pass with finite differences",
-        usage="xgradcheck check TARGET [ARGUMENT ...] [TARGET ...] [option ...]",
-        epilog=USAGE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    checking.add_argument("words", nargs="+", metavar="TARGET [ARGUMENT ...]", help="see below")
-    checking.add_argument(
-        "--grads", metavar="TARGET", help="the gradient's function, where the framework has none"
-    )
-    checking.add_argument(
-        "--backend", choices=("numpy", "torch", "jax"), help="where the target's file does not tell"
-    )
-    checking.add_argument(
-        "--wrt", metavar="NAME", action="append", help="a leaf to check: name, glob or number"
-    )
-    checking.add_argument(
-        "--eps", type=float, help="the textbook's step; chosen for each element if left out"
-    )
-    checking.add_argument(
-        "--method",
-        choices=METHODS,
-        default="auto",
-        help="differences or the complex step (chosen where left out)",
-    )
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="{check,audit,env}")
+    checking = _verb(verbs, "check", "compare a backward pass with finite differences")
     checking.add_argument(
         "--order", type=int, choices=(1, 2), default=1, help="2: the second derivative as well (1)"
     )
@@ -130,27 +110,65 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         help="what is checked; may be given twice (reverse)",
     )
-    checking.add_argument(
+    auditing = _verb(verbs, "audit", "check it, and try what else a backward pass has to do")
+    auditing.add_argument(
+        "--probe",
+        metavar="NAME",
+        choices=[*PROBES],
+        action="append",
+        help=f"may be given more than once, all if left out: {', '.join(PROBES)}",
+    )
+    auditing.add_argument("--strict", action="store_true", help="let probes that are skipped fail")
+    env = verbs.add_parser("env", help="print the versions that a report depends on")
+    env.add_argument("--json", action="store_true", help="as JSON")
+    return parser
+
+
+def _verb(verbs: Any, name: str, does: str) -> argparse.ArgumentParser:
+    """The parser of a verb that takes targets, with what all of them take."""
+    parser: argparse.ArgumentParser = verbs.add_parser(
+        name,
+        help=does,
+        usage=f"xgradcheck {name} TARGET [ARGUMENT ...] [TARGET ...] [option ...]",
+        epilog=USAGE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("words", nargs="+", metavar="TARGET [ARGUMENT ...]", help="see below")
+    parser.add_argument(
+        "--grads", metavar="TARGET", help="the gradient's function, where the framework has none"
+    )
+    parser.add_argument(
+        "--backend", choices=("numpy", "torch", "jax"), help="where the target's file does not tell"
+    )
+    parser.add_argument(
+        "--wrt", metavar="NAME", action="append", help="a leaf to check: name, glob or number"
+    )
+    parser.add_argument(
+        "--eps", type=float, help="the textbook's step; chosen for each element if left out"
+    )
+    parser.add_argument(
+        "--method",
+        choices=METHODS,
+        default="auto",
+        help="differences or the complex step (chosen where left out)",
+    )
+    parser.add_argument(
         "--coverage",
         choices=COVERAGES,
         default="auto",
         help="a sweep up to 256 coordinates, directions beyond (auto)",
     )
-    checking.add_argument("--budget", help="when to stop: evaluations, as 500, or a time, as 2s")
-    checking.add_argument("--memory", help="what it may hold, as 4GiB (a quarter of what is free)")
-    checking.add_argument("--constraint", choices=NAMES, help="of every argument that satisfies it")
-    checking.add_argument("--rtol", type=float, help="relative error allowed (1e-6)")
-    checking.add_argument(
-        "--atol", type=float, default=0.0, help="absolute error allowed on top (0)"
-    )
-    checking.add_argument(
+    parser.add_argument("--budget", help="when to stop: evaluations, as 500, or a time, as 2s")
+    parser.add_argument("--memory", help="what it may hold, as 4GiB (a quarter of what is free)")
+    parser.add_argument("--constraint", choices=NAMES, help="of every argument that satisfies it")
+    parser.add_argument("--rtol", type=float, help="relative error allowed (1e-6)")
+    parser.add_argument("--atol", type=float, default=0.0, help="absolute error allowed on top (0)")
+    parser.add_argument(
         "--seed", type=int, default=0, help="of the arguments' values and every other choice (0)"
     )
-    checking.add_argument(
+    parser.add_argument(
         "--json", metavar="PATH", help="write the report here too; - for standard output instead"
     )
-    env = verbs.add_parser("env", help="print the versions that a report depends on")
-    env.add_argument("--json", action="store_true", help="as JSON")
     return parser
 
 
@@ -202,14 +220,14 @@ def _check_one(target: Target, options: argparse.Namespace, number: int) -> int:
             if not options.wrt
             else [int(w) if re.fullmatch(r"-?\d+", w) else w for w in options.wrt]
         )
-        report = check(
+        run: Callable[..., Report] = audit if options.verb == "audit" else check
+        report = run(
             fn,
             *args,
+            **_of_verb(options),
             kwargs=kwargs,
             wrt=wrt,
             grads=grads,
-            order=options.order,
-            modes=options.mode or (REVERSE,),
             constraint=options.constraint,
             coverage=options.coverage,
             method=options.method,
@@ -245,6 +263,13 @@ def _check_one(target: Target, options: argparse.Namespace, number: int) -> int:
     else:
         print(report)
     return STATUS[report.verdict]
+
+
+def _of_verb(options: argparse.Namespace) -> dict[str, Any]:
+    """The options that only one verb has."""
+    if options.verb == "audit":
+        return {"probes": options.probe or ALL_PROBES, "strict": options.strict}
+    return {"order": options.order, "modes": options.mode or (REVERSE,)}
 
 
 def _load(written: str) -> tuple[Any, ModuleType]:

@@ -1,7 +1,5 @@
 """pytest: the fixture ``gradcheck``, and ``--xgradcheck-seed``."""
 
-import functools
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -21,19 +19,35 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
-@pytest.fixture
-def gradcheck(request: pytest.FixtureRequest) -> "Callable[..., Report]":
-    """``xgradcheck.check`` with the seed of ``--xgradcheck-seed`` and the test's name as its
-    title.
-    """
+class Checks:
+    """``check`` when called, and ``audit``, with the seed and the title of one test."""
+
+    def __init__(self, request: pytest.FixtureRequest) -> None:
+        self._seed = request.config.getoption("--xgradcheck-seed")
+        self._name = request.node.name
+
     # Imported on use: a test run that checks no gradient does not pay for NumPy.
-    from xgradcheck._check import check
-
-    @functools.wraps(check)
-    def checked(*args: Any, **options: Any) -> "Report":
+    def __call__(self, *args: Any, **options: Any) -> "Report":
+        """``xgradcheck.check``, with the same arguments."""
         __tracebackhide__ = True
-        options.setdefault("seed", request.config.getoption("--xgradcheck-seed"))
-        options.setdefault("name", request.node.name)
-        return check(*args, **options)
+        from xgradcheck._check import check
 
-    return checked
+        return check(*args, **self._own(options))
+
+    def audit(self, *args: Any, **options: Any) -> "Report":
+        """``xgradcheck.audit``, with the same arguments."""
+        __tracebackhide__ = True
+        from xgradcheck._audit import audit
+
+        return audit(*args, **self._own(options))
+
+    def _own(self, options: dict[str, Any]) -> dict[str, Any]:
+        return {"seed": self._seed, "name": self._name} | options
+
+
+@pytest.fixture
+def gradcheck(request: pytest.FixtureRequest) -> Checks:
+    """``xgradcheck.check`` with the seed of ``--xgradcheck-seed`` and the test's name as its title;
+    ``gradcheck.audit`` is ``xgradcheck.audit``.
+    """
+    return Checks(request)

@@ -17,7 +17,7 @@ import numpy as np
 from jax import tree_util
 
 from xgradcheck import _handed
-from xgradcheck._adapters import Backward, Case
+from xgradcheck._adapters import Backward, Case, Trial
 from xgradcheck._errors import InvalidCase
 from xgradcheck._layout import (
     DOUBLE,
@@ -35,6 +35,7 @@ from xgradcheck._layout import (
 from xgradcheck._selection import Candidate, select
 from xgradcheck._tree import Node, argument_names
 
+from . import jax_probes
 from .jax_draws import drawn_low, x64
 from .jax_kept import Kept, key_of
 from .jax_raising import evaluate
@@ -82,6 +83,11 @@ def from_numpy(array: Any) -> Any:
     scope.
     """
     return array
+
+
+def probes(problem: "JaxProblem", cotangent: Vector) -> dict[str, Callable[[], Iterator[Trial]]]:
+    """The experiments that an audit makes with this problem, by the names of the probes."""
+    return jax_probes.probes(problem, cotangent)
 
 
 def bind(case: Case) -> "JaxProblem":

@@ -6,12 +6,13 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import partial, wraps
 from typing import Any
 
 import numpy as np
 
 from xgradcheck import _handed
-from xgradcheck._adapters import Backward, Case
+from xgradcheck._adapters import Backward, Case, Trial
 from xgradcheck._errors import InvalidCase
 from xgradcheck._layout import (
     DOUBLE,
@@ -41,6 +42,8 @@ from .world import (
     reachable,
 )
 
+ELSEWHERE = 0.875
+"""What another point is times this one: inside of most domains."""
 CONVERT = "convert it with .astype(np.float64)"
 
 
@@ -55,6 +58,55 @@ def owns(contents: Any) -> bool:
 def from_numpy(array: Any) -> Any:
     """An array of this framework; NumPy's is one already."""
     return array
+
+
+def probes(problem: "NumpyProblem", cotangent: Vector) -> dict[str, Callable[[], Iterator[Trial]]]:
+    """The experiments that an audit makes with this problem, by the names of the probes."""
+    if not problem.can_move:
+        return {"purity": problem.purity}
+
+    def memory() -> Iterator[Trial]:
+        for what, poison in POISONS.items():
+            with _poisoned(poison):
+                yield Trial(f"np.empty full of {what}", problem.gradient(cotangent).gradient)
+
+    def purity() -> Iterator[Trial]:
+        found = problem.gradient(cotangent)
+        yield from problem.purity()
+        for slot, part in zip(problem._slots, found.parts, strict=True):
+            if isinstance(part, np.ndarray) and isinstance(slot.found, np.ndarray):
+                shared = any(np.shares_memory(part, own) for own in (slot.found, slot.work))
+                fault = f"is the memory of {slot.name} itself" if shared else ""
+                yield Trial(f"the gradient of {slot.name}", fault=fault)
+
+    repetition = partial(problem.handed_out, cotangent)
+    return {"purity": purity, "repetition": repetition, "memory": memory}
+
+
+POISONS = {"NaN": np.nan, "10000": 1e4}
+
+
+@contextmanager
+def _poisoned(poison: float) -> Iterator[None]:
+    """Memory that np.empty and np.empty_like hand out, to Python alone, full of one number."""
+    numpy: Any = np
+    found = numpy.empty, numpy.empty_like
+
+    def filled(make: Any) -> Any:
+        @wraps(make)
+        def fresh(*args: Any, **kwargs: Any) -> Any:
+            array = make(*args, **kwargs)
+            if array.dtype.kind in "fc":
+                array.fill(poison)
+            return array
+
+        return fresh
+
+    try:
+        numpy.empty, numpy.empty_like = map(filled, found)
+        yield
+    finally:
+        numpy.empty, numpy.empty_like = found
 
 
 def bind(case: Case) -> "NumpyProblem":
@@ -329,6 +381,12 @@ class NumpyProblem:
     def can_move(self) -> bool:
         return self._given is None
 
+    def purity(self) -> Iterator[Trial]:
+        """Whether the leaves were written to so far."""
+        for slot in self._slots:
+            fault = "is written to" if slot.name in self.moving else ""
+            yield Trial(slot.name, fault=fault)
+
     @contextmanager
     def at(self, point: Vector) -> Iterator[None]:
         with self._world.moved(self._move, self.point, point):
@@ -465,6 +523,13 @@ class NumpyProblem:
         if self._given is not None:
             return self._given
         self._world.reset()
+        returned, value = self._asked(cotangent)
+        answer = self._read(returned)
+        self._world.watch()
+        return answer if answer.value is not None else answer._replace(value=value)
+
+    def _asked(self, cotangent: Vector) -> tuple[Any, float]:
+        """What the user's function of the gradient returns, and phi."""
         # Forward first: a class keeps what its backward needs from the last forward, and phi comes
         # with it.
         parts = _handed.cut(cotangent, self.outputs)
@@ -479,10 +544,24 @@ class NumpyProblem:
             shaped = {leaf.path: part.astype(leaf.dtype) for leaf, part in pairs}
             args = (replaced(self._cotangent_tree, shaped), *args)
         with np.errstate(all="ignore"):
-            returned = self._case.grads(*args, **kwargs)
-        answer = self._read(returned)
-        self._world.watch()
-        return answer if answer.value is not None else answer._replace(value=value)
+            return self._case.grads(*args, **kwargs), value
+
+    def handed_out(self, cotangent: Vector) -> Iterator[Trial]:
+        """Whether what was returned is still the same once another gradient was asked for."""
+        self._world.reset()
+        parts = self._read(self._asked(cotangent)[0]).parts
+        first = [np.asarray(part) for part in parts if part is not None]
+        before = [part.copy() for part in first]
+        try:
+            self._write_all(self.point * ELSEWHERE)
+            self._asked(cotangent * ELSEWHERE)
+        finally:
+            self._write_all(self.point)
+            now = [part.copy() for part in first]
+            self._world.watch()
+        is_same = all(map(partial(np.array_equal, equal_nan=True), now, before))
+        fault = "" if is_same else "are overwritten: hand out copies"
+        yield Trial("gradients that were returned, by another call,", fault=fault)
 
     def _read(self, returned: Any) -> Backward:
         return _handed.read(returned, self.layout, self._places, np.asarray)

@@ -5,6 +5,7 @@ memory layouts, other cotangents, other orders of calls, other wishes for gradie
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from functools import partial
 from itertools import chain, combinations
 from typing import Any
@@ -96,6 +97,8 @@ def probes(problem: Any, cotangent: Vector) -> dict[str, Callable[[], Iterator[T
         "subsets": probing.subsets,
         "aliasing": probing.aliasing,
         "memory": probing.memory,
+        "dtypes": probing.dtypes,
+        "transforms": probing.transforms,
     }
 
 
@@ -220,37 +223,13 @@ class Probing:
                     )
 
     def cotangents(self) -> Iterator[Trial]:
-        """A backward pass is linear in the cotangent, whatever it is."""
-        u = self._cotangent
-        v = np.flip(u) * np.where(np.arange(u.size) % 2, 0.75, -1.25)
-        grad = self._vjp(self._parts(u))
-
-        def at(cotangent: Vector) -> Callable[[], Vector]:
-            return lambda: self._vjp(self._parts(cotangent))
-
-        try:
-            other = self._vjp(self._parts(v))
-        except Exception as error:
-            yield Trial("another cotangent", error=error)
-            return
-        yield self._tried("the sum of two cotangents", at(u + v), grad + other)
-        yield self._tried("the cotangent times three", at(3 * u), 3 * grad)
-        yield self._tried("the cotangent negated", at(-u), -grad)
-        yield self._tried("a cotangent of zeros", at(0 * u), 0 * grad)
-        ones = np.ones_like(u)
-        yield self._tried("a cotangent of ones", at(ones), self._vjp(self._parts(u + ones)) - grad)
-        place = int(np.argmax(np.abs(u)))
-        lone = np.where(np.arange(u.size) == place, u, 0.0)
-        yield self._tried("a cotangent of one element", at(lone), grad - at(u - lone)())
-        reach = 2.0 ** (3 if self._problem.bits < 24 else 20)
-        yield self._tried("a huge cotangent", at(reach * u), reach * grad)
-        yield self._tried("a tiny cotangent", at(u / reach), grad / reach)
+        """An output without a cotangent counts as one whose cotangent is zero."""
         if len(self._problem.outputs) < 2:
             return
         for leaf in self._problem.outputs:
-            alone = np.zeros_like(u)
-            alone[leaf.part] = u[leaf.part]
-            expected = at(alone)()
+            alone = np.zeros_like(self._cotangent)
+            alone[leaf.part] = self._cotangent[leaf.part]
+            expected = self._vjp(self._parts(alone))
             parts = [
                 part if own is leaf else None
                 for own, part in zip(self._problem.outputs, self._parts(), strict=True)
@@ -321,8 +300,6 @@ class Probing:
 
     def repetition(self) -> Iterator[Trial]:
         """Calls leave each other alone."""
-        again = self._tried("a second run", lambda: self._vjp(self._parts()))
-        yield again
         other = 3 * np.flip(self._cotangent)
         yield self._tried("a second backward pass over one graph", lambda: self._twice(other))
         kept: list[Vector] = []
@@ -476,6 +453,70 @@ class Probing:
             is_same = np.allclose(found, value, rtol=2.0 ** (8 - self._problem.bits), atol=0)
             fault = "" if is_same or not np.isfinite(value) else "the output is another"
             yield Trial(name, None if fault else gradient, fault=fault)
+
+    def dtypes(self) -> Iterator[Trial]:
+        """The arguments in float32."""
+        given = [node.value for node in flatten((self._problem._args, self._problem._kwargs))]
+        floating = [
+            leaf
+            for leaf in given
+            if isinstance(leaf, torch.Tensor) and leaf.dtype in (torch.float64, torch.complex128)
+        ]
+        own = {id(leaf) for leaf in floating}
+        if not floating or not all(id(work) in own for work in self._works):
+            return
+        low = {
+            id(leaf): leaf.detach()
+            .to(torch.complex64 if leaf.is_complex() else torch.float32)
+            .requires_grad_(leaf.requires_grad)
+            for leaf in floating
+        }
+
+        def run() -> Vector:
+            works = [low[id(work)] for work in self._works]
+            with self._called_with(low):
+                outs = self._outs()
+            parts = [part.to(out.dtype) for part, out in zip(self._parts(), outs, strict=True)]
+            return self._flat(self._pulled(outs, parts, works))
+
+        trial = self._tried("in float32", run, refuses=True)
+        yield replace(trial, bits=24)
+
+    def transforms(self) -> Iterator[Trial]:
+        """Other ways to ask for the same gradient."""
+        yield self._tried("under checkpoint", self._checkpointed, refuses=True)
+        yield self._tried("with cotangents under vmap", self._batched, refuses=True)
+        yield self._tried("through a graph of other operations", self._within)
+
+    def _checkpointed(self) -> Vector:
+        self._problem._world.reset()
+        with torch.enable_grad():
+            outs = torch.utils.checkpoint.checkpoint(
+                lambda *_: self._problem._tensors(self._problem._call()),
+                *self._works,
+                use_reentrant=False,
+            )
+        return self._flat(self._pulled(outs, self._parts()))
+
+    def _batched(self) -> Vector:
+        outs = self._outs()
+        pairs = zip(outs, self._parts(), strict=True)
+        reached = [(out, torch.stack([2 * part, part])) for out, part in pairs if out.requires_grad]
+        tensors, parts = zip(*reached, strict=True)
+        grads = torch.autograd.grad(
+            tensors, self._works, parts, allow_unused=True, is_grads_batched=True
+        )
+        return self._flat([None if grad is None else grad[1] for grad in grads])
+
+    def _within(self) -> Vector:
+        # What comes before and after a layer in a network: leaves are no leaves any more, and a
+        # cotangent is what some other backward pass gives.
+        own = [slot.work for slot in self._slots if id(slot.found) in self._given]
+        with torch.enable_grad(), self._called_with({id(work): work * 1 for work in own}):
+            pairs = zip(self._outs(), self._parts(), strict=True)
+            total = sum((part.conj() * out).sum().real for out, part in pairs if out.requires_grad)
+            total = torch.as_tensor(total)
+        return self._flat(self._pulled([total], [torch.ones_like(total)]))
 
     def _value_and_gradient(self) -> tuple[float, Vector]:
         outs, parts = self._outs(), self._parts()

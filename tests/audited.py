@@ -263,6 +263,25 @@ class Single(Doubled):
     factor = 1.0
 
 
+def wrong_in_float32(ctx: Any, grad: Tensor) -> Tensor:
+    found = 2 * ctx.saved_tensors[0] * grad
+    return -found if grad.dtype is torch.float32 else found
+
+
+class Detaching(Function):
+    """A square that looks at whether its input is a leaf."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.factor = 2 if x.is_leaf else 1
+        return x**2
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return ctx.factor * ctx.saved_tensors[0] * grad
+
+
 PLANTED = {
     "strides of the cotangent ignored": Planted("layout", one(square, assuming_contiguous), RIGHT),
     "offset of the cotangent ignored": Planted(
@@ -291,6 +310,10 @@ PLANTED = {
     ),
     "told apart by address": Planted("aliasing", two(product, taken_for_the_same), RIGHT_OF_TWO),
     "fresh memory read": Planted("memory", one(square, accumulated_in_fresh_memory), RIGHT),
+    "a sign in float32 alone": Planted("dtypes", one(square, wrong_in_float32), RIGHT),
+    "an input that is no leaf": Planted(
+        "transforms", lambda: (Detaching.apply, [normal(3, 4)]), RIGHT
+    ),
     "second derivative detached": Planted(
         "second order", one(square, detached), refusing_twice(square, detached)
     ),

@@ -200,7 +200,7 @@ def test_a_failed_probe_raises_and_is_told() -> None:
 
 def test_what_was_skipped_fails_where_that_is_asked_for() -> None:
     assert audit(torch.tanh, X, probes="form").verdict is Verdict.PASS
-    with pytest.raises(GradientMismatch, match="form: skipped: there is nothing to try"):
+    with pytest.raises(GradientMismatch, match="form: skipped: there is no custom Function"):
         audit(torch.tanh, X, probes="form", strict=True)
     assert audit(torch.tanh, X, probes="layout", strict=True).verdict is Verdict.PASS
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from xgradcheck._errors import InvalidCase
 from xgradcheck._judge import Verdict
 from xgradcheck._layout import Vector
 from xgradcheck._measured import FORWARD
-from xgradcheck._probes import CORE, PROBES, Usual, judged, short
+from xgradcheck._probes import CORE, PROBES, Usual, judged, short, trials
 from xgradcheck._progress import progress
 from xgradcheck._report import Finding, ProbeReport, Report
 from xgradcheck._stages import cotangent_of, materialised, report_on, title_of
@@ -110,15 +111,11 @@ def _probed(
         probes: Mapping[str, Callable[[], Iterator[Trial]]] = (
             module.probes(problem, cotangent) if hasattr(module, "probes") else {}
         )
-        usual: Usual | None = None
+        usual = _usual(problem, cotangent)
         for number, name in enumerate(chosen):
             tick(number, len(chosen), name)
-            if name not in probes:
-                reason = f"not for functions of {module.__name__.rpartition('.')[2]} like this one"
-                found.append(ProbeReport(name, Verdict.SKIPPED, PROBES[name], reason=reason))
-                continue
-            usual = usual or _usual(problem, cotangent)
-            found.append(judged(name, probes[name](), usual))
+            own = probes[name]() if name in probes else ()
+            found.append(judged(name, chain(trials(name, usual, cotangent), own), usual))
     return found
 
 

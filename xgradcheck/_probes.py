@@ -4,7 +4,7 @@ A probe is a handful of experiments. In each the backward pass runs once more, w
 than usual, and what it gives has to be what it gave before, or what linearity makes of that.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,12 +24,26 @@ PROBES = {
     "subsets": "a gradient does not depend on which others are wanted",
     "aliasing": "one tensor passed twice gets both gradients",
     "memory": "reads nothing that was not written before",
+    "dtypes": "the same in float32, as far as that goes",
+    "transforms": "the same under every transformation, or refused",
     "second order": "the gradient of the gradient is right, or refused",
     "forward mode": "tangents are right, where there is a rule for them",
 }
 """Their names, and what has to hold."""
 CORE = ("second order", "forward mode")
 """Those that are checks of their own."""
+NOTHING = {
+    "cotangents": "the gradient was handed in for a cotangent of 1",
+    "form": "there is no custom Function at the end",
+    "subsets": "there is one leaf alone",
+    "aliasing": "no two arguments have one shape and dtype",
+}
+"""Why there may be nothing to try."""
+FAR, NEAR, SINGLE = 20, 3, 24
+"""How many powers of two a huge cotangent is larger, from float32 on and below."""
+MOVED = 2.0**-6
+"""How far away another call is, as a share of each coordinate."""
+HALF = {DOUBLE: 24, 24: 11, 11: 8, 8: 8}
 SAID = 3
 """Of so many failed trials each is told in a sentence."""
 
@@ -52,7 +66,7 @@ class Usual:
         if trial.got is None:
             return ""
         expected = self.gradient if trial.expected is None else trial.expected
-        wrong, first = self._wrong(trial.got, expected, trial.leaves)
+        wrong, first = self._wrong(trial.got, expected, trial.leaves, trial.bits)
         if not wrong:
             return ""
         layout = self.problem.layout
@@ -62,12 +76,14 @@ class Usual:
         return f"{trial.what}: {name} is {trial.got[first]:.6g}, not {expected[first]:.6g}{more}"
 
     def _wrong(
-        self, got: Vector, expected: Vector, leaves: tuple[int, ...] | None
+        self, got: Vector, expected: Vector, leaves: tuple[int, ...] | None, own_bits: int | None
     ) -> tuple[int, int]:
         """How many elements are not what they have to be, and the position of the worst."""
         layout, point = self.problem.layout, self.problem.point
         scale = natural_scale(point, layout)[0]
-        bits = min(self.problem.bits, DOUBLE)
+        # Another arithmetic may lose digits where the function is ill-conditioned: what it has to
+        # keep is what half of them would.
+        bits = self.problem.bits if own_bits is None else HALF[own_bits]
         zero = zero_below(layout, scale, (self.gradient, expected), bits)
         wrong, worst, most = 0, 0, 0.0
         for number, leaf in enumerate(layout):
@@ -91,25 +107,76 @@ class Usual:
         return wrong, worst
 
 
-def judged(name: str, trials: Iterator[Trial], usual: Usual) -> ProbeReport:
+def trials(name: str, usual: Usual, cotangent: Vector) -> Iterator[Trial]:
+    """The experiments of a probe that need nothing but the backward pass itself."""
+    if name == "cotangents" and not usual.problem.unit_cotangent:
+        yield from _of_cotangents(usual.problem, usual.gradient, cotangent)
+    elif name == "repetition" and usual.problem.can_move:
+        yield from _of_repetition(usual.problem, cotangent)
+
+
+def tried(
+    what: str, run: Callable[[], Vector], expected: Callable[[], Vector] | None = None
+) -> Trial:
+    """What a run gives, or raises."""
+    try:
+        return Trial(what, run(), None if expected is None else expected())
+    except Exception as error:  # whatever a backward pass has against it
+        return Trial(what, error=error)
+
+
+def _of_cotangents(problem: Problem, usual: Vector, u: Vector) -> Iterator[Trial]:
+    """A backward pass is linear in the cotangent, whatever it is."""
+
+    def at(cotangent: Vector) -> Vector:
+        return problem.gradient(cotangent).gradient
+
+    v = np.flip(u) * np.where(np.arange(u.size) % 2, 0.75, -1.25)
+    yield tried("the sum of two cotangents", lambda: at(u + v), lambda: usual + at(v))
+    yield tried("the cotangent times three", lambda: at(3 * u), lambda: 3 * usual)
+    yield tried("the cotangent negated", lambda: at(-u), lambda: -usual)
+    yield tried("a cotangent of zeros", lambda: at(0 * u), lambda: 0 * usual)
+    ones = np.ones_like(u)
+    yield tried("a cotangent of ones", lambda: at(ones), lambda: at(u + ones) - usual)
+    lone = np.where(np.arange(u.size) == np.argmax(np.abs(u)), u, 0.0)
+    yield tried("a cotangent of one element", lambda: at(lone), lambda: usual - at(u - lone))
+    reach = 2.0 ** (FAR if problem.bits >= SINGLE else NEAR)
+    yield tried("a huge cotangent", lambda: at(reach * u), lambda: reach * usual)
+    yield tried("a tiny cotangent", lambda: at(u / reach), lambda: usual / reach)
+
+
+def _of_repetition(problem: Problem, cotangent: Vector) -> Iterator[Trial]:
+    """What was asked before makes no difference."""
+    yield tried("a second run", lambda: problem.gradient(cotangent).gradient)
+    other = cotangent if problem.unit_cotangent else 3 * np.flip(cotangent)
+    moved = problem.point + MOVED * np.where(problem.point == 0, 1.0, problem.point)
+    try:
+        with problem.at(moved):
+            problem.gradient(other)
+    except Exception:  # not in the domain
+        problem.gradient(other)
+    yield tried("a run after another one", lambda: problem.gradient(cotangent).gradient)
+
+
+def judged(name: str, trials: Iterable[Trial], usual: Usual) -> ProbeReport:
     """What a probe came to."""
-    tried, faults, refusals = [], list[str](), list[str]()
+    done, faults, refusals = list[str](), list[str](), list[str]()
     for trial in trials:
         fault = usual.fault(trial)
         if trial.error is not None and trial.refuses:
             refusals.append(fault)
             continue
-        tried.append(trial.what)
+        done.append(trial.what)
         if fault:
             faults.append(fault)
-    if not tried:
-        reason = refusals[0] if refusals else "there is nothing to try"
+    if not done:
+        reason = refusals[0] if refusals else NOTHING.get(name, "there is nothing to try")
         return ProbeReport(name, Verdict.SKIPPED, PROBES[name], reason=reason)
     said = [Finding("", name, fault) for fault in faults[:SAID]]
     if len(faults) > SAID:
-        said.append(Finding("", name, f"{len(faults) - SAID} more trials of {len(tried)} fail"))
+        said.append(Finding("", name, f"{len(faults) - SAID} more trials of {len(done)} fail"))
     verdict = Verdict.FAIL if faults else Verdict.PASS
-    return ProbeReport(name, verdict, PROBES[name], tuple(tried), findings=tuple(said))
+    return ProbeReport(name, verdict, PROBES[name], tuple(done), findings=tuple(said))
 
 
 def short(error: Exception) -> str:

@@ -1,0 +1,163 @@
+"""The verb audit over functions of JAX and of NumPy."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import right
+
+from xgradcheck import Report, Verdict, audit
+
+Array = Any
+X = np.random.default_rng(0).normal(size=(3, 4))
+JX = jnp.asarray(X, jnp.float32)
+
+
+def failed(report: Report) -> set[str]:
+    return {probe.name for probe in report.probes if probe.verdict is Verdict.FAIL}
+
+
+def ruled(backward: Callable[..., Any]) -> Any:
+    """A square in JAX with this rule."""
+
+    @jax.custom_vjp
+    def square(x: Array) -> Array:
+        return x**2
+
+    square.defvjp(lambda x: (x**2, x), lambda x, grad: (backward(x, grad),))
+    return square
+
+
+def right_rule(x: Array, grad: Array) -> Array:
+    return 2 * x * grad
+
+
+def clipped_rule(x: Array, grad: Array) -> Array:
+    return 2 * x * jnp.clip(grad, -2, 2)
+
+
+@jax.custom_batching.custom_vmap
+def doubled(x: Array) -> Array:
+    return 2 * x
+
+
+@doubled.def_vmap
+def doubled_in_a_batch(size: int, is_batched: Any, x: Array) -> Any:
+    return 3 * x, True
+
+
+def wrong_in_a_batch(x: Array, grad: Array) -> Array:
+    return doubled(x) * grad
+
+
+JAX_RULES = {"cotangents": clipped_rule, "transforms": wrong_in_a_batch}
+
+
+@pytest.mark.parametrize("probe", JAX_RULES)
+def test_a_probe_sees_a_wrong_rule_of_jax(probe: str) -> None:
+    report = audit(ruled(JAX_RULES[probe]), JX, raise_exception=False)
+    assert failed(report) == {probe}, str(report)
+    assert audit(ruled(right_rule), JX).verdict is Verdict.PASS
+
+
+def test_what_cannot_be_transformed_is_no_mistake() -> None:
+    @jax.custom_vjp
+    def square(x: Array) -> Array:
+        return jax.pure_callback(np.square, jax.ShapeDtypeStruct(x.shape, x.dtype), x)
+
+    square.defvjp(lambda x: (square(x), x), lambda x, grad: (2 * x * grad,))
+    report = audit(square, JX, probes="transforms")
+    assert report.verdict is Verdict.PASS
+    assert "under jit" in report.probes[0].trials
+    assert "under vmap" not in report.probes[0].trials
+
+
+def squares(x: Array) -> Array:
+    return x**2
+
+
+BUFFER = np.zeros((3, 4))
+
+
+def scaled_in_place(grad: Array, x: Array) -> Array:
+    x *= 2
+    return x * grad
+
+
+def into_a_buffer(grad: Array, x: Array) -> Array:
+    np.multiply(2 * x, grad, out=BUFFER)
+    return BUFFER
+
+
+def clipped(grad: Array, x: Array) -> Array:
+    return 2 * x * np.clip(grad, -2, 2)
+
+
+def in_fresh_memory(grad: Array, x: Array) -> Array:
+    out, rest = np.empty_like(x), np.empty(3)
+    out[...] = 2 * x * grad
+    rest[:2] = 0
+    return out + (np.nan if np.isnan(rest[2]) else max(rest[2], 999) - 999)
+
+
+BY_HAND = {
+    "purity": scaled_in_place,
+    "repetition": into_a_buffer,
+    "cotangents": clipped,
+    "memory": in_fresh_memory,
+}
+
+
+@pytest.mark.parametrize("probe", BY_HAND)
+def test_a_probe_sees_a_wrong_backward_by_hand(probe: str) -> None:
+    report = audit(squares, X.copy(), grads=BY_HAND[probe], raise_exception=False)
+    assert probe in failed(report), str(report)
+    report = audit(squares, X.copy(), grads=lambda grad, x: 2 * x * grad)
+    assert report.verdict is Verdict.PASS
+
+
+def test_a_gradient_that_is_an_argument_itself_is_told() -> None:
+    x = X.copy()
+    report = audit(lambda x: (x**2).sum() / 2, x, grads=lambda x: x, raise_exception=False)
+    assert failed(report) == {"purity"}
+    said = [finding.text for finding in report.findings]
+    assert said == ["the gradient of x is the memory of x itself"]
+    assert audit(lambda x: (x**2).sum() / 2, x, grads=lambda x: 1 * x).verdict is Verdict.PASS
+
+
+def test_np_empty_is_left_as_it_was() -> None:
+    found = np.empty, np.empty_like
+    audit(squares, X.copy(), grads=lambda grad, x: 2 * x * grad)
+    assert (np.empty, np.empty_like) == found
+
+    def raising(grad: Array, x: Array) -> Array:
+        if np.empty is not found[0]:
+            raise KeyboardInterrupt
+        return 2 * x * grad
+
+    with pytest.raises(KeyboardInterrupt):
+        audit(squares, X.copy(), grads=raising)
+    assert (np.empty, np.empty_like) == found
+
+
+# A backward pass that saves what its forward pass computed has a second derivative that is wrong.
+NOT_TWICE = {"custom_cross_entropy"}
+
+
+@pytest.mark.parametrize("row", right._rows, ids=lambda row: f"{row.backend}-{row.run.__name__}")
+def test_no_alarm_over_right_gradients(row: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def audited(*args: Any, **options: Any) -> Report:
+        return audit(*args, **{"raise_exception": False, **options})
+
+    monkeypatch.setattr(right, "report_on", audited)
+    monkeypatch.setattr(
+        right, "report_on_jax", lambda *a, **options: audited(*a, backend="jax", **options)
+    )
+    report = row.run(0)
+    expected = {"second order"} if row.run.__name__ in NOT_TWICE else set()
+    assert failed(report) == expected, str(report)
+    unsure = {p.name for p in report.probes if p.verdict is Verdict.INCONCLUSIVE}
+    assert not unsure, str(report)

@@ -268,6 +268,38 @@ def wrong_in_float32(ctx: Any, grad: Tensor) -> Tensor:
     return -found if grad.dtype is torch.float32 else found
 
 
+def largest(ctx: Any, x: Tensor) -> Tensor:
+    out = x.amax(1, keepdim=True)
+    ctx.save_for_backward(x, out)
+    return out
+
+
+def all_that_tie(ctx: Any, grad: Tensor) -> Tensor:
+    x, out = ctx.saved_tensors
+    return grad * (x == out)
+
+
+def shared_by_ties(ctx: Any, grad: Tensor) -> Tensor:
+    x, out = ctx.saved_tensors
+    tied = (x == out).to(x.dtype)
+    return grad * tied / tied.sum(1, keepdim=True)
+
+
+def length(ctx: Any, x: Tensor) -> Tensor:
+    ctx.save_for_backward(x)
+    return x.norm(dim=1)
+
+
+def with_an_epsilon_of_its_own(ctx: Any, grad: Tensor) -> Tensor:
+    (x,) = ctx.saved_tensors
+    return grad[:, None] * x / (x.norm(dim=1, keepdim=True) + 3e-7)
+
+
+def of_length(ctx: Any, grad: Tensor) -> Tensor:
+    (x,) = ctx.saved_tensors
+    return grad[:, None] * x / x.norm(dim=1, keepdim=True)
+
+
 class Detaching(Function):
     """A square that looks at whether its input is a leaf."""
 
@@ -310,6 +342,12 @@ PLANTED = {
     ),
     "told apart by address": Planted("aliasing", two(product, taken_for_the_same), RIGHT_OF_TWO),
     "fresh memory read": Planted("memory", one(square, accumulated_in_fresh_memory), RIGHT),
+    "ties counted twice": Planted(
+        "values", one(largest, all_that_tie), one(largest, shared_by_ties)
+    ),
+    "an epsilon in the backward alone": Planted(
+        "values", one(length, with_an_epsilon_of_its_own), one(length, of_length)
+    ),
     "a sign in float32 alone": Planted("dtypes", one(square, wrong_in_float32), RIGHT),
     "an input that is no leaf": Planted(
         "transforms", lambda: (Detaching.apply, [normal(3, 4)]), RIGHT

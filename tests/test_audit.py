@@ -209,3 +209,36 @@ def test_a_gradient_that_is_wrong_is_told_beside_the_probes() -> None:
     report = audit(lambda x: 0.5 * x**2, X, grads=lambda g, x: 2 * x * g, raise_exception=False)
     assert report.verdict is Verdict.FAIL
     assert "the gradient is wrong in 1 of 1 leaf" in str(report)
+
+
+def in_blocks(size: int) -> Any:
+    """A square whose backward pass handles whole blocks of so many numbers."""
+
+    class Blocks(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Any) -> Any:
+            ctx.save_for_backward(x)
+            return x**2
+
+        @staticmethod
+        def backward(ctx: Any, grad: Any) -> Any:
+            slope = 2 * ctx.saved_tensors[0] * grad
+            slope[len(slope) // size * size :] = 0
+            return slope
+
+    return Blocks.apply
+
+
+def vector(size: int) -> tuple[Any]:
+    return (normal(size, seed=size),)
+
+
+def test_other_sizes_are_checked() -> None:
+    report = audit(in_blocks(16), *vector(32), shapes=vector, raise_exception=False)
+    assert failed(report) == {"shapes"}
+    said = [finding.text for finding in report.findings][-1]
+    assert said.startswith("wrong at size 1, 2, 3, 7, 8, 9, 15, 17, 31, 33, 37, 63, ")
+    assert said.endswith("right at size 16, 32, 64, 128")
+    assert audit(in_blocks(1), *vector(32), shapes=vector).verdict is Verdict.PASS
+    with pytest.raises(GradientMismatch, match="odd: args"):
+        audit(in_blocks(16), *vector(32), shapes={"even": vector(32), "odd": vector(33)[0]})

@@ -145,9 +145,18 @@ def test_np_empty_is_left_as_it_was() -> None:
 
 # A backward pass that saves what its forward pass computed has a second derivative that is wrong.
 NOT_TWICE = {"custom_cross_entropy"}
+# A mask of all that equals the maximum counts ties twice.
+NOT_AT_TIES = {"numpy-max_pooling"}
 
 
-@pytest.mark.parametrize("row", right._rows, ids=lambda row: f"{row.backend}-{row.run.__name__}")
+def named(number: int, row: right.Right) -> Any:
+    # JAX compiles for every probe.
+    is_slow = row.backend == "jax" and number % 3
+    marks = [pytest.mark.slow] if is_slow else []
+    return pytest.param(row, id=f"{row.backend}-{row.run.__name__}", marks=marks)
+
+
+@pytest.mark.parametrize("row", map(named, range(1000), right._rows))
 def test_no_alarm_over_right_gradients(row: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def audited(*args: Any, **options: Any) -> Report:
         return audit(*args, **{"raise_exception": False, **options})
@@ -158,6 +167,7 @@ def test_no_alarm_over_right_gradients(row: Any, monkeypatch: pytest.MonkeyPatch
     )
     report = row.run(0)
     expected = {"second order"} if row.run.__name__ in NOT_TWICE else set()
+    expected |= {"values"} if f"{row.backend}-{row.run.__name__}" in NOT_AT_TIES else set()
     assert failed(report) == expected, str(report)
     unsure = {p.name for p in report.probes if p.verdict is Verdict.INCONCLUSIVE}
     assert not unsure, str(report)

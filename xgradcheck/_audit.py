@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -12,18 +13,32 @@ from xgradcheck._errors import InvalidCase
 from xgradcheck._judge import Verdict
 from xgradcheck._layout import Vector
 from xgradcheck._measured import FORWARD
-from xgradcheck._probes import CORE, PROBES, Usual, judged, short, trials
+from xgradcheck._probes import CORE, PROBES, Usual, judged, short, trials, varied
 from xgradcheck._progress import progress
 from xgradcheck._report import Finding, ProbeReport, Report
 from xgradcheck._stages import cotangent_of, materialised, report_on, title_of
+from xgradcheck._tree import flatten, replaced
 
 ALL_PROBES = "all"
+FAMILIES: dict[str, Callable[[Any], Any]] = {
+    "times 0.001": lambda x: x * 1e-3,
+    "times 100": lambda x: x * 100,
+    "plus 1000": lambda x: x + 1000,
+    "of zero": lambda x: x * 0,
+    "that tie": lambda x: (x * 2).round() / 2,
+    "with heavy tails": lambda x: x * x * x,
+    "of one sign": lambda x: (x * x + 0.01) ** 0.5,
+}
+"""What becomes of the arguments' values."""
+SIZES = (0, 1, 2, 3, 7, 8, 9, 15, 16, 17, 31, 32, 33, 37, 63, 64, 65, 127, 128, 129)
+"""One, a prime, and those around blocks."""
 
 
 def audit(
     fn: Callable[..., Any],
     *args: Any,
     probes: str | Sequence[str] = ALL_PROBES,
+    shapes: Callable[[int], tuple[Any, ...]] | Mapping[Any, tuple[Any, ...]] | None = None,
     strict: bool = False,
     kwargs: Mapping[str, Any] | None = None,
     wrt: Any = None,
@@ -53,7 +68,10 @@ def audit(
         As in ``check``.
     probes
         ``"all"``, one name or several: layout, cotangents, form, purity, repetition, subsets,
-        aliasing, memory, "second order", "forward mode".
+        aliasing, memory, dtypes, transforms, values, shapes, "second order", "forward mode".
+    shapes
+        Other arguments to check: a function of a size that returns them as a tuple, called with
+        sizes around those of blocks; or a dict of such tuples.
     strict
         Let probes that were skipped fail.
 
@@ -78,8 +96,14 @@ def audit(
         found = _probed(case, backend, seed, title, [name for name in chosen if name not in CORE])
     except InvalidCase as refusal:
         raise InvalidCase(f"{title}: {refusal}") from None
+    checked = partial(report_on, fn, title=title)
     for probe in [name for name in CORE if name in chosen]:
-        found.append(_differenced(fn, args, title, probe, options))
+        if probe == "values":
+            found.append(varied(probe, partial(checked, **options), _other_values(args, grads)))
+        elif probe == "shapes":
+            found.append(varied(probe, partial(checked, **options), _other_shapes(shapes)))
+        else:
+            found.append(_differenced(probe, partial(checked, args), options))
     report = _with(report, found, strict)
     if raise_exception and (verdict := report.error()) is not None:
         raise verdict
@@ -124,8 +148,30 @@ def _usual(problem: Problem, cotangent: Vector) -> Usual:
     return Usual(problem, runs[0], np.nan_to_num(np.abs(runs[1] - runs[0])))
 
 
+def _other_values(args: tuple[Any, ...], grads: Any) -> Iterator[tuple[str, Any]]:
+    """Other values of the same arguments. Operators do, which all frameworks have."""
+    if grads is not None and not callable(grads):
+        return  # what was handed in belongs to this point
+    nodes = [node for node in flatten(args) if _is_floating(node.value)]
+    for name, change in FAMILIES.items():
+        if nodes:
+            yield f"values {name}", replaced(args, {n.path: change(n.value) for n in nodes})
+
+
+def _is_floating(value: Any) -> bool:
+    kind = str(getattr(value, "dtype", ""))
+    return hasattr(value, "shape") and any(word in kind for word in ("float", "complex"))
+
+
+def _other_shapes(shapes: Any) -> Iterator[tuple[str, Any]]:
+    if callable(shapes):
+        shapes = {f"size {size}": shapes(size) for size in SIZES}
+    for name, args in (shapes or {}).items():
+        yield str(name), args if isinstance(args, tuple) else (args,)
+
+
 def _differenced(
-    fn: Callable[..., Any], args: tuple[Any, ...], title: str, probe: str, options: dict[str, Any]
+    probe: str, checked: Callable[..., Report], options: dict[str, Any]
 ) -> ProbeReport:
     """A probe that is a check of its own."""
     if probe == "second order":
@@ -134,7 +180,7 @@ def _differenced(
         special = {"modes": FORWARD}
     holds = PROBES[probe]
     try:
-        report = report_on(fn, args, title, **(options | special))
+        report = checked(**(options | special))
     except InvalidCase as refusal:
         return ProbeReport(probe, Verdict.SKIPPED, holds, reason=str(refusal))
     except Exception as error:  # what has no such derivative says so in its own words

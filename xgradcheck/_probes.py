@@ -6,6 +6,7 @@ than usual, and what it gives has to be what it gave before, or what linearity m
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -13,7 +14,7 @@ from xgradcheck._adapters import Problem, Trial
 from xgradcheck._differences import natural_scale, rms
 from xgradcheck._judge import Verdict, tolerance, zero_below
 from xgradcheck._layout import DOUBLE, Vector
-from xgradcheck._report import Finding, ProbeReport
+from xgradcheck._report import Finding, ProbeReport, Report
 
 PROBES = {
     "layout": "the same whatever the memory layout of cotangents and inputs",
@@ -26,17 +27,21 @@ PROBES = {
     "memory": "reads nothing that was not written before",
     "dtypes": "the same in float32, as far as that goes",
     "transforms": "the same under every transformation, or refused",
+    "values": "right where arguments have other values",
+    "shapes": "right at other sizes",
     "second order": "the gradient of the gradient is right, or refused",
     "forward mode": "tangents are right, where there is a rule for them",
 }
 """Their names, and what has to hold."""
-CORE = ("second order", "forward mode")
+CORE = ("values", "shapes", "second order", "forward mode")
 """Those that are checks of their own."""
 NOTHING = {
     "cotangents": "the gradient was handed in for a cotangent of 1",
     "form": "there is no custom Function at the end",
     "subsets": "there is one leaf alone",
     "aliasing": "no two arguments have one shape and dtype",
+    "values": "there are no arguments to change, or their gradient was handed in",
+    "shapes": "give shapes=, a function that makes the arguments of a size",
 }
 """Why there may be nothing to try."""
 FAR, NEAR, SINGLE = 20, 3, 24
@@ -44,6 +49,8 @@ FAR, NEAR, SINGLE = 20, 3, 24
 MOVED = 2.0**-6
 """How far away another call is, as a share of each coordinate."""
 HALF = {DOUBLE: 24, 24: 11, 11: 8, 8: 8}
+LOST = 1e-5
+"""What distance a right backward pass may have at extreme values."""
 SAID = 3
 """Of so many failed trials each is told in a sentence."""
 
@@ -177,6 +184,51 @@ def judged(name: str, trials: Iterable[Trial], usual: Usual) -> ProbeReport:
         said.append(Finding("", name, f"{len(faults) - SAID} more trials of {len(done)} fail"))
     verdict = Verdict.FAIL if faults else Verdict.PASS
     return ProbeReport(name, verdict, PROBES[name], tuple(done), findings=tuple(said))
+
+
+def varied(
+    name: str, checked: Callable[[Any], Report], variants: Iterable[tuple[str, Any]]
+) -> ProbeReport:
+    """What checks with other arguments come to. Where the truth is uncertain nothing is told."""
+    done, wrong, refusals = list[str](), dict[str, str](), list[str]()
+    for what, args in variants:
+        try:
+            report = checked(args)
+        except Exception as error:  # not in the domain
+            refusals.append(f"{what}: {short(error)}")
+            continue
+        if any(finding.kind == "not finite" for finding in report.findings):
+            refusals.append(f"{what}: the gradient is not finite")  # a square root of zero
+            continue
+        done.append(what)
+        if report.verdict is Verdict.FAIL and (text := _gross(report)):
+            wrong[what] = f"{what}: {text}"
+    if not done:
+        reason = refusals[0] if refusals else NOTHING[name]
+        return ProbeReport(name, Verdict.SKIPPED, PROBES[name], reason=reason)
+    said = [Finding("", name, text) for text in [*wrong.values()][:SAID]]
+    if len(wrong) > SAID:
+        right = [what for what in done if what not in wrong]
+        text = f"wrong at {_listed([*wrong])}; right at {_listed(right) or 'none of these'}"
+        said.append(Finding("", name, text))
+    verdict = Verdict.FAIL if wrong else Verdict.PASS
+    return ProbeReport(name, verdict, PROBES[name], tuple(done), findings=tuple(said))
+
+
+def _gross(report: Report) -> str:
+    """What is wrong by far: at extreme values a right backward pass loses digits."""
+    leaves = [leaf for leaf in report.leaves.values() if leaf.verdict is Verdict.FAIL]
+    far = [leaf.name for leaf in leaves if not leaf.distance <= LOST]
+    texts = [finding.text for finding in report.findings if finding.leaf in (*far, "")]
+    return texts[0] if far and texts else ""
+
+
+def _listed(names: list[str]) -> str:
+    """Names that begin alike said once: "size 1, 7, 9"."""
+    first = names[0].rpartition(" ")[0] if names else ""
+    if first and all(name.rpartition(" ")[0] == first for name in names):
+        return f"{first} {', '.join(name.rpartition(' ')[2] for name in names)}"
+    return ", ".join(names)
 
 
 def short(error: Exception) -> str:

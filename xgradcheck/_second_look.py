@@ -19,9 +19,11 @@ from xgradcheck._extrapolation import Estimate
 from xgradcheck._judge import Tolerance, exceeds, stand_still
 from xgradcheck._ladder import climb
 from xgradcheck._layout import Leaf, Mask, Positions, Vector
-from xgradcheck._ties import Kinks, is_right_apart, meeting, suits_each_output, wrong_ties
+from xgradcheck._ties import Kinks, is_right_apart, meeting, suits_each_output, untied, wrong_ties
 from xgradcheck._truth import AUTO, Sweep, Truth
 
+GROSS = 0.1
+"""How far a gradient is from the slope where it belongs to another of several equal numbers."""
 UNEVEN = 0.5
 """How far the slopes of both sides may differ, as a share of the largest there is."""
 BATCH = 32
@@ -113,23 +115,22 @@ def _settle_meetings(work: Sweep, truth: Truth, slopes: Vector, alone: Mask) -> 
     accused = _accused(work, truth)
     if not accused.any():
         return
+    found, tied = np.flatnonzero(accused), np.flatnonzero(accused & ~alone)
     left_open = [
-        meeting(
-            work.phi,
-            work.gradient,
-            slopes,
-            np.flatnonzero(accused),
-            work.scale,
-            work.value,
-        )
+        meeting(work.phi, work.gradient, slopes, found, tied, work.scale, work.value),
     ]
     rng = np.random.default_rng(0xA9A27)
+    # Between equal numbers no kink need show along one of them, where weights are equal too.
+    apart, largest = np.abs(work.gradient - slopes), np.fmax(np.abs(work.gradient), np.abs(slopes))
+    gross = apart > GROSS * largest
     for leaf in work.layout:
         own = np.zeros_like(accused)
-        own[leaf.part] = alone[leaf.part] & (truth.kinds[leaf.part] == Kind.KINK)
-        places = np.flatnonzero(own)
-        if places.size and is_right_apart(work.phi, places, work.common, rng):
-            left_open.append(places)
+        _, which, counts = np.unique(work.point[leaf.part], return_inverse=True, return_counts=True)
+        ties = (counts[which] > 1) & gross[leaf.part]
+        own[leaf.part] = alone[leaf.part] & ((truth.kinds[leaf.part] == Kind.KINK) | ties)
+        for places in untied(work.point, np.flatnonzero(own)):
+            if is_right_apart(work.phi, places, work.common, rng):
+                left_open.append(places)
     places = np.concatenate(left_open)
     truth.bar[places], truth.settled[places] = np.inf, False
     truth.kinds[places] = Kind.MEETING

@@ -18,12 +18,16 @@ from xgradcheck._phi import Phi
 STEPS = (2.0**-12, 2.0**-15)
 SLACK = 1e-2
 """Slopes over short steps err by the curvature; sums of slopes that differ by less agree."""
+CURVED = 32.0
+"""How much the slope may change over a full step, in sizes of the gradient."""
 ALL_PAIRS, PAIRS = 16, 256
 """Up to how many kinks every pair is looked at, and how many pairs of neighbours beyond that."""
 APART = 0.4
 """How far the others are moved to take kinks apart, as a share of their scale."""
 GROUPS = 16
 """How many values that tie are looked at."""
+BATCHES = 16
+"""Of how many that tie each is taken apart from the others."""
 OUTPUTS, TESTS = 64, 2048
 """How many outputs are asked one by one, and how many times a coordinate for an output."""
 
@@ -194,6 +198,18 @@ def suits_each_output(
     return places, fine, count <= OUTPUTS
 
 
+def untied(point: Vector, places: Positions) -> list[Positions]:
+    """These places in batches in which no two have the same value, so that moving all others takes
+    ties apart.
+    """
+    values = point[places]
+    order = np.argsort(values, kind="stable")
+    starts = np.flatnonzero(np.append(True, np.diff(values[order]) != 0))[: len(places)]
+    rank = np.empty(len(places), np.intp)
+    rank[order] = np.arange(len(places)) - np.repeat(starts, np.diff([*starts, len(places)]))
+    return [places[rank == n] for n in range(min(BATCHES, int(np.max(rank, initial=-1)) + 1))]
+
+
 def is_right_apart(phi: Phi, places: Positions, scale: Vector, rng: np.random.Generator) -> bool:
     """Whether the gradient at these kinks is right as soon as all other coordinates are generic:
     then it was because several kinks met that it lay outside the slopes of both sides, as in a
@@ -218,11 +234,17 @@ def is_right_apart(phi: Phi, places: Positions, scale: Vector, rng: np.random.Ge
 
 
 def meeting(
-    phi: Phi, gradient: Vector, slopes: Vector, accused: Positions, scale: Vector, value: float
+    phi: Phi,
+    gradient: Vector,
+    slopes: Vector,
+    accused: Positions,
+    known: Positions,
+    scale: Vector,
+    value: float,
 ) -> Positions:
     """Those of the accused coordinates that tie with others, where moving all of a tie at once
     bears out the gradient though moving one does not, by these ``slopes``: the median of equal
-    numbers.
+    numbers. Some are ``known`` to tie: moving two of them did not bear it out.
     """
     point, found = phi.problem.point, [np.zeros(0, np.intp)]
     for level in np.unique(point[accused])[:GROUPS]:
@@ -231,15 +253,16 @@ def meeting(
             continue
         direction = np.where(point == level, scale, 0.0)
         total, alone = float(gradient @ direction), float(slopes @ direction)
-        linked, borne_out = False, True
+        linked, borne_out = bool(np.isin(known, tied).any()), True
         for step in STEPS:
             plus, minus = phi.along(direction, np.array([step, -step]))
             ahead, behind = (plus - value) / step, (value - minus) / step
-            unsure = SLACK * float(np.abs(gradient * direction).sum())
-            unsure += NOISE_SIGMAS * 2 * _rounding(value).sigma / step
-            low, high = min(ahead, behind) - unsure, max(ahead, behind) + unsure
-            borne_out &= low <= total <= high
-            linked |= not low <= alone <= high
+            size = float(np.abs(gradient * direction).sum())
+            noise = NOISE_SIGMAS * 2 * _rounding(value).sigma / step
+            low, high = min(ahead, behind) - noise, max(ahead, behind) + noise
+            borne_out &= low - SLACK * size <= total <= high + SLACK * size
+            # Over short steps curvature is little beside what sets a few of many apart.
+            linked |= not low - step * CURVED * size <= alone <= high + step * CURVED * size
         if linked and borne_out:
             found.append(np.intersect1d(tied, accused))
     return np.concatenate(found)

@@ -85,6 +85,18 @@ def from_numpy(array: Any) -> Any:
     return array
 
 
+def planted(forward: Any, backward: Any, count: int) -> tuple[Any, Any]:
+    """A function of ``count`` arrays with this backward pass, both in the operations of this
+    framework; and its ``grads``, where those have to be handed in.
+    """
+    ruled = jax.custom_vjp(lambda *args: forward(jnp, *args))
+    ruled.defvjp(
+        lambda *args: (forward(jnp, *args), args),
+        lambda args, cotangent: tuple(backward(jnp, cotangent, *args)),
+    )
+    return ruled, None
+
+
 def probes(problem: "JaxProblem", cotangent: Vector) -> dict[str, Callable[[], Iterator[Trial]]]:
     """The experiments that an audit makes with this problem, by the names of the probes."""
     return jax_probes.probes(problem, cotangent)

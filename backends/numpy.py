@@ -60,6 +60,20 @@ def from_numpy(array: Any) -> Any:
     return array
 
 
+def planted(forward: Any, backward: Any, count: int) -> tuple[Any, Any]:
+    """A function of ``count`` arrays with this backward pass, both in the operations of this
+    framework; and its ``grads``, where those have to be handed in.
+    """
+
+    def grads(*given: Any) -> Any:
+        # Where the output is a number no cotangent is given.
+        args = given[-count:]
+        found = backward(np, 1.0 if len(given) == count else given[0], *args)
+        return found if len(found) > 1 else found[0]
+
+    return partial(forward, np), grads
+
+
 def probes(problem: "NumpyProblem", cotangent: Vector) -> dict[str, Callable[[], Iterator[Trial]]]:
     """The experiments that an audit makes with this problem, by the names of the probes."""
     if not problem.can_move:

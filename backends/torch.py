@@ -70,6 +70,24 @@ def from_numpy(array: Any) -> torch.Tensor:
     return torch.from_numpy(np.array(array))
 
 
+def planted(forward: Any, backward: Any, count: int) -> tuple[Any, Any]:
+    """A function of ``count`` arrays with this backward pass, both in the operations of this
+    framework; and its ``grads``, where those have to be handed in.
+    """
+
+    class Planted(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, *args: torch.Tensor) -> Any:
+            ctx.save_for_backward(*args)
+            return forward(torch, *args)
+
+        @staticmethod
+        def backward(ctx: Any, *cotangents: Any) -> Any:
+            return backward(torch, cotangents[0], *ctx.saved_tensors)
+
+    return Planted.apply, None
+
+
 def probes(problem: "TorchProblem", cotangent: Vector) -> dict[str, Callable[[], Iterator[Trial]]]:
     """The experiments that an audit makes with this problem, by the names of the probes."""
     return torch_probes.probes(problem, cotangent)

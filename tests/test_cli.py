@@ -4,13 +4,16 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from xgradcheck import Verdict, _selftest
 from xgradcheck._cli import main
+from xgradcheck._stages import report_on
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 
@@ -687,6 +690,32 @@ class Square(torch.autograd.Function):
     status, _, err = run(*target, "--probe", "layouts", verb="audit")
     assert status == 2
     assert "invalid choice: 'layouts'" in err
+
+
+def test_a_selftest_tells_what_became_of_planted_rules(capsys, monkeypatch):
+    assert main(["selftest", "--backend", "numpy"]) == 0
+    assert "numpy    20 of 20 passed  60 of 60 caught" in capsys.readouterr().out
+
+    def blind(*args, **options):
+        return replace(report_on(*args, **options), verdict=Verdict.PASS)
+
+    monkeypatch.setattr(_selftest, "report_on", blind)
+    assert main(["selftest", "--backend", "numpy"]) == 1
+    out = capsys.readouterr().out
+    assert "0 of 60 caught" in out
+    assert "· numpy: square zero: PASS" in out
+
+
+def test_every_mistake_of_the_selftest_is_made_often():
+    made = [mistake for _, mistake in _selftest.planted()]
+    assert made.count("") == len(_selftest.RULES) == 20
+    assert {made.count(mistake) for mistake in _selftest.MISTAKES} == {5}
+
+
+@pytest.mark.parametrize("backend", ["torch", "jax"])
+@pytest.mark.slow
+def test_a_selftest_holds_in_other_frameworks(backend):
+    assert main(["selftest", "--backend", backend]) == 0
 
 
 def test_coverage_and_budget_are_options(report):

@@ -8,6 +8,7 @@ import itertools
 import json
 import re
 import sys
+import time
 import traceback
 import zipfile
 import zlib
@@ -19,6 +20,7 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
+from rich.table import Table
 
 from xgradcheck._adapters import adapter
 from xgradcheck._audit import ALL_PROBES, audit
@@ -29,6 +31,7 @@ from xgradcheck._judge import Verdict
 from xgradcheck._measured import FORWARD, REVERSE
 from xgradcheck._probes import PROBES
 from xgradcheck._report import Report
+from xgradcheck._selftest import outcomes
 from xgradcheck._stages import COVERAGES, METHODS, environment
 from xgradcheck._tree import positional_parameters
 
@@ -36,6 +39,7 @@ from xgradcheck._tree import positional_parameters
 MISUSE, FAILED, UNSURE, PASSED = 2, 1, 3, 0
 STATUS = {Verdict.PASS: PASSED, Verdict.FAIL: FAILED, Verdict.INCONCLUSIVE: UNSURE}
 
+BACKENDS = ("numpy", "torch", "jax")
 DTYPES = {
     "f64": "float64", "f32": "float32", "f16": "float16", "c128": "complex128", "c64": "complex64",
     "i64": "int64", "i32": "int32", "i16": "int16", "i8": "int8", "u8": "uint8", "bool": "bool",
@@ -83,6 +87,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     if options.verb == "env":
         return _env(options)
+    if options.verb == "selftest":
+        return _selftest(options.backend or [name for name in BACKENDS if _is_installed(name)])
     targets = _targets(options.words)
     if not targets:
         return _misuse(
@@ -99,7 +105,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="xgradcheck", description="Verify hand-written gradients."
     )
-    verbs = parser.add_subparsers(dest="verb", required=True, metavar="{check,audit,env}")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="{check,audit,selftest,env}")
     checking = _verb(verbs, "check", "compare a backward pass with finite differences")
     checking.add_argument(
         "--order", type=int, choices=(1, 2), default=1, help="2: the second derivative as well (1)"
@@ -119,6 +125,12 @@ def _parser() -> argparse.ArgumentParser:
         help=f"may be given more than once, all if left out: {', '.join(PROBES)}",
     )
     auditing.add_argument("--strict", action="store_true", help="let probes that are skipped fail")
+    selftest = verbs.add_parser(
+        "selftest", help="plant wrong and right rules, and tell what became of them"
+    )
+    selftest.add_argument(
+        "--backend", choices=BACKENDS, action="append", help="all that are installed if left out"
+    )
     env = verbs.add_parser("env", help="print the versions that a report depends on")
     env.add_argument("--json", action="store_true", help="as JSON")
     return parser
@@ -137,9 +149,7 @@ def _verb(verbs: Any, name: str, does: str) -> argparse.ArgumentParser:
     parser.add_argument(
         "--grads", metavar="TARGET", help="the gradient's function, where the framework has none"
     )
-    parser.add_argument(
-        "--backend", choices=("numpy", "torch", "jax"), help="where the target's file does not tell"
-    )
+    parser.add_argument("--backend", choices=BACKENDS, help="where the target's file does not tell")
     parser.add_argument(
         "--wrt", metavar="NAME", action="append", help="a leaf to check: name, glob or number"
     )
@@ -170,6 +180,36 @@ def _verb(verbs: Any, name: str, does: str) -> argparse.ArgumentParser:
         "--json", metavar="PATH", help="write the report here too; - for standard output instead"
     )
     return parser
+
+
+def _is_installed(name: str) -> bool:
+    return importlib.util.find_spec(name) is not None
+
+
+def _selftest(backends: Sequence[str]) -> int:
+    """Plant rules in these frameworks; whether all became of them that should."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for column in ("backend", "right rules", "wrong rules", "seconds"):
+        table.add_column(column, no_wrap=True)
+    missed = []
+    for backend in backends:
+        started = time.perf_counter()
+        found = [*outcomes(backend)]
+        missed += [(backend, outcome) for outcome in found if not outcome.is_as_expected]
+        right = [outcome for outcome in found if not outcome.mistake]
+        wrong = [outcome for outcome in found if outcome.mistake]
+        table.add_row(
+            backend,
+            f"{sum(o.is_as_expected for o in right)} of {len(right)} passed",
+            f"{sum(o.is_as_expected for o in wrong)} of {len(wrong)} caught",
+            f"{time.perf_counter() - started:.1f}",
+        )
+    console = Console()
+    console.print(table)
+    for backend, outcome in missed:
+        what = f"{outcome.rule} {outcome.mistake}".rstrip()
+        console.print(f"· {backend}: {what}: {outcome.verdict}", highlight=False)
+    return FAILED if missed else PASSED
 
 
 def _env(options: argparse.Namespace) -> int:

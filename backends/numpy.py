@@ -537,13 +537,18 @@ class NumpyProblem:
         if self._given is not None:
             return self._given
         self._world.reset()
-        returned, value = self._asked(cotangent)
+        before = set(self.moving)
+        returned, value, written = self._asked(cotangent)
         answer = self._read(returned)
         self._world.watch()
-        return answer if answer.value is not None else answer._replace(value=value)
+        new = [slot.name for slot in self._slots if slot.name in set(self.moving) - before]
+        value = answer.value if answer.value is not None else value
+        return answer._replace(value=value, written=(*written, *new))
 
-    def _asked(self, cotangent: Vector) -> tuple[Any, float]:
-        """What the user's function of the gradient returns, and phi."""
+    def _asked(self, cotangent: Vector) -> tuple[Any, float, tuple[str, ...]]:
+        """What the user's function of the gradient returns, phi, and whether the cotangent was
+        written to.
+        """
         # Forward first: a class keeps what its backward needs from the last forward, and phi comes
         # with it.
         parts = _handed.cut(cotangent, self.outputs)
@@ -553,12 +558,19 @@ class NumpyProblem:
             # A forward pass may have worked in its arguments; the backward is given them as well.
             self._write_all(self.point)
         args, kwargs = self._arguments
+        given: list[Any] = []
         if not self.unit_cotangent:
-            pairs = zip(self.outputs, parts, strict=True)
-            shaped = {leaf.path: part.astype(leaf.dtype) for leaf, part in pairs}
+            given = [
+                part.astype(leaf.dtype) for part, leaf in zip(parts, self.outputs, strict=True)
+            ]
+            paths = [leaf.path for leaf in self.outputs]
+            shaped = dict(zip(paths, given, strict=True))
             args = (replaced(self._cotangent_tree, shaped), *args)
         with np.errstate(all="ignore"):
-            return self._case.grads(*args, **kwargs), value
+            returned = self._case.grads(*args, **kwargs)
+        pairs = zip(given, parts, strict=False)
+        is_same = all(np.array_equal(part, own.astype(part.dtype)) for part, own in pairs)
+        return returned, value, () if is_same else ("the cotangent",)
 
     def handed_out(self, cotangent: Vector) -> Iterator[Trial]:
         """Whether what was returned is still the same once another gradient was asked for."""

@@ -415,12 +415,14 @@ class TorchProblem:
     def _surroundings(self) -> World:
         states = _states(self._found, self._modules)
         leaves, origin = {}, Here(self._here.origin)
+        names = {id(slot.work): slot.name for slot in self._slots}
         for slot, leaf in zip(self._slots, self.layout, strict=True):
             leaves[id(slot.found)] = functools.partial(origin.part, leaf.part)
             leaves[id(slot.work)] = functools.partial(self._here.part, leaf.part)
         for tensor in self._tensors_around():
             if tensor.layout is torch.strided:
-                states.append(_tensor_state(tensor, values=leaves.get(id(tensor))))
+                name = names.get(id(tensor), "a tensor")
+                states.append(_tensor_state(tensor, name, leaves.get(id(tensor))))
         return World(states, list(number_states(self._found)))
 
     def _tensors_around(self) -> list[torch.Tensor]:
@@ -916,26 +918,30 @@ class TorchProblem:
         if self._given is not None:
             return self._given
         self._world.reset()
+        before = set(self._world.moving)
         answer = (
             self._autograd(cotangent) if self._case.grads is None else self._from_user(cotangent)
         )
         self._world.watch()
-        return answer
+        # What a forward pass writes to is known by now.
+        new = [name for name in self._world.moving if name not in before]
+        written = [slot.name for slot in self._slots if slot.name in new]
+        return answer._replace(written=(*answer.written, *written)) if written else answer
 
     def _autograd(self, cotangent: Vector) -> Backward:
-        cotangents = self._cotangents(cotangent)
         with torch.enable_grad():
             outs, self._learned = self._learned, None
             outs = self._tensors(self._call()) if outs is None else outs
+            cotangents = self._cotangents(cotangent)
             value = _paired(cotangents, outs)
+            given = self._in_their_dtypes(self._cotangents(cotangent), outs)
             reached = [
-                (out, part) for out, part in zip(outs, cotangents, strict=True) if out.requires_grad
+                (out, part) for out, part in zip(outs, given, strict=True) if out.requires_grad
             ]
             works = [slot.work for slot in self._slots]
             found: list[torch.Tensor | None] = [None] * len(works)
             if reached:
-                tensors = [out for out, _ in reached]
-                parts = tuple(part.to(out.dtype) for out, part in reached)
+                tensors, parts = zip(*reached, strict=True)
                 found = [*torch.autograd.grad(tensors, works, parts, allow_unused=True)]
         severed = frozenset(number for number, grad in enumerate(found) if grad is None)
         gradient = np.zeros(self.layout.size)
@@ -944,7 +950,16 @@ class TorchProblem:
             grad, found[number] = found[number], None
             if grad is not None:
                 read_into(gradient[leaf.part], grad, leaf)
-        return Backward(value, gradient, severed)
+        pairs = zip(given, self._in_their_dtypes(cotangents, outs), strict=True)
+        is_same = all(torch.equal(part, own) for part, own in pairs)
+        written = () if is_same else ("the cotangent",)
+        return Backward(value, gradient, severed, written=written)
+
+    @staticmethod
+    def _in_their_dtypes(
+        parts: list[torch.Tensor], outs: Sequence[torch.Tensor]
+    ) -> list[torch.Tensor]:
+        return [part.to(out.dtype) for part, out in zip(parts, outs, strict=True)]
 
     def _from_user(self, cotangent: Vector) -> Backward:
         args = self._args

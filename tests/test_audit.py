@@ -8,7 +8,7 @@ import torch
 from audited import PLANTED, normal
 from torch import nn
 
-from xgradcheck import GradientMismatch, InvalidCase, Verdict, audit
+from xgradcheck import GradientMismatch, InvalidCase, Verdict, audit, check
 from xgradcheck._probes import PROBES
 
 
@@ -242,3 +242,16 @@ def test_other_sizes_are_checked() -> None:
     assert audit(in_blocks(1), *vector(32), shapes=vector).verdict is Verdict.PASS
     with pytest.raises(GradientMismatch, match="odd: args"):
         audit(in_blocks(16), *vector(32), shapes={"even": vector(32), "odd": vector(33)[0]})
+
+
+@pytest.mark.parametrize("size", [4, 400])
+@pytest.mark.parametrize("name", ["cotangent written to", "saved tensor written to"])
+def test_a_check_sees_who_writes_to_what_others_read(name: str, size: int) -> None:
+    fn, _ = PLANTED[name].wrong()
+    report = check(fn, normal(3, size), raise_exception=False)
+    assert report.verdict is Verdict.FAIL
+    assert [finding.kind for finding in report.findings] == ["purity"]
+    said = "the cotangent" if name.startswith("cotangent") else "args[0]"
+    assert f"the backward pass writes to {said}," in report.findings[0].text
+    fn, _ = PLANTED[name].right()
+    assert check(fn, normal(3, size)).verdict is Verdict.PASS

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import right
 
-from xgradcheck import Report, Verdict, audit
+from xgradcheck import Report, Verdict, audit, check
 
 Array = Any
 X = np.random.default_rng(0).normal(size=(3, 4))
@@ -156,7 +156,7 @@ def named(number: int, row: right.Right) -> Any:
     return pytest.param(row, id=f"{row.backend}-{row.run.__name__}", marks=marks)
 
 
-@pytest.mark.parametrize("row", map(named, range(1000), right._rows))
+@pytest.mark.parametrize("row", [named(number, row) for number, row in enumerate(right._rows)])
 def test_no_alarm_over_right_gradients(row: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def audited(*args: Any, **options: Any) -> Report:
         return audit(*args, **{"raise_exception": False, **options})
@@ -171,3 +171,16 @@ def test_no_alarm_over_right_gradients(row: Any, monkeypatch: pytest.MonkeyPatch
     assert failed(report) == expected, str(report)
     unsure = {p.name for p in report.probes if p.verdict is Verdict.INCONCLUSIVE}
     assert not unsure, str(report)
+
+
+def test_a_check_sees_a_backward_by_hand_that_writes_to_its_arguments() -> None:
+    report = check(squares, X.copy(), grads=scaled_in_place, raise_exception=False)
+    assert report.verdict is Verdict.FAIL
+    assert "the backward pass writes to x," in str(report)
+
+    def into_the_cotangent(grad: Array, x: Array) -> Array:
+        grad *= 2 * x
+        return grad
+
+    report = check(squares, X.copy(), grads=into_the_cotangent, raise_exception=False)
+    assert "the backward pass writes to the cotangent," in str(report)

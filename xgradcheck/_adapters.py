@@ -69,6 +69,8 @@ class Backward(NamedTuple):
     """Numbers of the leaves that the backward pass never reached (None, or a cut graph)."""
     parts: tuple[Any, ...] = ()
     """The very objects that were handed in, leaf by leaf; none where the framework answered."""
+    written: tuple[str, ...] = ()
+    """What the backward pass wrote to that is not its own: leaves, or "the cotangent"."""
 
     def is_stale(self, before: "Backward") -> bool:
         """Whether the very same arrays were handed in as before: a tree in the form of a

@@ -122,6 +122,10 @@ def concluded(
     if (mismatch := forward_mismatch(problem, told)) is not None:
         findings.append(mismatch)
         verdicts.append(Verdict.FAIL)
+    if written := told.runs[0].backward.written:
+        text = f"the backward pass writes to {', '.join(written)}, which others read as well"
+        findings.append(Finding("", "purity", text))
+        verdicts.append(Verdict.FAIL)
     bits = min(told.bits, *(run.bits or DOUBLE for run in told.runs))
     if told.unraised:
         findings.append(not_raised(bits, told.unraised))

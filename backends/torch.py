@@ -1337,8 +1337,14 @@ def _tensor_state(
             return False
         if now is not None and not same_bytes(bits_of_tensor(now), saved[3]):
             return False
+        return holds(saved)
+
+    def holds(saved: Any) -> bool:
         if values is None:
             return same_bytes(bits_of_tensor(tensor), saved[0])
         return _has(tensor, values())
 
-    return State(name, read, restore, holder=tensor, is_as=is_as)
+    def changed(saved: Any) -> list[str]:
+        return [f"the .grad of {name}" if holds(saved) else name]
+
+    return State(name, read, restore, holder=tensor, is_as=is_as, changed=changed)

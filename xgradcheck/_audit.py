@@ -20,6 +20,7 @@ from xgradcheck._stages import cotangent_of, materialised, report_on, title_of
 from xgradcheck._tree import flatten, replaced
 
 ALL_PROBES = "all"
+REFUSE = "a backward pass that is not meant to be differentiated has to refuse it"
 FAMILIES: dict[str, Callable[[Any], Any]] = {
     "times 0.001": lambda x: x * 1e-3,
     "times 100": lambda x: x * 100,
@@ -185,8 +186,10 @@ def _differenced(
         return ProbeReport(probe, Verdict.SKIPPED, holds, reason=str(refusal))
     except Exception as error:  # what has no such derivative says so in its own words
         return ProbeReport(probe, Verdict.SKIPPED, holds, reason=short(error))
-    said = tuple(replace(finding, kind=probe) for finding in report.findings)
-    return ProbeReport(probe, report.verdict, holds, tuple(report.leaves), findings=said)
+    said = [replace(finding, kind=probe) for finding in report.findings]
+    if probe == "second order" and report.verdict is Verdict.FAIL:
+        said.append(Finding("", probe, REFUSE))
+    return ProbeReport(probe, report.verdict, holds, tuple(report.leaves), findings=tuple(said))
 
 
 def _failed(probe: ProbeReport) -> ProbeReport:

@@ -263,8 +263,11 @@ class Search:
         while True:
             size = last - first
             inside = Node(node.leaf, node.cut(first, last), residual, node.bar)
-            # Weighted by its position, a lone error tells where it lies.
-            ratio = self._weighted(inside, 1 + np.arange(size) / size) / residual - 1
+            # Weighted by its position, a lone error tells where it lies: by weights that are no
+            # more than 1, as what is cut short grows with their cubes, and never 0, so that a part
+            # without any error does not look as if it had one at its start.
+            weights = (1 + np.arange(size) / size) / 2
+            ratio = 2 * self._weighted(inside, weights) / residual - 1
             center, window = ratio * size, 2.5 * blur * size
             if not -window - 0.5 <= center <= size - 0.5 + window:
                 return False
@@ -302,8 +305,8 @@ class Search:
         sides = ((rows, along // columns), (columns, along % columns))
         for axis, (count, places) in enumerate(sides):
             weight = places / count
-            first = self._weighted(node, 1 + weight) / node.residual - 1
-            second = self._weighted(node, 1 + weight**2) / node.residual - 1
+            first = self._weighted(node, weight) / node.residual
+            second = self._weighted(node, weight**2) / node.residual
             blur = 3 * self.bar / abs(node.residual) + 1e-9
             place = first * count
             nearest = round(place)

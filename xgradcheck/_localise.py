@@ -16,7 +16,7 @@ from xgradcheck._certificate import Rung
 from xgradcheck._differences import NOISE_SIGMAS, Noise, dot, rms
 from xgradcheck._directions import Band, Places
 from xgradcheck._judge import Tolerance
-from xgradcheck._layout import Direction, Leaf, Vector
+from xgradcheck._layout import Direction, Leaf, Positions, Vector
 from xgradcheck._phi import Phi
 
 CLEAR = 5.0
@@ -300,28 +300,55 @@ class Search:
         if len(node.leaf.grid) < 2:
             return None
         columns = node.leaf.grid[-1]
-        rows = node.size // columns
-        along = np.arange(node.size)
-        sides = ((rows, along // columns), (columns, along % columns))
-        for axis, (count, places) in enumerate(sides):
-            weight = places / count
+        blur = 3 * self.bar / abs(node.residual) + 1e-9
+        for axis, count in enumerate((node.size // columns, columns)):
+            weight = self._lines(node.leaf, axis, 0, count)[1] / count
             first = self._weighted(node, weight) / node.residual
             second = self._weighted(node, weight**2) / node.residual
-            blur = 3 * self.bar / abs(node.residual) + 1e-9
-            place = first * count
-            nearest = round(place)
-            if abs(second - first**2) > 4 * blur or not 0 <= nearest < count:
+            if abs(second - first**2) > 4 * blur:
                 continue
-            if abs(place - nearest) > blur * count + 1e-6:
+            line = self._line_near(node, axis, count, first * count, blur)
+            if line is None:
                 continue
-            row = node.cut(nearest * columns, (nearest + 1) * columns)
-            start = node.leaf.start
-            column = slice(start + nearest, start + node.leaf.size, columns)
-            cut = row if axis == 0 else column
-            found = self._weighted(Node(node.leaf, cut, 0.0, self.bar))
+            found = self._weighted(Node(node.leaf, line, 0.0, self.bar))
             if abs(found - node.residual) <= 4 * self.bar + 1e-9 * abs(node.residual):
-                return [Node(node.leaf, cut, found, self.bar)]
+                return [Node(node.leaf, line, found, self.bar)]
         return None
+
+    def _line_near(
+        self, node: Node, axis: int, count: int, place: float, blur: float
+    ) -> Places | None:
+        """The row or column at a place that is known to a share of all of them; looked at more
+        closely where that is more than one.
+        """
+        low, reach = 0, blur * count
+        if reach > NEAREST and -reach <= place <= count - 1 + reach:
+            low, high = max(0, int(place - reach)), min(count, int(place + reach) + 2)
+            count = high - low
+            places, number = self._lines(node.leaf, axis, low, high)
+            weights = (1 + number / count) / 2
+            near = Node(node.leaf, places, node.residual, node.bar)
+            place = (2 * self._weighted(near, weights) / node.residual - 1) * count
+        nearest = round(place)
+        if not 0 <= nearest < count or abs(place - nearest) > blur * count + 1e-6:
+            return None
+        return self._lines(node.leaf, axis, low + nearest, low + nearest + 1)[0]
+
+    @staticmethod
+    def _lines(leaf: Leaf, axis: int, low: int, high: int) -> tuple[Places, Positions]:
+        """The positions of neighbouring rows or columns of a leaf, in order, and the number that
+        each has among them.
+        """
+        columns = leaf.grid[-1]
+        if axis == 0:
+            first, last = leaf.start + low * columns, leaf.start + high * columns
+            return slice(first, last, 1), np.repeat(np.arange(high - low), columns)
+        rows = leaf.size // columns
+        number = np.tile(np.arange(high - low), rows)
+        if high - low == 1:
+            return slice(leaf.start + low, leaf.start + leaf.size, columns), number
+        starts = np.repeat(np.arange(rows) * columns, high - low)
+        return leaf.start + low + starts + number, number
 
     def _box(self, node: Node) -> list[Node] | None:
         """The box in which all errors lie, from halving one axis after the other; None where it is

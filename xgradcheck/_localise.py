@@ -437,8 +437,10 @@ def step_and_bar(rungs: list[Rung], noise: Noise, value: float) -> tuple[float, 
     along the whole direction.
     """
     sigma = float(noise.of(np.array(value)))
+    # What noise may hide of a bend counts as well: along parts of the direction it may show.
     bends = [
-        abs(wide.residual - narrow.residual) / (wide.step**2 - narrow.step**2)
+        (abs(wide.residual - narrow.residual) + NOISE_SIGMAS * sigma / (np.sqrt(2) * narrow.step))
+        / (wide.step**2 - narrow.step**2)
         for narrow, wide in pairwise(rungs)
     ]
     # Of two pairs that noise alone sets apart the wider tells less than it seems to.

@@ -247,8 +247,10 @@ class Search:
         probed = {}
         again = any(other.leaf is not node.leaf for other in self.found.dense)
         count = min(PROBES_AGAIN if again else PROBES, node.size)
-        for place in self.rng.choice(node.size, count, replace=False):
-            position = node.position(int(place))
+        inside = self.rng.choice(np.arange(1, node.size - 1), max(count - 2, 0), replace=False)
+        # Both ends first: what is right at one of them is larger than what is wrong.
+        for place in (0, node.size - 1, *inside.tolist())[:count]:
+            position = node.position(place)
             off = self._off_by(node.leaf, position)
             if off is None:
                 return False

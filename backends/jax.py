@@ -461,7 +461,7 @@ class JaxProblem:
 
         found, compiled = self._found(), jax.jit(push)
         gradient = np.empty(self.layout.size)
-        for position, tangent in enumerate(np.eye(self.layout.size)):
+        for position, tangent in _handed.one_by_one(self.layout.size):
             try:
                 outs = compiled(tangent)
             except TypeError as error:

@@ -631,7 +631,7 @@ class TorchProblem:
             raise _handed.no_forward_mode()
         self._refuse_views_made_before()
         parts, gradient = self._cotangents(cotangent), np.empty(self.layout.size)
-        for position, tangent in enumerate(np.eye(self.layout.size)):
+        for position, tangent in _handed.one_by_one(self.layout.size):
             self._world.reset()
             try:
                 tangents = self._tangents(tangent)

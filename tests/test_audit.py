@@ -255,3 +255,17 @@ def test_a_check_sees_who_writes_to_what_others_read(name: str, size: int) -> No
     assert f"the backward pass writes to {said}," in report.findings[0].text
     fn, _ = PLANTED[name].right()
     assert check(fn, normal(3, size)).verdict is Verdict.PASS
+
+
+def test_tangents_of_many_coordinates_are_not_asked_for_one_by_one() -> None:
+    report = audit(torch.sin, normal(2001), probes="forward mode")
+    assert report.probes[0].verdict is Verdict.SKIPPED
+    assert "2001 coordinates" in report.probes[0].reason
+
+
+def test_complex_functions_are_audited() -> None:
+    z = torch.complex(normal(3, 3), normal(3, 3, seed=1))
+    report = audit(lambda z: torch.linalg.inv(z) @ z.conj(), z)
+    assert report.verdict is Verdict.PASS
+    values = next(probe for probe in report.probes if probe.name == "values")
+    assert "values times 100" in values.trials

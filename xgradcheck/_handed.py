@@ -2,7 +2,7 @@
 name.
 """
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -184,3 +184,12 @@ def cotangent_names(outputs: Layout) -> list[str]:
     if len(outputs) == 1:
         return ["cotangent"]
     return [f"cotangent of {leaf.name}" for leaf in outputs]
+
+
+def one_by_one(size: int) -> Iterator[tuple[int, Vector]]:
+    """Each coordinate and the unit vector along it, which is the same array for all of them."""
+    unit = np.zeros(size)
+    for position in range(size):
+        unit[position] = 1.0
+        yield position, unit
+        unit[position] = 0.0

@@ -168,7 +168,7 @@ def _of_repetition(problem: Problem, cotangent: Vector) -> Iterator[Trial]:
 def judged(name: str, trials: Iterable[Trial], usual: Usual) -> ProbeReport:
     """What a probe came to."""
     done, faults, refusals = list[str](), list[str](), list[str]()
-    for trial in trials:
+    for trial in _whole(trials, name):
         fault = usual.fault(trial)
         if trial.error is not None and trial.refuses:
             refusals.append(fault)
@@ -184,6 +184,14 @@ def judged(name: str, trials: Iterable[Trial], usual: Usual) -> ProbeReport:
         said.append(Finding("", name, f"{len(faults) - SAID} more trials of {len(done)} fail"))
     verdict = Verdict.FAIL if faults else Verdict.PASS
     return ProbeReport(name, verdict, PROBES[name], tuple(done), findings=tuple(said))
+
+
+def _whole(trials: Iterable[Trial], name: str) -> Iterator[Trial]:
+    """The experiments; where one could not even be prepared, that is what the last one tells."""
+    try:
+        yield from trials
+    except Exception as error:
+        yield Trial(f"the next trial of {name}", error=error)
 
 
 def varied(

@@ -17,7 +17,7 @@ import numpy as np
 from jax import tree_util
 
 from xgradcheck import _handed
-from xgradcheck._adapters import Backward, Case, Trial
+from xgradcheck._adapters import Backward, Case
 from xgradcheck._errors import InvalidCase
 from xgradcheck._layout import (
     DOUBLE,
@@ -35,9 +35,9 @@ from xgradcheck._layout import (
 from xgradcheck._selection import Candidate, select
 from xgradcheck._tree import Node, argument_names
 
-from . import jax_probes
 from .jax_draws import drawn_low, x64
 from .jax_kept import Kept, key_of
+from .jax_probes import probes as probes
 from .jax_raising import evaluate
 from .world import State, World, displaced, number_states, plain_states, random_states, reachable
 
@@ -95,11 +95,6 @@ def planted(forward: Any, backward: Any, count: int) -> tuple[Any, Any]:
         lambda args, cotangent: tuple(backward(jnp, cotangent, *args)),
     )
     return ruled, None
-
-
-def probes(problem: "JaxProblem", cotangent: Vector) -> dict[str, Callable[[], Iterator[Trial]]]:
-    """The experiments that an audit makes with this problem, by the names of the probes."""
-    return jax_probes.probes(problem, cotangent)
 
 
 def bind(case: Case) -> "JaxProblem":
@@ -866,10 +861,14 @@ class JaxProblem:
             self._world.reset()
             outs, grads = self._now.pulled(self._found(), list(map(jnp.asarray, cotangents)))
         value = _paired(outs, cotangent)
+        return Backward(value, self.flat(grads), self._unread)
+
+    def flat(self, grads: Sequence[Any]) -> Vector:
+        """Gradients of all leaves, as JAX gives them, as one vector."""
         gradient = np.empty(self.layout.size)
         for leaf, grad in zip(self.layout, grads, strict=True):
             gradient[leaf.part] = _handed.numbers(_conj(grad))
-        return Backward(value, gradient, self._unread)
+        return gradient
 
     def _cotangents(self, cotangent: Vector) -> list[Any]:
         parts = zip(_handed.cut(cotangent, self.outputs), self.outputs, strict=True)

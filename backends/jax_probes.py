@@ -7,14 +7,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from xgradcheck import _handed
 from xgradcheck._adapters import Trial
 from xgradcheck._layout import Vector
-
-ELSEWHERE = 0.875
-"""What the other arguments in a batch are times these: inside of most domains."""
 
 
 def probes(problem: Any, cotangent: Vector) -> dict[str, Callable[[], Iterator[Trial]]]:
@@ -46,22 +42,13 @@ class Transforms:
         for what, run in ways.items():
             self._problem._world.reset()
             try:
-                grads = run()
-                got = np.concatenate(
-                    [np.zeros(0), *(_handed.numbers(self._numbers(grad)) for grad in grads)]
-                )
+                got = self._problem.flat(run())
             except Exception as error:  # what cannot be transformed is told so by JAX
                 yield Trial(what, error=error, refuses=True)
             else:
                 yield Trial(what, got)
             finally:
                 self._problem._world.watch()
-
-    @staticmethod
-    def _numbers(grad: Any) -> Any:
-        wide = np.asarray(grad)
-        found = wide.astype(np.complex128 if np.iscomplexobj(wide) else np.float64)
-        return np.conj(found)
 
     def _outs(self, leaves: Any) -> Any:
         return self._problem._outputs_at(leaves)
@@ -77,7 +64,7 @@ class Transforms:
             return self._pull(self._leaves, self._parts)
 
     def _batched(self, transform: Callable[[Any], Any]) -> Any:
-        leaves = [jnp.stack([leaf * ELSEWHERE, leaf]) for leaf in self._leaves]
+        leaves = [jnp.stack([leaf * _handed.ELSEWHERE, leaf]) for leaf in self._leaves]
         parts = [jnp.stack([2 * part, part]) for part in self._parts]
         return [grad[1] for grad in transform(self._pull)(leaves, parts)]
 

@@ -42,8 +42,6 @@ from .world import (
     reachable,
 )
 
-ELSEWHERE = 0.875
-"""What another point is times this one: inside of most domains."""
 CONVERT = "convert it with .astype(np.float64)"
 
 
@@ -579,8 +577,8 @@ class NumpyProblem:
         first = [np.asarray(part) for part in parts if part is not None]
         before = [part.copy() for part in first]
         try:
-            self._write_all(self.point * ELSEWHERE)
-            self._asked(cotangent * ELSEWHERE)
+            self._write_all(self.point * _handed.ELSEWHERE)
+            self._asked(cotangent * _handed.ELSEWHERE)
         finally:
             self._write_all(self.point)
             now = [part.copy() for part in first]

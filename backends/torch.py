@@ -17,7 +17,7 @@ from torch import nn
 from torch.autograd import forward_ad
 
 from xgradcheck import _handed
-from xgradcheck._adapters import Backward, Case, Trial
+from xgradcheck._adapters import Backward, Case
 from xgradcheck._errors import InvalidCase
 from xgradcheck._layout import (
     BATCHED,
@@ -35,11 +35,20 @@ from xgradcheck._layout import (
 from xgradcheck._selection import Candidate, argument_nodes, closure_nodes, select
 from xgradcheck._tree import Node, Path, flatten, replaced
 
-from . import torch_probes
 from .torch_batches import FEWEST, Rows, offsets, points_at_once, together, width
 from .torch_exchanged import eager, exchanged, mapped
+from .torch_probes import probes as probes
 from .torch_raising import Draws, raised
-from .torch_tensors import array_of, bits_of_tensor, graph_of, put_numbers, read_into, set_bits
+from .torch_tensors import (
+    array_of,
+    bits_of_tensor,
+    graph_of,
+    inner,
+    paired,
+    put_numbers,
+    read_into,
+    set_bits,
+)
 from .world import (
     TORCH,
     State,
@@ -86,11 +95,6 @@ def planted(forward: Any, backward: Any, count: int) -> tuple[Any, Any]:
             return backward(torch, cotangents[0], *ctx.saved_tensors)
 
     return Planted.apply, None
-
-
-def probes(problem: "TorchProblem", cotangent: Vector) -> dict[str, Callable[[], Iterator[Trial]]]:
-    """The experiments that an audit makes with this problem, by the names of the probes."""
-    return torch_probes.probes(problem, cotangent)
 
 
 def bind(case: Case) -> "TorchProblem":
@@ -642,7 +646,7 @@ class TorchProblem:
                 ) from None
             pairs = zip(parts, tangents, strict=True)
             moved = [(part, own) for part, own in pairs if own is not None]
-            gradient[position] = _paired(*zip(*moved, strict=True)) if moved else 0.0
+            gradient[position] = paired(*zip(*moved, strict=True)) if moved else 0.0
         return Backward(None, gradient, frozenset())
 
     def _refuse_views_made_before(self) -> None:
@@ -710,7 +714,7 @@ class TorchProblem:
         cotangents = self._cut(cotangent if cotangent.flags.writeable else cotangent.copy())
 
         def reduced() -> float:
-            return _paired(cotangents, self._tensors(call()))
+            return paired(cotangents, self._tensors(call()))
 
         return reduced
 
@@ -875,7 +879,7 @@ class TorchProblem:
         parts, work = self._cotangents(cotangent), self._slots[owner].work
 
         def of_one(other: Callable[[Any], Any]) -> Any:
-            return _inner(parts, [other(out) for out in self._tensors(self._call())])
+            return inner(parts, [other(out) for out in self._tensors(self._call())])
 
         def of_all() -> Vector:
             self._world.reset()
@@ -933,7 +937,7 @@ class TorchProblem:
             outs, self._learned = self._learned, None
             outs = self._tensors(self._call()) if outs is None else outs
             cotangents = self._cotangents(cotangent)
-            value = _paired(cotangents, outs)
+            value = paired(cotangents, outs)
             given = self._in_their_dtypes(self._cotangents(cotangent), outs)
             reached = [
                 (out, part) for out, part in zip(outs, given, strict=True) if out.requires_grad
@@ -969,7 +973,7 @@ class TorchProblem:
             out = self._call()
             parts = self._cotangents(cotangent)
             outs = self._tensors(out)
-            value = _paired(parts, outs)
+            value = paired(parts, outs)
             if not self.unit_cotangent:
                 parts = [part.to(out.dtype) for out, part in zip(outs, parts, strict=True)]
                 args = (replaced(out, dict(zip(self._paths, parts, strict=True))), *args)
@@ -1042,20 +1046,6 @@ def _told_by_graph(outs: list[torch.Tensor]) -> tuple[int, dict[int, int]]:
     alone = {key: found.pop() for key, found in rows.items() if len(found) == 1}
     padded = {key: row for key, row in alone.items() if row is not None and 0 <= row < 1 << 62}
     return min(bits, DOUBLE), padded
-
-
-def _paired(cotangents: Sequence[torch.Tensor], outs: Sequence[torch.Tensor]) -> float:
-    """The inner product of cotangent and output: phi."""
-    if len(outs) == 1 and not outs[0].is_complex():
-        return float((cotangents[0] * outs[0].detach()).sum())
-    return float(_inner(cotangents, [out.detach() for out in outs]))
-
-
-def _inner(cotangents: Sequence[torch.Tensor], outs: Sequence[torch.Tensor]) -> Any:
-    # Multiply and sum: torch.dot loses a digit or two against this pairwise sum.
-    pairs = zip(cotangents, outs, strict=True)
-    # With the cotangent conjugated, as autograd has it: the real part of an inner product.
-    return sum((part.conj() * out.to(part.dtype)).sum().real for part, out in pairs)
 
 
 def _is_plain_double(tensor: torch.Tensor) -> bool:

@@ -14,12 +14,14 @@ import numpy as np
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from xgradcheck import _handed
 from xgradcheck._adapters import Trial
 from xgradcheck._layout import Vector
 from xgradcheck._tree import flatten
 
 from .torch_exchanged import mapped
-from .torch_tensors import bits_of_tensor, graph_of, read_into
+from .torch_tensors import bits_of_tensor, graph_of, inner, paired, read_into
+from .world import same_bytes
 
 Tensors = list[torch.Tensor]
 Grads = list[torch.Tensor | None]
@@ -79,8 +81,6 @@ EXPANDED: dict[str, Lay] = {
 WIDEST, PAIRS = 5, 10
 """Of so many leaves every subset is tried, and so many pairs of arguments."""
 POISON = 1e4
-ELSEWHERE = 0.875
-"""What other arguments are times these: inside of most domains."""
 
 
 def probes(problem: Any, cotangent: Vector) -> dict[str, Callable[[], Iterator[Trial]]]:
@@ -184,6 +184,11 @@ class Probing:
             yield
         finally:
             problem._args, problem._kwargs = found
+
+    def _tensors(self) -> Tensors:
+        """The tensors among the arguments."""
+        nodes = flatten((self._problem._args, self._problem._kwargs))
+        return [node.value for node in nodes if isinstance(node.value, torch.Tensor)]
 
     def _names(self) -> list[str]:
         """What cotangents are called, by outputs."""
@@ -344,20 +349,14 @@ class Probing:
 
     def _between(self, is_first: bool) -> Callable[[], Vector] | None:
         """A backward pass after another call, elsewhere, whose own may come first."""
-        floating = {
-            id(leaf): leaf
-            for leaf in (
-                node.value for node in flatten((self._problem._args, self._problem._kwargs))
-            )
-            if isinstance(leaf, torch.Tensor) and leaf.is_floating_point()
-        }
+        floating = {id(leaf): leaf for leaf in self._tensors() if leaf.is_floating_point()}
         if not floating:
             return None
 
         def run() -> Vector:
             outs = self._outs()
             elsewhere = {
-                key: (leaf.detach() * ELSEWHERE).requires_grad_(leaf.requires_grad)
+                key: (leaf.detach() * _handed.ELSEWHERE).requires_grad_(leaf.requires_grad)
                 for key, leaf in floating.items()
             }
             with self._called_with(elsewhere):
@@ -456,12 +455,8 @@ class Probing:
 
     def dtypes(self) -> Iterator[Trial]:
         """The arguments in float32."""
-        given = [node.value for node in flatten((self._problem._args, self._problem._kwargs))]
-        floating = [
-            leaf
-            for leaf in given
-            if isinstance(leaf, torch.Tensor) and leaf.dtype in (torch.float64, torch.complex128)
-        ]
+        wide = torch.float64, torch.complex128
+        floating = [leaf for leaf in self._tensors() if leaf.dtype in wide]
         own = {id(leaf) for leaf in floating}
         if not floating or not all(id(work) in own for work in self._works):
             return
@@ -513,17 +508,12 @@ class Probing:
         # cotangent is what some other backward pass gives.
         own = [slot.work for slot in self._slots if id(slot.found) in self._given]
         with torch.enable_grad(), self._called_with({id(work): work * 1 for work in own}):
-            pairs = zip(self._outs(), self._parts(), strict=True)
-            total = sum((part.conj() * out).sum().real for out, part in pairs if out.requires_grad)
-            total = torch.as_tensor(total)
+            total = torch.as_tensor(inner(self._parts(), self._outs()))
         return self._flat(self._pulled([total], [torch.ones_like(total)]))
 
     def _value_and_gradient(self) -> tuple[float, Vector]:
         outs, parts = self._outs(), self._parts()
-        value = sum(
-            float((p.conj() * o.detach()).sum().real) for o, p in zip(outs, parts, strict=True)
-        )
-        return value, self._flat(self._pulled(outs, parts))
+        return paired(parts, outs), self._flat(self._pulled(outs, parts))
 
 
 def _is_elsewhere(moved: torch.Tensor, tensor: torch.Tensor) -> bool:
@@ -553,11 +543,8 @@ def _bytes_of(tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
 
 def _written(tensors: dict[str, torch.Tensor], before: dict[str, Any]) -> str:
     """Which of these are not what they were."""
-    now = _bytes_of(tensors)
     changed = [
-        name
-        for name, found in before.items()
-        if found.shape != now[name].shape or not np.array_equal(found, now[name])
+        n for n, found in before.items() if not same_bytes(bits_of_tensor(tensors[n]), found)
     ]
     return f"writes to {', '.join(changed)}" if changed else ""
 

@@ -2,7 +2,7 @@
 and put back.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,21 @@ def graph_of(outs: Iterable[torch.Tensor]) -> set[Any]:
             seen.add(node)
             pending += [follower for follower, _ in node.next_functions]
     return seen
+
+
+def paired(cotangents: Sequence[torch.Tensor], outs: Sequence[torch.Tensor]) -> float:
+    """The inner product of cotangent and output: phi."""
+    if len(outs) == 1 and not outs[0].is_complex():
+        return float((cotangents[0] * outs[0].detach()).sum())
+    return float(inner(cotangents, [out.detach() for out in outs]))
+
+
+def inner(cotangents: Sequence[torch.Tensor], outs: Sequence[torch.Tensor]) -> Any:
+    """The same as a tensor, with its graph."""
+    # Multiply and sum: torch.dot loses a digit or two against this pairwise sum.
+    pairs = zip(cotangents, outs, strict=True)
+    # With the cotangent conjugated, as autograd has it: the real part of an inner product.
+    return sum((part.conj() * out.to(part.dtype)).sum().real for part, out in pairs)
 
 
 def array_of(value: Any) -> Any:

@@ -11,7 +11,6 @@ import numpy as np
 from xgradcheck._adapters import Case, Problem, Trial, claim
 from xgradcheck._errors import InvalidCase
 from xgradcheck._judge import Verdict
-from xgradcheck._layout import Vector
 from xgradcheck._measured import FORWARD
 from xgradcheck._probes import CORE, PROBES, Usual, judged, short, trials, varied
 from xgradcheck._progress import progress
@@ -138,17 +137,12 @@ def _probed(
         probes: Mapping[str, Callable[[], Iterator[Trial]]] = (
             module.probes(problem, cotangent) if hasattr(module, "probes") else {}
         )
-        usual = _usual(problem, cotangent)
+        usual = Usual.of(problem, cotangent)
         for number, name in enumerate(chosen):
             tick(number, len(chosen), name)
             own = probes[name]() if name in probes else ()
             found.append(judged(name, chain(trials(name, usual, cotangent), own), usual))
     return found
-
-
-def _usual(problem: Problem, cotangent: Vector) -> Usual:
-    runs = [problem.gradient(cotangent).gradient for _ in range(2)]
-    return Usual(problem, runs[0], np.nan_to_num(np.abs(runs[1] - runs[0])))
 
 
 def _other_values(args: tuple[Any, ...], grads: Any) -> Iterator[tuple[str, Any]]:

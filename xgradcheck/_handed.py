@@ -13,6 +13,8 @@ from xgradcheck._errors import InvalidCase
 from xgradcheck._layout import Layout, Leaf, Vector
 from xgradcheck._tree import Path, flatten, positional_parameters, takes_any_number
 
+ELSEWHERE = 0.875
+"""What other arguments are times these, where a probe asks for any: inside of most domains."""
 ToArray = Callable[[Any], Any]
 _ABSENT = object()
 

@@ -63,6 +63,15 @@ class Usual:
     gradient: Vector
     slack: Vector
     """By how much each element varies from run to run."""
+    scale: Vector
+    """How large a full change of each coordinate is."""
+
+    @classmethod
+    def of(cls, problem: Problem, cotangent: Vector) -> "Usual":
+        """What two runs give."""
+        first, second = (problem.gradient(cotangent).gradient for _ in range(2))
+        slack = np.nan_to_num(np.abs(second - first))
+        return cls(problem, first, slack, natural_scale(problem.point, problem.layout)[0])
 
     def fault(self, trial: Trial) -> str:
         """What is wrong with what a trial gave, as one sentence; nothing where all is well."""
@@ -86,12 +95,11 @@ class Usual:
         self, got: Vector, expected: Vector, leaves: tuple[int, ...] | None, own_bits: int | None
     ) -> tuple[int, int]:
         """How many elements are not what they have to be, and the position of the worst."""
-        layout, point = self.problem.layout, self.problem.point
-        scale = natural_scale(point, layout)[0]
+        layout = self.problem.layout
         # Another arithmetic may lose digits where the function is ill-conditioned: what it has to
         # keep is what half of them would.
         bits = self.problem.bits if own_bits is None else HALF[own_bits]
-        zero = zero_below(layout, scale, (self.gradient, expected), bits)
+        zero = zero_below(layout, self.scale, (self.gradient, expected), bits)
         wrong, worst, most = 0, 0, 0.0
         for number, leaf in enumerate(layout):
             if not leaf.size or (leaves is not None and number not in leaves):

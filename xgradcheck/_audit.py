@@ -131,7 +131,7 @@ def _probed(
         return []
     module = claim(case, backend)
     problem: Problem = module.bind(case)
-    cotangent = np.ones(1) if problem.unit_cotangent else cotangent_of(problem.outputs, seed)
+    cotangent = cotangent_of(problem, seed)
     found = []
     with problem.held(), progress(title) as tick, np.errstate(all="ignore"):
         probes: Mapping[str, Callable[[], Iterator[Trial]]] = (

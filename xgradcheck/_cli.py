@@ -20,7 +20,6 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
-from rich.table import Table
 
 from xgradcheck._adapters import adapter
 from xgradcheck._audit import ALL_PROBES, audit
@@ -33,6 +32,7 @@ from xgradcheck._probes import PROBES
 from xgradcheck._report import Report
 from xgradcheck._selftest import outcomes
 from xgradcheck._stages import COVERAGES, METHODS, environment
+from xgradcheck._text import bare_table
 from xgradcheck._tree import positional_parameters
 
 # Of several targets the first status that applies in this order is returned.
@@ -188,7 +188,7 @@ def _is_installed(name: str) -> bool:
 
 def _selftest(backends: Sequence[str]) -> int:
     """Plant rules in these frameworks; whether all became of them that should."""
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    table = bare_table()
     for column in ("backend", "right rules", "wrong rules", "seconds"):
         table.add_column(column, no_wrap=True)
     missed = []
@@ -213,9 +213,8 @@ def _selftest(backends: Sequence[str]) -> int:
 
 
 def _env(options: argparse.Namespace) -> int:
-    for name in ("torch", "jax"):
-        if importlib.util.find_spec(name) is not None:
-            importlib.import_module(name)
+    for name in filter(_is_installed, BACKENDS):
+        importlib.import_module(name)
     versions = environment()
     if options.json:
         print(json.dumps(versions, indent=2))

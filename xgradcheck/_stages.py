@@ -225,7 +225,7 @@ def _checked(
             "loss=, or give a function grads(cotangent, *args)."
         )
     steps = _steps(eps, problem.layout)
-    cotangent = np.ones(1) if problem.unit_cotangent else cotangent_of(problem.outputs, int(seed))
+    cotangent = cotangent_of(problem, int(seed))
     spaces: dict[int, Tangent] = {}
     if constraint is not None:
         with problem.held():
@@ -235,7 +235,7 @@ def _checked(
         started = time.perf_counter()
         if number > 1:
             problem = problem.second(cotangent)
-            cotangent = cotangent_of(problem.outputs, int(seed))
+            cotangent = cotangent_of(problem, int(seed))
         if number not in orders:
             continue
         phi = Phi(problem, cotangent, spaces, budget=budget)
@@ -294,14 +294,16 @@ def _coverage(found: Any, asked: Asked) -> str:
     return "sweep"
 
 
-def cotangent_of(outputs: Layout, seed: int) -> Vector:
+def cotangent_of(problem: Problem, seed: int) -> Vector:
     """Random, signed, in ±[0.5, 2] and never near ±1: a backward that forgets to multiply by it is
-    seen.
+    seen. 1 where the gradient was handed in for that.
 
     Drawn output by output from its name, so that another output changes nothing in this one's.
     """
-    cotangent = np.empty(outputs.size)
-    for leaf in outputs:
+    if problem.unit_cotangent:
+        return np.ones(1)
+    cotangent = np.empty(problem.outputs.size)
+    for leaf in problem.outputs:
         drawn = uniform(leaf, seed).astype(np.float64)
         # Half of them are small and half are large: 0.5 to 0.9 and 1.2 to 1.6.
         size = np.abs(drawn)

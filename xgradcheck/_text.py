@@ -148,10 +148,15 @@ def _graded(dtype: str, grade: str) -> str:
     return str(grade) if dtype == "float64" else f"{grade} ({dtype})"
 
 
-def _table(report: "Report") -> Table:
-    table = Table(
+def bare_table() -> Table:
+    """A table of columns and nothing else."""
+    return Table(
         box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold", show_edge=False
     )
+
+
+def _table(report: "Report") -> Table:
+    table = bare_table()
     # Where leaves are judged more than once, the shape stands below the name.
     low = any(leaf.judged != "float64" or leaf.rows for leaf in report.leaves.values())
     table.add_column("leaf", overflow="fold", ratio=None)
@@ -178,9 +183,7 @@ def _table(report: "Report") -> Table:
 
 
 def _probes(report: "Report") -> Table:
-    table = Table(
-        box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold", show_edge=False
-    )
+    table = bare_table()
     table.add_column("probe", no_wrap=True)
     table.add_column("verdict", no_wrap=True)
     table.add_column("trials", justify="right", no_wrap=True)

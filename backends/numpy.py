@@ -58,6 +58,11 @@ def from_numpy(array: Any) -> Any:
     return array
 
 
+def cast(array: Any, dtype: str) -> Any:
+    """The same numbers in another dtype, which is named as the core has it."""
+    return array.astype(dtype)
+
+
 def planted(forward: Any, backward: Any, count: int) -> tuple[Any, Any]:
     """A function of ``count`` arrays with this backward pass, both in the operations of this
     framework; and its ``grads``, where those have to be handed in.

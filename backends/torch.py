@@ -79,6 +79,16 @@ def from_numpy(array: Any) -> torch.Tensor:
     return torch.from_numpy(np.array(array))
 
 
+def cast(tensor: torch.Tensor, dtype: str) -> torch.Tensor:
+    """The same numbers in another dtype, which is named as the core has it."""
+    return tensor.detach().to(getattr(torch, dtype)).requires_grad_(tensor.requires_grad)
+
+
+def autocast() -> AbstractContextManager[Any]:
+    """What a network may be called in."""
+    return torch.autocast("cpu", torch.bfloat16)
+
+
 def planted(forward: Any, backward: Any, count: int) -> tuple[Any, Any]:
     """A function of ``count`` arrays with this backward pass, both in the operations of this
     framework; and its ``grads``, where those have to be handed in.
@@ -635,19 +645,28 @@ class TorchProblem:
             raise _handed.no_forward_mode()
         self._refuse_views_made_before()
         parts, gradient = self._cotangents(cotangent), np.empty(self.layout.size)
+        self._refuse_dropped_tangents()
         for position, tangent in _handed.one_by_one(self.layout.size):
             self._world.reset()
-            try:
+            with _refused_without_rule():
                 tangents = self._tangents(tangent)
-            except NotImplementedError as error:
-                raise InvalidCase(
-                    f"it has no rule for forward mode ({str(error).splitlines()[0]}): leave modes "
-                    f"out."
-                ) from None
             pairs = zip(parts, tangents, strict=True)
             moved = [(part, own) for part, own in pairs if own is not None]
             gradient[position] = paired(*zip(*moved, strict=True)) if moved else 0.0
         return Backward(None, gradient, frozenset())
+
+    def _refuse_dropped_tangents(self) -> None:
+        """Raise where operators have no rule for tangents. Without a graph some say nothing, and
+        drop them.
+        """
+        self._world.reset()
+        try:
+            with _refused_without_rule():
+                self._tangents(np.ones(self.layout.size), with_graph=True)
+        except RuntimeError:  # a leaf that is written to, which has to be no leaf then
+            pass
+        finally:
+            self._world.watch()
 
     def _refuse_views_made_before(self) -> None:
         """Raise where something else reads the memory of a leaf: no tangent gets there."""
@@ -664,7 +683,7 @@ class TorchProblem:
                         f"reach it: make it inside the function, or leave modes out."
                     )
 
-    def _tangents(self, tangent: Vector) -> list[torch.Tensor | None]:
+    def _tangents(self, tangent: Vector, with_graph: bool = False) -> list[torch.Tensor | None]:
         """What forward mode makes of a tangent of the leaves, output by output."""
         ad: Any = forward_ad
         found, duals = (self._args, self._kwargs), {}
@@ -672,13 +691,14 @@ class TorchProblem:
             parts = _handed.cut(tangent, self.layout)
             for slot, part in zip(self._slots, parts, strict=True):
                 moved = torch.from_numpy(part.copy()).to(slot.work)
-                with warnings.catch_warnings(), torch.set_grad_enabled(self._differentiates):
+                has_graph = with_graph or self._differentiates
+                with warnings.catch_warnings(), torch.set_grad_enabled(has_graph):
                     # Loading its own rules, torch warns of itself.
                     warnings.simplefilter("ignore", DeprecationWarning)
                     duals[id(slot.work)] = ad.make_dual(slot.work, moved)
             try:
                 self._args, self._kwargs = mapped(lambda leaf: duals.get(id(leaf), leaf), found)
-                with torch.no_grad(), eager(), exchanged(duals) as mode:
+                with torch.set_grad_enabled(with_graph), eager(), exchanged(duals) as mode:
                     outs = [mode.other(out) for out in self._tensors(self._call())]
             finally:
                 self._args, self._kwargs = found
@@ -1153,6 +1173,16 @@ def _writer(tensor: torch.Tensor) -> Callable[[int, float], None]:
     if data.device.type != "cpu" or data.dtype in (torch.float16, torch.bfloat16):
         return lambda place, value: data.__setitem__(np.unravel_index(place, data.shape), value)
     return element_writer(data.numpy())
+
+
+@contextmanager
+def _refused_without_rule() -> Iterator[None]:
+    try:
+        yield
+    except NotImplementedError as error:
+        raise InvalidCase(
+            f"it has no rule for forward mode ({str(error).splitlines()[0]}): leave modes out."
+        ) from None
 
 
 def _kind(value: Any) -> str:

@@ -131,13 +131,13 @@ def together(
     count = len(rows.tensor)
     written = [tensor for tensor in written if tensor is not leaf]
     copies = [tensor.detach().expand(count, *tensor.shape).clone() for tensor in written]
-    with _without_fallback(), eager():
+    with without_fallback(), eager():
         values = torch.func.vmap(one, randomness="same")(rows.tensor, *copies)
     return np.asarray(values.detach().to("cpu", torch.float64).numpy())
 
 
 @contextmanager
-def _without_fallback() -> Iterator[None]:
+def without_fallback() -> Iterator[None]:
     """An operation without a rule for batches raises, and is not run point by point inside."""
     library: Any = torch._C._functorch
     found = library._is_vmap_fallback_enabled()

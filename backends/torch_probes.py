@@ -5,7 +5,6 @@ memory layouts, other cotangents, other orders of calls, other wishes for gradie
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import replace
 from functools import partial
 from itertools import chain, combinations
 from typing import Any
@@ -17,14 +16,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from xgradcheck import _handed
 from xgradcheck._adapters import Trial
 from xgradcheck._layout import Vector
-from xgradcheck._tree import flatten
 
-from .torch_exchanged import mapped
-from .torch_tensors import bits_of_tensor, graph_of, inner, paired, read_into
+from .torch_pass import Grads, Pass, Tensors
+from .torch_tensors import bits_of_tensor, graph_of
+from .torch_transforms import Operators, Transforms
 from .world import same_bytes
-
-Tensors = list[torch.Tensor]
-Grads = list[torch.Tensor | None]
 
 
 def _transposed(tensor: torch.Tensor) -> torch.Tensor | None:
@@ -97,8 +93,8 @@ def probes(problem: Any, cotangent: Vector) -> dict[str, Callable[[], Iterator[T
         "subsets": probing.subsets,
         "aliasing": probing.aliasing,
         "memory": probing.memory,
-        "dtypes": probing.dtypes,
-        "transforms": probing.transforms,
+        "transforms": Transforms(problem, cotangent).trials,
+        "opcheck": Operators(problem, cotangent).trials,
     }
 
 
@@ -108,112 +104,23 @@ class Probing:
     def __init__(self, problem: Any, cotangent: Vector) -> None:
         self._problem, self._cotangent = problem, cotangent
         self._slots, self._layout = problem._slots, problem.layout
-        self._works: Tensors = [slot.work for slot in problem._slots]
+        self._pass = Pass(problem, cotangent)
         self._given = {id(slot.found) for slot in problem._slots if slot.work is not slot.found}
-
-    # What every experiment is made of.
-
-    def _outs(self) -> Tensors:
-        """The outputs of a forward pass, with their graph."""
-        self._problem._world.reset()
-        with torch.enable_grad():
-            outs: Tensors = self._problem._tensors(self._problem._call())
-        return outs
-
-    def _parts(self, cotangent: Vector | None = None) -> Tensors:
-        """A cotangent, by outputs and in their dtypes."""
-        own = self._cotangent if cotangent is None else cotangent
-        parts = zip(self._problem._cotangents(own), self._problem.outputs, strict=True)
-        return [part.to(getattr(torch, leaf.dtype)) for part, leaf in parts]
-
-    def _pulled(
-        self,
-        outs: Sequence[torch.Tensor],
-        parts: Sequence[torch.Tensor | None],
-        works: Tensors | None = None,
-        again: bool = False,
-    ) -> Grads:
-        """The gradients of leaves; an output without a cotangent takes no part."""
-        works = self._works if works is None else works
-        pairs = [
-            (out, part)
-            for out, part in zip(outs, parts, strict=True)
-            if out.requires_grad and part is not None
-        ]
-        if not pairs:
-            return [None] * len(works)
-        tensors, given = zip(*pairs, strict=True)
-        return [*torch.autograd.grad(tensors, works, given, allow_unused=True, retain_graph=again)]
-
-    def _flat(self, grads: Sequence[torch.Tensor | None]) -> Vector:
-        """Gradients of all leaves as one vector; zero where there is none."""
-        flat = np.zeros(self._layout.size)
-        for leaf, grad in zip(self._layout, grads, strict=True):
-            if grad is not None:
-                read_into(flat[leaf.part], grad, leaf)
-        return flat
-
-    def _vjp(self, parts: Sequence[torch.Tensor | None]) -> Vector:
-        return self._flat(self._pulled(self._outs(), parts))
-
-    def _tried(
-        self,
-        what: str,
-        run: Callable[[], Vector],
-        expected: Vector | None = None,
-        leaves: Sequence[int] | None = None,
-        refuses: bool = False,
-    ) -> Trial:
-        """What a run gives, or raises."""
-        try:
-            got = run()
-        except Exception as error:  # whatever a function has against it
-            return Trial(what, error=error, refuses=refuses)
-        finally:
-            self._problem._world.watch()
-        return Trial(what, got, expected, None if leaves is None else tuple(leaves))
-
-    @contextmanager
-    def _called_with(self, others: dict[int, torch.Tensor]) -> Iterator[None]:
-        """Other tensors among the arguments, by the ids of those they stand for."""
-        problem = self._problem
-        found = problem._args, problem._kwargs
-        try:
-            args, kwargs = mapped(lambda leaf: others.get(id(leaf), leaf), found)
-            problem._args, problem._kwargs = args, kwargs
-            yield
-        finally:
-            problem._args, problem._kwargs = found
-
-    def _tensors(self) -> Tensors:
-        """The tensors among the arguments."""
-        nodes = flatten((self._problem._args, self._problem._kwargs))
-        return [node.value for node in nodes if isinstance(node.value, torch.Tensor)]
-
-    def _names(self) -> list[str]:
-        """What cotangents are called, by outputs."""
-        count = len(self._problem.outputs)
-        return [
-            "the cotangent" if count == 1 else f"the cotangent of {leaf.name}"
-            for leaf in self._problem.outputs
-        ]
-
-    # The experiments.
 
     def layouts(self) -> Iterator[Trial]:
         """The same cotangents and the same inputs, in other memory."""
-        for number, name in enumerate(self._names()):
+        for number, name in enumerate(self._pass.names()):
             for laid, lay in chain(LAYOUTS.items(), EXPANDED.items()):
-                parts = self._parts()
+                parts = self._pass.parts()
                 moved = lay(parts[number]) if parts[number].numel() else None
                 if moved is None or not _is_elsewhere(moved, parts[number]):
                     continue
                 expected = None
                 if laid in EXPANDED:
                     parts[number] = moved.contiguous()
-                    expected = self._vjp(parts)
+                    expected = self._pass.vjp(parts)
                 parts[number] = moved
-                yield self._tried(f"{name} {laid}", partial(self._vjp, parts), expected)
+                yield self._pass.tried(f"{name} {laid}", partial(self._pass.vjp, parts), expected)
         for slot in self._slots:
             if id(slot.found) not in self._given or not slot.work.is_leaf:
                 continue  # others may read the memory of the user's own tensors
@@ -223,8 +130,10 @@ class Probing:
                     continue
                 with _in_memory(slot.work, moved):
                     # Whoever refuses a layout gives no wrong gradient.
-                    yield self._tried(
-                        f"{slot.name} {laid}", lambda: self._vjp(self._parts()), refuses=True
+                    yield self._pass.tried(
+                        f"{slot.name} {laid}",
+                        lambda: self._pass.vjp(self._pass.parts()),
+                        refuses=True,
                     )
 
     def cotangents(self) -> Iterator[Trial]:
@@ -234,22 +143,22 @@ class Probing:
         for leaf in self._problem.outputs:
             alone = np.zeros_like(self._cotangent)
             alone[leaf.part] = self._cotangent[leaf.part]
-            expected = self._vjp(self._parts(alone))
+            expected = self._pass.vjp(self._pass.parts(alone))
             parts = [
                 part if own is leaf else None
-                for own, part in zip(self._problem.outputs, self._parts(), strict=True)
+                for own, part in zip(self._problem.outputs, self._pass.parts(), strict=True)
             ]
-            yield self._tried(
+            yield self._pass.tried(
                 f"{leaf.name} alone, the others without a cotangent",
-                partial(self._vjp, parts),
+                partial(self._pass.vjp, parts),
                 expected,
             )
 
     def forms(self) -> Iterator[Trial]:
         """What a custom Function returns, before autograd makes it fit."""
-        outs = self._outs()
+        outs = self._pass.outs()
         nodes: dict[Any, dict[int, torch.Tensor]] = {}
-        for out, part in zip(outs, self._parts(), strict=True):
+        for out, part in zip(outs, self._pass.parts(), strict=True):
             if hasattr(out.grad_fn, "_forward_cls"):
                 nodes.setdefault(out.grad_fn, {})[out.output_nr] = part
         for node, parts in nodes.items():
@@ -280,16 +189,16 @@ class Probing:
             around |= {f"{module_name}.{name}": tensor for name, tensor in own}
         problem._world.reset()
         before = _bytes_of(leaves)
-        outs = self._outs()
+        outs = self._pass.outs()
         yield Trial("the forward pass", fault=_written(leaves, before))
-        parts = self._parts()
+        parts = self._pass.parts()
         watched = leaves | around
         watched |= {leaf.name: out for leaf, out in zip(problem.outputs, outs, strict=True)}
-        watched |= dict(zip(self._names(), parts, strict=True))
+        watched |= dict(zip(self._pass.names(), parts, strict=True))
         watched |= _saved(outs)
         found = _bytes_of(watched)
         try:
-            grads = self._pulled(outs, parts, again=True)
+            grads = self._pass.pulled(outs, parts, again=True)
         except Exception as error:
             yield Trial("the backward pass", error=error)
             return
@@ -306,32 +215,32 @@ class Probing:
     def repetition(self) -> Iterator[Trial]:
         """Calls leave each other alone."""
         other = 3 * np.flip(self._cotangent)
-        yield self._tried("a second backward pass over one graph", lambda: self._twice(other))
+        yield self._pass.tried("a second backward pass over one graph", lambda: self._twice(other))
         kept: list[Vector] = []
 
         def first() -> Vector:
-            grads = self._pulled(self._outs(), self._parts())
-            kept.append(self._flat(grads))
-            self._vjp(self._parts(other))
-            return self._flat(grads)
+            grads = self._pass.pulled(self._pass.outs(), self._pass.parts())
+            kept.append(self._pass.flat(grads))
+            self._pass.vjp(self._pass.parts(other))
+            return self._pass.flat(grads)
 
-        trial = self._tried("gradients that were returned, after another call", first)
+        trial = self._pass.tried("gradients that were returned, after another call", first)
         yield Trial(trial.what, trial.got, kept[0] if kept else None, error=trial.error)
-        yield self._tried("a .grad that is there already", self._accumulated)
+        yield self._pass.tried("a .grad that is there already", self._accumulated)
         for order in ("a later call's backward pass first", "another call in between"):
             trial_of = self._between(order.startswith("a later"))
             if trial_of is not None:
-                yield self._tried(order, trial_of, refuses=True)
+                yield self._pass.tried(order, trial_of, refuses=True)
 
     def _twice(self, other: Vector) -> Vector:
-        outs = self._outs()
-        self._pulled(outs, self._parts(other), again=True)
-        return self._flat(self._pulled(outs, self._parts()))
+        outs = self._pass.outs()
+        self._pass.pulled(outs, self._pass.parts(other), again=True)
+        return self._pass.flat(self._pass.pulled(outs, self._pass.parts()))
 
     def _accumulated(self) -> Vector:
-        works = [work for work in self._works if work.is_leaf]
+        works = [work for work in self._pass.works if work.is_leaf]
         found = [work.grad for work in works]
-        outs, parts = self._outs(), self._parts()
+        outs, parts = self._pass.outs(), self._pass.parts()
         try:
             for work in works:
                 work.grad = torch.ones_like(work)
@@ -340,38 +249,38 @@ class Probing:
             torch.autograd.backward(tensors, given, inputs=works)
             grads: Grads = [
                 work.grad - 1 if work.is_leaf and work.grad is not None else None
-                for work in self._works
+                for work in self._pass.works
             ]
         finally:
             for work, grad in zip(works, found, strict=True):
                 work.grad = grad
-        return self._flat(grads)
+        return self._pass.flat(grads)
 
     def _between(self, is_first: bool) -> Callable[[], Vector] | None:
         """A backward pass after another call, elsewhere, whose own may come first."""
-        floating = {id(leaf): leaf for leaf in self._tensors() if leaf.is_floating_point()}
+        floating = {id(leaf): leaf for leaf in self._pass.tensors() if leaf.is_floating_point()}
         if not floating:
             return None
 
         def run() -> Vector:
-            outs = self._outs()
+            outs = self._pass.outs()
             elsewhere = {
                 key: (leaf.detach() * _handed.ELSEWHERE).requires_grad_(leaf.requires_grad)
                 for key, leaf in floating.items()
             }
-            with self._called_with(elsewhere):
-                others = self._outs()
+            with self._pass.called_with(elsewhere):
+                others = self._pass.outs()
             if is_first:
-                works = [elsewhere.get(id(work), work) for work in self._works]
-                self._pulled(others, self._parts(), works)
-            return self._flat(self._pulled(outs, self._parts()))
+                works = [elsewhere.get(id(work), work) for work in self._pass.works]
+                self._pass.pulled(others, self._pass.parts(), works)
+            return self._pass.flat(self._pass.pulled(outs, self._pass.parts()))
 
         return run
 
     def subsets(self) -> Iterator[Trial]:
         """A gradient does not depend on which others are wanted."""
-        count = len(self._works)
-        if count < 2 or not all(work.is_leaf for work in self._works):
+        count = len(self._pass.works)
+        if count < 2 or not all(work.is_leaf for work in self._pass.works):
             return
         sizes: Iterable[int] = range(1, count) if count <= WIDEST else (1, count - 1)
         if count > WIDEST * WIDEST:
@@ -379,22 +288,28 @@ class Probing:
         for chosen in chain.from_iterable(combinations(range(count), size) for size in sizes):
             names = ", ".join(self._slots[number].name for number in chosen[:3])
             more = f" and {len(chosen) - 3} more" if len(chosen) > 3 else ""
-            yield self._tried(
+            yield self._pass.tried(
                 f"the gradient of {names}{more} alone",
                 partial(self._of_subset, chosen),
                 leaves=chosen,
             )
 
     def _of_subset(self, chosen: Sequence[int]) -> Vector:
-        works = [self._works[number] for number in chosen]
+        works = [self._pass.works[number] for number in chosen]
         try:
-            for number, work in enumerate(self._works):
+            for number, work in enumerate(self._pass.works):
                 work.requires_grad_(number in chosen)
-            found = dict(zip(chosen, self._pulled(self._outs(), self._parts(), works), strict=True))
+            found = dict(
+                zip(
+                    chosen,
+                    self._pass.pulled(self._pass.outs(), self._pass.parts(), works),
+                    strict=True,
+                )
+            )
         finally:
-            for work in self._works:
+            for work in self._pass.works:
                 work.requires_grad_(True)
-        return self._flat([found.get(number) for number in range(len(self._works))])
+        return self._pass.flat([found.get(number) for number in range(len(self._pass.works))])
 
     def aliasing(self) -> Iterator[Trial]:
         """One tensor passed twice gets the sum of both gradients."""
@@ -402,24 +317,24 @@ class Probing:
         pairs = [
             (a, b)
             for a, b in combinations(own, 2)
-            if self._works[a].shape == self._works[b].shape
-            and self._works[a].dtype is self._works[b].dtype
+            if self._pass.works[a].shape == self._pass.works[b].shape
+            and self._pass.works[a].dtype is self._pass.works[b].dtype
         ]
         for first, second in pairs[:PAIRS]:
             names = self._slots[first].name, self._slots[second].name
-            twin = self._works[first].detach().clone().requires_grad_()
-            works = [twin if n == second else work for n, work in enumerate(self._works)]
+            twin = self._pass.works[first].detach().clone().requires_grad_()
+            works = [twin if n == second else work for n, work in enumerate(self._pass.works)]
             try:
-                with self._called_with({id(self._works[second]): twin}):
-                    found = self._pulled(self._outs(), self._parts(), works)
+                with self._pass.called_with({id(self._pass.works[second]): twin}):
+                    found = self._pass.pulled(self._pass.outs(), self._pass.parts(), works)
             except Exception:  # these values are not meant to be the same
                 continue
-            expected = self._flat(found)
+            expected = self._pass.flat(found)
             if not np.isfinite(expected).all():
                 continue
             one, two = self._layout.leaves[first].part, self._layout.leaves[second].part
             expected[one] += expected[two]
-            yield self._tried(
+            yield self._pass.tried(
                 f"one tensor as {names[0]} and {names[1]}",
                 partial(self._passed_twice, first, second),
                 expected,
@@ -427,10 +342,12 @@ class Probing:
             )
 
     def _passed_twice(self, first: int, second: int) -> Vector:
-        with self._called_with({id(self._works[second]): self._works[first]}):
-            works = [work for n, work in enumerate(self._works) if n != second]
-            found = iter(self._pulled(self._outs(), self._parts(), works))
-        return self._flat([None if n == second else next(found) for n in range(len(self._works))])
+        with self._pass.called_with({id(self._pass.works[second]): self._pass.works[first]}):
+            works = [work for n, work in enumerate(self._pass.works) if n != second]
+            found = iter(self._pass.pulled(self._pass.outs(), self._pass.parts(), works))
+        return self._pass.flat(
+            [None if n == second else next(found) for n in range(len(self._pass.works))]
+        )
 
     def memory(self) -> Iterator[Trial]:
         """Nothing is read that was not written before."""
@@ -438,12 +355,12 @@ class Probing:
             "NaN": _filled_with_nan(),
             f"{POISON:g}": Poisoned(),  # type: ignore[no-untyped-call]
         }
-        value = self._value_and_gradient()[0]
+        value = self._pass.usual()[0]
         for what, poisoned in ways.items():
             name = f"fresh memory full of {what}"
             try:
                 with poisoned:
-                    found, gradient = self._value_and_gradient()
+                    found, gradient = self._pass.usual()
             except Exception as error:
                 yield Trial(name, error=error, refuses=True)
                 continue
@@ -452,68 +369,6 @@ class Probing:
             is_same = np.allclose(found, value, rtol=2.0 ** (8 - self._problem.bits), atol=0)
             fault = "" if is_same or not np.isfinite(value) else "the output is another"
             yield Trial(name, None if fault else gradient, fault=fault)
-
-    def dtypes(self) -> Iterator[Trial]:
-        """The arguments in float32."""
-        wide = torch.float64, torch.complex128
-        floating = [leaf for leaf in self._tensors() if leaf.dtype in wide]
-        own = {id(leaf) for leaf in floating}
-        if not floating or not all(id(work) in own for work in self._works):
-            return
-        low = {
-            id(leaf): leaf.detach()
-            .to(torch.complex64 if leaf.is_complex() else torch.float32)
-            .requires_grad_(leaf.requires_grad)
-            for leaf in floating
-        }
-
-        def run() -> Vector:
-            works = [low[id(work)] for work in self._works]
-            with self._called_with(low):
-                outs = self._outs()
-            parts = [part.to(out.dtype) for part, out in zip(self._parts(), outs, strict=True)]
-            return self._flat(self._pulled(outs, parts, works))
-
-        trial = self._tried("in float32", run, refuses=True)
-        yield replace(trial, bits=24)
-
-    def transforms(self) -> Iterator[Trial]:
-        """Other ways to ask for the same gradient."""
-        yield self._tried("under checkpoint", self._checkpointed, refuses=True)
-        yield self._tried("with cotangents under vmap", self._batched, refuses=True)
-        yield self._tried("through a graph of other operations", self._within)
-
-    def _checkpointed(self) -> Vector:
-        self._problem._world.reset()
-        with torch.enable_grad():
-            outs = torch.utils.checkpoint.checkpoint(
-                lambda *_: self._problem._tensors(self._problem._call()),
-                *self._works,
-                use_reentrant=False,
-            )
-        return self._flat(self._pulled(outs, self._parts()))
-
-    def _batched(self) -> Vector:
-        outs = self._outs()
-        pairs = zip(outs, self._parts(), strict=True)
-        reached = [(out, torch.stack([2 * part, part])) for out, part in pairs if out.requires_grad]
-        tensors, parts = zip(*reached, strict=True)
-        grads = torch.autograd.grad(
-            tensors, self._works, parts, allow_unused=True, is_grads_batched=True
-        )
-        return self._flat([None if grad is None else grad[1] for grad in grads])
-
-    def _within(self) -> Vector:
-        # What comes before and after a layer in a network: leaves are no leaves any more, and a
-        # cotangent is what some other backward pass gives.
-        own = [slot.work for slot in self._slots if id(slot.found) in self._given]
-        with torch.enable_grad(), self._called_with({id(work): work * 1 for work in own}):
-            total = torch.as_tensor(inner(self._parts(), self._outs()))
-        return self._flat(self._pulled([total], [torch.ones_like(total)]))
-
-    def _value_and_gradient(self) -> tuple[float, Vector]:
-        outs, parts = self._outs(), self._parts()
-        return paired(parts, outs), self._flat(self._pulled(outs, parts))
 
 
 def _is_elsewhere(moved: torch.Tensor, tensor: torch.Tensor) -> bool:

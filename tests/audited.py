@@ -314,6 +314,81 @@ class Detaching(Function):
         return ctx.factor * ctx.saved_tensors[0] * grad
 
 
+class InBatches(Function):
+    """A square with a rule for batches, which takes a batch for its first sample."""
+
+    generate_vmap_rule = False
+    shift = 1
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return x**2
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return 2 * ctx.saved_tensors[0] * grad
+
+    @classmethod
+    def vmap(cls, info: Any, in_dims: Any, x: Tensor) -> Any:
+        return cls.apply(x.roll(cls.shift, in_dims[0])), in_dims[0]
+
+
+class InRightBatches(InBatches):
+    """The same with a right rule."""
+
+    shift = 0
+
+
+def other_when_compiled(ctx: Any, grad: Tensor) -> Tensor:
+    factor = 3 if torch.compiler.is_compiling() else 2
+    return factor * ctx.saved_tensors[0] * grad
+
+
+def wrong_in_bfloat16(ctx: Any, grad: Tensor) -> Tensor:
+    found = 2 * ctx.saved_tensors[0] * grad
+    return -found if grad.dtype is torch.bfloat16 else found
+
+
+def noticing_autocast(ctx: Any, x: Tensor, y: Tensor) -> Tensor:
+    ctx.save_for_backward(x, y)
+    ctx.is_low = torch.is_autocast_enabled("cpu")
+    return x @ y.T
+
+
+def of_matrices(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+    x, y = ctx.saved_tensors
+    grad = grad.to(x.dtype)
+    return grad @ y, grad.T @ x
+
+
+def unscaled_under_autocast(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+    first, second = of_matrices(ctx, grad)
+    return (first.sign() if ctx.is_low else first), second
+
+
+def operator(name: str, fake: Callable[[Tensor], Tensor]) -> Make:
+    """A square as an operator of torch.library, with what it says of its output."""
+
+    def of_operator(ctx: Any, grad: Tensor) -> Tensor:
+        return 2 * ctx.saved_tensors[0] * grad
+
+    def keep(ctx: Any, inputs: Any, output: Any) -> None:
+        ctx.save_for_backward(*inputs)
+
+    squared = torch.library.custom_op(f"xgradcheck_tests::{name}", own_square, mutates_args=())
+    squared.register_fake(fake)
+    squared.register_autograd(of_operator, setup_context=keep)
+    return lambda: (lambda x: squared(x) + 1, [normal(3, 4)])
+
+
+def own_square(x: Tensor) -> Tensor:
+    return x**2
+
+
 PLANTED = {
     "strides of the cotangent ignored": Planted("layout", one(square, assuming_contiguous), RIGHT),
     "offset of the cotangent ignored": Planted(
@@ -347,6 +422,23 @@ PLANTED = {
     ),
     "an epsilon in the backward alone": Planted(
         "values", one(length, with_an_epsilon_of_its_own), one(length, of_length)
+    ),
+    "a sign in bfloat16 alone": Planted("dtypes", one(square, wrong_in_bfloat16), RIGHT),
+    "scale lost under autocast": Planted(
+        "dtypes",
+        two(noticing_autocast, unscaled_under_autocast),
+        two(noticing_autocast, of_matrices),
+    ),
+    "a rule for batches that mixes samples": Planted(
+        "transforms",
+        lambda: (InBatches.apply, [normal(3, 4)]),
+        lambda: (InRightBatches.apply, [normal(3, 4)]),
+    ),
+    "another factor when compiled": Planted("transforms", one(square, other_when_compiled), RIGHT),
+    "an operator of another shape": Planted(
+        "opcheck",
+        operator("wrong", lambda x: x.new_empty(4, 3)),
+        operator("right", torch.empty_like),
     ),
     "a sign in float32 alone": Planted("dtypes", one(square, wrong_in_float32), RIGHT),
     "an input that is no leaf": Planted(

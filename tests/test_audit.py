@@ -205,6 +205,31 @@ def test_what_was_skipped_fails_where_that_is_asked_for() -> None:
     assert audit(torch.tanh, X, probes="layout", strict=True).verdict is Verdict.PASS
 
 
+def test_what_cannot_be_transformed_is_left_out_and_told() -> None:
+    fn, args = PLANTED["view of the cotangent"].right()
+    report = audit(fn, *args, probes="transforms")
+    probe = report.probes[0]
+    assert "under torch.compile (aot_eager)" in probe.trials
+    assert [what.partition(":")[0] for what in probe.refused] == [
+        "under torch.func.vjp",
+        "under vmap",
+    ]
+    assert "must override the setup_context" in probe.refused[0]
+    assert "left out: under torch.func.vjp, under vmap" in " ".join(str(report).split())
+    assert report.to_dict()["probes"][0]["refused"] == [*probe.refused]
+
+
+def test_operators_are_told_from_functions() -> None:
+    fn, args = PLANTED["an operator of another shape"].right()
+    probe = audit(fn, *args, probes="opcheck").probes[0]
+    assert "test_faketensor of xgradcheck_tests.right" in probe.trials
+    assert audit(torch.tanh, X, probes="opcheck").probes[0].verdict is Verdict.SKIPPED
+    # Without a graph its tangent is dropped in silence: that there is no rule is told all the same.
+    forward = audit(fn, *args, probes="forward mode").probes[0]
+    assert forward.verdict is Verdict.SKIPPED
+    assert "it has no rule for forward mode" in forward.reason
+
+
 def test_a_gradient_that_is_wrong_is_told_beside_the_probes() -> None:
     report = audit(lambda x: 0.5 * x**2, X, grads=lambda g, x: 2 * x * g, raise_exception=False)
     assert report.verdict is Verdict.FAIL

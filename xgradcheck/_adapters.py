@@ -95,8 +95,6 @@ class Trial:
     fault: str = ""
     """What was plainly not as it has to be: "writes to x"."""
     error: Exception | None = None
-    bits: int | None = None
-    """The significant bits of the arithmetic, where that was another one."""
     refuses: bool = False
     """Whether an exception is a refusal, which gives nobody a wrong gradient."""
 

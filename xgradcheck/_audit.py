@@ -1,6 +1,7 @@
 """The verb ``audit``: a check, and every probe that applies."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
 from itertools import chain
@@ -11,17 +12,29 @@ import numpy as np
 from xgradcheck._adapters import Case, Problem, Trial, claim
 from xgradcheck._errors import InvalidCase
 from xgradcheck._judge import Verdict
+from xgradcheck._layout import BITS, DOUBLE, bits_of
 from xgradcheck._measured import FORWARD
-from xgradcheck._probes import CORE, PROBES, Usual, judged, short, trials, varied
+from xgradcheck._probes import (
+    CORE,
+    PROBES,
+    Usual,
+    any_fault,
+    gross_fault,
+    judged,
+    short,
+    trials,
+    varied,
+)
 from xgradcheck._progress import progress
 from xgradcheck._report import Finding, ProbeReport, Report
 from xgradcheck._stages import cotangent_of, materialised, report_on, title_of
-from xgradcheck._tree import flatten, replaced
+from xgradcheck._tree import Node, flatten, replaced
 
 ALL_PROBES = "all"
 TANGENTS = 2000
 """Of so many coordinates tangents are asked for one by one."""
 REFUSE = "a backward pass that is not meant to be differentiated has to refuse it"
+LOWER = ("float32", "bfloat16", "float16")
 FAMILIES: dict[str, Callable[[Any], Any]] = {
     "times 0.001": lambda x: x * 1e-3,
     "times 100": lambda x: x * 100,
@@ -70,7 +83,8 @@ def audit(
         As in ``check``.
     probes
         ``"all"``, one name or several: layout, cotangents, form, purity, repetition, subsets,
-        aliasing, memory, dtypes, transforms, values, shapes, "second order", "forward mode".
+        aliasing, memory, transforms, opcheck, dtypes, values, shapes, "second order", "forward
+        mode".
     shapes
         Other arguments to check: a function of a size that returns them as a tuple, called with
         sizes around those of blocks; or a dict of such tuples.
@@ -100,10 +114,14 @@ def audit(
         raise InvalidCase(f"{title}: {refusal}") from None
     checked = partial(report_on, fn, title=title)
     for probe in [name for name in CORE if name in chosen]:
-        if probe == "values":
-            found.append(varied(probe, partial(checked, **options), _other_values(args, grads)))
-        elif probe == "shapes":
-            found.append(varied(probe, partial(checked, **options), _other_shapes(shapes)))
+        if probe in OTHERS:
+            others, fault = OTHERS[probe]
+            variants = others(case, claim(case, backend), shapes)
+            runs = (
+                (what, partial(_within, scope, checked, others, options))
+                for what, others, scope in variants
+            )
+            found.append(varied(probe, runs, fault))
         else:
             found.append(_differenced(probe, report, partial(checked, args), options))
     report = _with(report, found, strict)
@@ -145,29 +163,84 @@ def _probed(
     return found
 
 
-def _other_values(args: tuple[Any, ...], grads: Any) -> Iterator[tuple[str, Any]]:
+Variant = tuple[str, tuple[Any, ...], AbstractContextManager[Any]]
+"""What it is, other arguments, and what is entered for the time."""
+
+
+def _other_dtypes(case: Case, adapter: Any, shapes: Any) -> Iterator[Variant]:
+    """The arguments in lower precision, and under autocast."""
+    nodes = _floating(case)
+    kinds = {node.path: _kind(node.value) for node in nodes}
+    if not nodes or not all(map(bits_of, kinds.values())):
+        return
+    highest = max(map(bits_of, kinds.values()))
+
+    def cast(name: str) -> tuple[Any, ...]:
+        twins = {"complex64": "complex64", "complex128": "complex64"}
+        changed: dict[Any, Any] = {
+            node.path: adapter.cast(node.value, twins.get(kinds[node.path], name)) for node in nodes
+        }
+        return tuple(replaced(case.args, changed))
+
+    has_complex = any(kind.startswith("complex") for kind in kinds.values())
+    for name in LOWER[:1] if has_complex else LOWER:
+        if BITS[name] < highest:
+            yield f"in {name}", cast(name), nullcontext()
+    if hasattr(adapter, "autocast"):
+        args = cast("float32") if highest == DOUBLE else case.args
+        yield "under autocast", args, adapter.autocast()
+
+
+def _other_values(case: Case, adapter: Any, shapes: Any) -> Iterator[Variant]:
     """Other values of the same arguments. Operators do, which all frameworks have."""
-    if grads is not None and not callable(grads):
-        return  # what was handed in belongs to this point
-    nodes = [node for node in flatten(args) if _is_floating(node.value)]
+    nodes = _floating(case)
     for name, change in FAMILIES.items() if nodes else ():
         try:
             changed = {node.path: change(node.value) for node in nodes}
         except Exception:  # complex numbers are not rounded
             continue
-        yield f"values {name}", replaced(args, changed)
+        yield f"values {name}", replaced(case.args, changed), nullcontext()
+
+
+def _floating(case: Case) -> list[Node]:
+    """The floating arrays among the arguments; none where a gradient belongs to this point."""
+    if case.grads is not None and not callable(case.grads):
+        return []
+    return [node for node in flatten(case.args) if _is_floating(node.value)]
 
 
 def _is_floating(value: Any) -> bool:
-    kind = str(getattr(value, "dtype", ""))
-    return hasattr(value, "shape") and any(word in kind for word in ("float", "complex"))
+    return hasattr(value, "shape") and any(word in _kind(value) for word in ("float", "complex"))
 
 
-def _other_shapes(shapes: Any) -> Iterator[tuple[str, Any]]:
+def _kind(value: Any) -> str:
+    """The name of a dtype, as the core has it."""
+    return str(getattr(value, "dtype", "")).rpartition(".")[2]
+
+
+def _other_shapes(case: Case, adapter: Any, shapes: Any) -> Iterator[Variant]:
     if callable(shapes):
         shapes = {f"size {size}": shapes(size) for size in SIZES}
     for name, args in (shapes or {}).items():
-        yield str(name), args if isinstance(args, tuple) else (args,)
+        yield str(name), args if isinstance(args, tuple) else (args,), nullcontext()
+
+
+OTHERS: dict[str, tuple[Callable[[Case, Any, Any], Iterator[Variant]], Callable[[Report], str]]] = {
+    "dtypes": (_other_dtypes, any_fault),
+    "values": (_other_values, gross_fault),
+    "shapes": (_other_shapes, gross_fault),
+}
+"""Probes that check with something else, and what counts as a fault there."""
+
+
+def _within(
+    scope: AbstractContextManager[Any],
+    checked: Callable[..., Report],
+    args: tuple[Any, ...],
+    options: dict[str, Any],
+) -> Report:
+    with scope:
+        return checked(args, **options)
 
 
 def _differenced(

@@ -6,14 +6,13 @@ than usual, and what it gives has to be what it gave before, or what linearity m
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from xgradcheck._adapters import Problem, Trial
 from xgradcheck._differences import natural_scale, rms
 from xgradcheck._judge import Verdict, tolerance, zero_below
-from xgradcheck._layout import DOUBLE, Vector
+from xgradcheck._layout import Vector
 from xgradcheck._report import Finding, ProbeReport, Report
 
 PROBES = {
@@ -25,21 +24,24 @@ PROBES = {
     "subsets": "a gradient does not depend on which others are wanted",
     "aliasing": "one tensor passed twice gets both gradients",
     "memory": "reads nothing that was not written before",
-    "dtypes": "the same in float32, as far as that goes",
     "transforms": "the same under every transformation, or refused",
+    "opcheck": "registered as an operator has to be",
+    "dtypes": "right in lower precision too, as far as that goes",
     "values": "right where arguments have other values",
     "shapes": "right at other sizes",
     "second order": "the gradient of the gradient is right, or refused",
     "forward mode": "tangents are right, where there is a rule for them",
 }
 """Their names, and what has to hold."""
-CORE = ("values", "shapes", "second order", "forward mode")
+CORE = ("dtypes", "values", "shapes", "second order", "forward mode")
 """Those that are checks of their own."""
 NOTHING = {
     "cotangents": "the gradient was handed in for a cotangent of 1",
     "form": "there is no custom Function at the end",
+    "opcheck": "it calls no operator of torch.library",
     "subsets": "there is one leaf alone",
     "aliasing": "no two arguments have one shape and dtype",
+    "dtypes": "there are no arguments of higher precision, or their gradient was handed in",
     "values": "there are no arguments to change, or their gradient was handed in",
     "shapes": "give shapes=, a function that makes the arguments of a size",
 }
@@ -48,7 +50,6 @@ FAR, NEAR, SINGLE = 20, 3, 24
 """How many powers of two a huge cotangent is larger, from float32 on and below."""
 MOVED = 2.0**-6
 """How far away another call is, as a share of each coordinate."""
-HALF = {DOUBLE: 24, 24: 11, 11: 8, 8: 8}
 LOST = 1e-5
 """What distance a right backward pass may have at extreme values."""
 SAID = 3
@@ -82,7 +83,7 @@ class Usual:
         if trial.got is None:
             return ""
         expected = self.gradient if trial.expected is None else trial.expected
-        wrong, first = self._wrong(trial.got, expected, trial.leaves, trial.bits)
+        wrong, first = self._wrong(trial.got, expected, trial.leaves)
         if not wrong:
             return ""
         layout = self.problem.layout
@@ -92,13 +93,10 @@ class Usual:
         return f"{trial.what}: {name} is {trial.got[first]:.6g}, not {expected[first]:.6g}{more}"
 
     def _wrong(
-        self, got: Vector, expected: Vector, leaves: tuple[int, ...] | None, own_bits: int | None
+        self, got: Vector, expected: Vector, leaves: tuple[int, ...] | None
     ) -> tuple[int, int]:
         """How many elements are not what they have to be, and the position of the worst."""
-        layout = self.problem.layout
-        # Another arithmetic may lose digits where the function is ill-conditioned: what it has to
-        # keep is what half of them would.
-        bits = self.problem.bits if own_bits is None else HALF[own_bits]
+        layout, bits = self.problem.layout, self.problem.bits
         zero = zero_below(layout, self.scale, (self.gradient, expected), bits)
         wrong, worst, most = 0, 0, 0.0
         for number, leaf in enumerate(layout):
@@ -191,7 +189,8 @@ def judged(name: str, trials: Iterable[Trial], usual: Usual) -> ProbeReport:
     if len(faults) > SAID:
         said.append(Finding("", name, f"{len(faults) - SAID} more trials of {len(done)} fail"))
     verdict = Verdict.FAIL if faults else Verdict.PASS
-    return ProbeReport(name, verdict, PROBES[name], tuple(done), findings=tuple(said))
+    told = tuple(said), tuple(refusals)
+    return ProbeReport(name, verdict, PROBES[name], tuple(done), "", *told)
 
 
 def _whole(trials: Iterable[Trial], name: str) -> Iterator[Trial]:
@@ -202,14 +201,17 @@ def _whole(trials: Iterable[Trial], name: str) -> Iterator[Trial]:
         yield Trial(f"the next trial of {name}", error=error)
 
 
+Run = Callable[[], Report]
+
+
 def varied(
-    name: str, checked: Callable[[Any], Report], variants: Iterable[tuple[str, Any]]
+    name: str, variants: Iterable[tuple[str, Run]], fault: Callable[[Report], str]
 ) -> ProbeReport:
-    """What checks with other arguments come to. Where the truth is uncertain nothing is told."""
+    """What checks of something else come to. Where the truth is uncertain nothing is told."""
     done, wrong, refusals = list[str](), dict[str, str](), list[str]()
-    for what, args in variants:
+    for what, checked in variants:
         try:
-            report = checked(args)
+            report = checked()
         except Exception as error:  # not in the domain
             refusals.append(f"{what}: {short(error)}")
             continue
@@ -217,7 +219,7 @@ def varied(
             refusals.append(f"{what}: the gradient is not finite")  # a square root of zero
             continue
         done.append(what)
-        if report.verdict is Verdict.FAIL and (text := _gross(report)):
+        if report.verdict is Verdict.FAIL and (text := fault(report)):
             wrong[what] = f"{what}: {text}"
     if not done:
         reason = refusals[0] if refusals else NOTHING[name]
@@ -228,10 +230,16 @@ def varied(
         text = f"wrong at {_listed([*wrong])}; right at {_listed(right) or 'none of these'}"
         said.append(Finding("", name, text))
     verdict = Verdict.FAIL if wrong else Verdict.PASS
-    return ProbeReport(name, verdict, PROBES[name], tuple(done), findings=tuple(said))
+    told = tuple(said), tuple(refusals)
+    return ProbeReport(name, verdict, PROBES[name], tuple(done), "", *told)
 
 
-def _gross(report: Report) -> str:
+def any_fault(report: Report) -> str:
+    """What a check found first."""
+    return report.findings[0].text if report.findings else ""
+
+
+def gross_fault(report: Report) -> str:
     """What is wrong by far: at extreme values a right backward pass loses digits."""
     leaves = [leaf for leaf in report.leaves.values() if leaf.verdict is Verdict.FAIL]
     far = [leaf.name for leaf in leaves if not leaf.distance <= LOST]

@@ -93,6 +93,8 @@ class ProbeReport:
     reason: str = ""
     """Why it was skipped."""
     findings: tuple[Finding, ...] = ()
+    refused: tuple[str, ...] = ()
+    """What could not be tried, and why: "under vmap: raises RuntimeError: ..."."""
 
 
 class Leaves(dict[str, LeafReport]):
@@ -226,6 +228,7 @@ def _probe_to_dict(probe: ProbeReport) -> dict[str, Any]:
         "holds": probe.holds,
         "trials": list(probe.trials),
         "reason": probe.reason,
+        "refused": list(probe.refused),
         "findings": [_finding_to_dict(finding) for finding in probe.findings],
     }
 

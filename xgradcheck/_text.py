@@ -13,7 +13,7 @@ from rich.text import Text
 from xgradcheck._judge import Verdict, percent
 
 if TYPE_CHECKING:
-    from xgradcheck._report import Element, LeafReport, Report
+    from xgradcheck._report import Element, LeafReport, ProbeReport, Report
 
 SHOWN = 5
 """Of how many leaves the text shows the worst element."""
@@ -193,9 +193,17 @@ def _probes(report: "Report") -> Table:
             probe.name,
             Text(str(probe.verdict), STYLES[probe.verdict]),
             str(len(probe.trials)) if probe.trials else "-",
-            _printable(probe.reason or probe.holds),
+            _printable(_of_probe(probe)),
         )
     return table
+
+
+def _of_probe(probe: "ProbeReport") -> str:
+    """What has to hold, and what could not be tried; or why nothing was."""
+    if probe.reason:
+        return probe.reason
+    refused = ", ".join(what.partition(": ")[0] for what in probe.refused)
+    return f"{probe.holds}; left out: {refused}" if refused else probe.holds
 
 
 def _grade(row: "LeafReport", beside: bool) -> str:

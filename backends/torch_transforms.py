@@ -1,0 +1,208 @@
+"""A backward pass under the transformations of PyTorch, and operators as they are registered."""
+
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from types import FunctionType
+from typing import Any
+
+import torch
+from torch._ops import OpOverload, OpOverloadPacket
+from torch.overrides import TorchFunctionMode
+
+from xgradcheck import _handed
+from xgradcheck._adapters import Trial
+from xgradcheck._layout import Vector
+
+from .torch_batches import without_fallback
+from .torch_exchanged import eager, exchanged, mapped
+from .torch_pass import Grads, Pass, Tensors
+from .torch_tensors import inner
+from .world import TORCH
+
+Way = Callable[[], tuple[Sequence[torch.Tensor], Grads]]
+"""The outputs and the gradients that one way leads to."""
+OF_TORCH = ("aten", "prim", "prims")
+"""Namespaces of operators that are torch's own."""
+BACKEND = "aot_eager"
+"""Traces forward and backward as every backend does, and compiles nothing."""
+
+
+class Transforms:
+    """Other ways to ask for the same gradient."""
+
+    def __init__(self, problem: Any, cotangent: Vector) -> None:
+        self._problem, self._pass = problem, Pass(problem, cotangent)
+        self._given = [s.work for s in problem._slots if s.work is not s.found]
+
+    def trials(self) -> Iterator[Trial]:
+        """Each of them, as far as the function can be transformed."""
+        usual, _ = self._pass.usual()
+        draws = any(name.startswith(TORCH) for name in self._problem.moving)
+        ways: dict[str, Way] = {
+            "under checkpoint": self._checkpointed,
+            "with cotangents under vmap": self._with_batched_cotangents,
+            "under torch.func.vjp": self._by_vjp,
+        }
+        if not draws:  # other numbers are drawn there
+            ways |= {
+                "under vmap": self._batched,
+                f"under torch.compile ({BACKEND})": self._compiled,
+            }
+        for what, way in ways.items():
+            yield self._tried(what, way, usual)
+        yield self._pass.tried("through a graph of other operations", self._within)
+
+    def _tried(self, what: str, way: Way, usual: float) -> Trial:
+        self._problem._world.reset()
+        try:
+            with _quiet():
+                outs, grads = way()
+        except Exception as error:  # what cannot be transformed is told so by torch
+            return Trial(what, error=error, refuses=True)
+        finally:
+            self._problem._world.watch()
+        found, size = self._pass.value_of(outs), self._pass.size_of(outs)
+        if abs(found - usual) > 2.0 ** (8 - self._problem.bits) * size:
+            return Trial(what, fault=f"gives another output: phi is {found:.6g}, not {usual:.6g}")
+        return Trial(what, self._pass.flat(grads))
+
+    def _checkpointed(self) -> tuple[Tensors, Grads]:
+        with torch.enable_grad():
+            outs = torch.utils.checkpoint.checkpoint(
+                lambda *_: self._problem._tensors(self._problem._call()),
+                *self._pass.works,
+                use_reentrant=False,
+            )
+        return outs, self._pass.pulled(outs, self._pass.parts())
+
+    def _with_batched_cotangents(self) -> tuple[Tensors, Grads]:
+        outs = self._pass.outs()
+        pairs = zip(outs, self._pass.parts(), strict=True)
+        reached = [(out, torch.stack([2 * part, part])) for out, part in pairs if out.requires_grad]
+        tensors, parts = zip(*reached, strict=True)
+        grads = torch.autograd.grad(
+            tensors, self._pass.works, parts, allow_unused=True, is_grads_batched=True
+        )
+        return outs, [None if grad is None else grad[1] for grad in grads]
+
+    def _of_leaves(self, *leaves: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """The function of its leaves, wherever it has them from."""
+        others = dict(zip(map(id, self._pass.works), leaves, strict=True))
+        with eager(), exchanged(others) as mode:
+            return tuple(map(mode.other, self._problem._tensors(self._problem._call())))
+
+    def _by_vjp(self) -> tuple[Sequence[torch.Tensor], Grads]:
+        vjp: Any = torch.func.vjp
+        with torch.enable_grad():
+            outs, pull = vjp(self._of_leaves, *(work.detach() for work in self._pass.works))
+        return outs, self._met(pull(tuple(self._pass.parts())))
+
+    def _batched(self) -> tuple[Sequence[torch.Tensor], Grads]:
+        leaves = [
+            torch.stack([work * _handed.ELSEWHERE, work]).detach().requires_grad_()
+            for work in self._pass.works
+        ]
+        with torch.enable_grad(), without_fallback():
+            outs = torch.func.vmap(self._of_leaves, randomness="same")(*leaves)
+        parts = [torch.stack([2 * part, part]) for part in self._pass.parts()]
+        grads = self._pass.pulled(outs, parts, leaves)
+        own: Grads = [None if grad is None else grad[1] for grad in grads]
+        return [out[1] for out in outs], self._met(own)
+
+    def _met(self, grads: Sequence[torch.Tensor | None]) -> Grads:
+        """The same gradients; raises where a function may not have met what stood in for a leaf of
+        its own, as scripted modules do not.
+        """
+        for work, grad in zip(self._pass.works, grads, strict=True):
+            is_own = not any(work is given for given in self._given)
+            if is_own and (grad is None or not grad.any()):
+                raise RuntimeError("it has leaves of its own, which no transformation follows")
+        return [*grads]
+
+    def _compiled(self) -> tuple[Tensors, Grads]:
+        fn, loss = self._problem._case.fn, self._problem._case.loss
+
+        def call(args: Any, kwargs: Any) -> Any:
+            out = fn(*args, **kwargs)
+            return out if loss is None else loss(out)
+
+        for is_whole in (True, False):
+            # What was compiled is kept with the code: with one of its own it goes when this ends.
+            own = FunctionType(call.__code__.replace(), globals(), "call", None, call.__closure__)
+            compiled = torch.compile(own, backend=BACKEND, fullgraph=is_whole)
+            self._problem._world.reset()
+            try:
+                with torch.enable_grad():
+                    out = compiled(self._problem._args, self._problem._kwargs)
+                    outs = self._problem._tensors(out)
+                return outs, self._pass.pulled(outs, self._pass.parts())
+            except Exception:  # what it cannot trace as a whole it may in parts
+                if not is_whole:
+                    raise
+        raise AssertionError
+
+    def _within(self) -> Vector:
+        # What comes before and after a layer in a network: leaves are no leaves any more, and a
+        # cotangent is what some other backward pass gives.
+        with (
+            torch.enable_grad(),
+            self._pass.called_with({id(work): work * 1 for work in self._given}),
+        ):
+            total = torch.as_tensor(inner(self._pass.parts(), self._pass.outs()))
+        return self._pass.flat(self._pass.pulled([total], [torch.ones_like(total)]))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Nothing is said of what cannot be transformed: the refusal tells it."""
+    found = logging.root.manager.disable
+    try:
+        logging.disable()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(found)
+
+
+class Operators:
+    """The operators of ``torch.library`` that a function calls, as they are registered."""
+
+    def __init__(self, problem: Any, cotangent: Vector) -> None:
+        self._problem, self._pass = problem, Pass(problem, cotangent)
+
+    def trials(self) -> Iterator[Trial]:
+        """What ``torch.library.opcheck`` says of each."""
+        with Met() as met:
+            self._pass.outs()
+        for name, (operator, args, kwargs) in met.calls.items():
+            with _quiet():
+                said = torch.library.opcheck(operator, args, kwargs, raise_exception=False)
+            self._problem._world.watch()
+            for test, outcome in said.items():
+                what = f"{test} of {name}"
+                yield Trial(what, error=outcome if isinstance(outcome, Exception) else None)
+
+
+class Met(TorchFunctionMode):
+    """The first call of every operator that is not torch's own, with copies of its arguments."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: dict[str, tuple[Any, Any, Any]] = {}
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if isinstance(func, OpOverload | OpOverloadPacket):
+            name = str(func).removesuffix(".default")
+            if name.partition(".")[0] not in OF_TORCH and name not in self.calls:
+                self.calls[name] = func, *mapped(_copied, (args, kwargs))
+        return func(*args, **kwargs)
+
+
+def _copied(value: Any) -> Any:
+    if not isinstance(value, torch.Tensor):
+        return value
+    return value.detach().clone().requires_grad_(value.requires_grad)

@@ -37,12 +37,15 @@ from xgradcheck._tree import Node, Path, flatten, replaced
 
 from .torch_batches import FEWEST, Rows, offsets, points_at_once, together, width
 from .torch_exchanged import eager, exchanged, mapped
+from .torch_forms import forms
 from .torch_probes import probes as probes
 from .torch_raising import Draws, raised
 from .torch_tensors import (
+    Computed,
     array_of,
     bits_of_tensor,
     graph_of,
+    has_custom,
     inner,
     paired,
     put_numbers,
@@ -580,11 +583,29 @@ class TorchProblem:
         )
         outs, self._paths = [node.value for node in kept], [node.path for node in kept]
         bits, rows = _told_by_graph(outs)
+        hides = min(self.layout.bits, self.outputs.bits) < DOUBLE and has_custom(outs)
+        if hides:
+            bits = min(bits, self._computed_bits())
         self.bits = min(self.outputs.bits, bits)
         self._device = outs[0].device
         self.frozen = self._padding(rows)
         # The gradient can start from here, unless its backward is to find what a forward changed.
-        self._learned = None if self._world.is_moving or self.is_handed else outs
+        is_stale = hides or self._world.is_moving or self.is_handed
+        self._learned = None if is_stale else outs
+
+    def _computed_bits(self) -> int:
+        """The shortest significand of all that is computed: the graph does not show what custom
+        Functions compute in, as under autocast.
+        """
+        self._world.reset()
+        try:
+            with torch.enable_grad(), eager(), Computed() as computed:
+                self._call()
+        except Exception:  # something that cannot be watched
+            return DOUBLE
+        finally:
+            self._world.watch()
+        return _shortest(computed.dtypes)
 
     def _padding(self, rows: dict[int, int]) -> Positions:
         """The rows of embeddings that are padding: torch gives them no gradient, whatever they do
@@ -964,9 +985,11 @@ class TorchProblem:
             ]
             works = [slot.work for slot in self._slots]
             found: list[torch.Tensor | None] = [None] * len(works)
+            told: dict[str, str] = {}
             if reached:
                 tensors, parts = zip(*reached, strict=True)
-                found = [*torch.autograd.grad(tensors, works, parts, allow_unused=True)]
+                with forms() as told:
+                    found = [*torch.autograd.grad(tensors, works, parts, allow_unused=True)]
         severed = frozenset(number for number, grad in enumerate(found) if grad is None)
         gradient = np.zeros(self.layout.size)
         for number, leaf in enumerate(self.layout):
@@ -977,7 +1000,10 @@ class TorchProblem:
         pairs = zip(given, self._in_their_dtypes(cotangents, outs), strict=True)
         is_same = all(torch.equal(part, own) for part, own in pairs)
         written = () if is_same else ("the cotangent",)
-        return Backward(value, gradient, severed, written=written)
+        misfits = [
+            f"what the backward of {name} returns {text}" for name, text in told.items() if text
+        ]
+        return Backward(value, gradient, severed, written=written, misfits=tuple(misfits))
 
     @staticmethod
     def _in_their_dtypes(
@@ -1061,11 +1087,15 @@ def _told_by_graph(outs: list[torch.Tensor]) -> tuple[int, dict[int, int]]:
         for follower, _ in node.next_functions:
             if (variable := getattr(follower, "variable", None)) is not None:
                 rows.setdefault(id(variable), set()).add(padding)
-    kinds = [dtype for dtype in dtypes if dtype.is_floating_point or dtype.is_complex]
-    bits = min((1 - round(math.log2(torch.finfo(kind).eps)) for kind in kinds), default=DOUBLE)
     alone = {key: found.pop() for key, found in rows.items() if len(found) == 1}
     padded = {key: row for key, row in alone.items() if row is not None and 0 <= row < 1 << 62}
-    return min(bits, DOUBLE), padded
+    return _shortest(dtypes), padded
+
+
+def _shortest(dtypes: Iterable[torch.dtype]) -> int:
+    """The shortest significand among these, in bits."""
+    kinds = [dtype for dtype in dtypes if dtype.is_floating_point or dtype.is_complex]
+    return min((1 - round(math.log2(torch.finfo(kind).eps)) for kind in kinds), default=DOUBLE)
 
 
 def _is_plain_double(tensor: torch.Tensor) -> bool:

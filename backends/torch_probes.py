@@ -17,6 +17,7 @@ from xgradcheck import _handed
 from xgradcheck._adapters import Trial
 from xgradcheck._layout import Vector
 
+from .torch_forms import forms
 from .torch_pass import Grads, Pass, Tensors
 from .torch_tensors import bits_of_tensor, graph_of
 from .torch_transforms import Operators, Transforms
@@ -155,25 +156,12 @@ class Probing:
             )
 
     def forms(self) -> Iterator[Trial]:
-        """What a custom Function returns, before autograd makes it fit."""
-        outs = self._pass.outs()
-        nodes: dict[Any, dict[int, torch.Tensor]] = {}
-        for out, part in zip(outs, self._pass.parts(), strict=True):
-            if hasattr(out.grad_fn, "_forward_cls"):
-                nodes.setdefault(out.grad_fn, {})[out.output_nr] = part
-        for node, parts in nodes.items():
-            known = node._input_metadata
-            if len(parts) != len(known):
-                continue  # one of its outputs is not among those of the call
-            what = f"what the backward of {node._forward_cls.__name__} returns"
-            try:
-                with torch.no_grad():
-                    returned = node.apply(*(parts[number] for number in range(len(known))))
-            except Exception as error:
-                yield Trial(what, error=error)
-                continue
-            grads = returned if isinstance(returned, tuple) else (returned,)
-            yield Trial(what, fault=_misfit(grads, node.next_functions))
+        """What custom Functions return."""
+        with forms() as told:
+            self._pass.pulled(self._pass.outs(), self._pass.parts())
+        self._problem._world.watch()
+        for name, fault in told.items():
+            yield Trial(f"what the backward of {name} returns", fault=fault)
 
     def purity(self) -> Iterator[Trial]:
         """Nobody else's numbers are written to."""
@@ -418,34 +406,6 @@ def _saved(outs: Tensors) -> dict[str, torch.Tensor]:
             if isinstance(value, torch.Tensor):
                 found[f"ctx.{key} of {name}"] = value
     return found
-
-
-def _misfit(grads: Sequence[Any], inputs: Sequence[tuple[Any, int]]) -> str:
-    """How gradients differ in form from the inputs that they belong to."""
-    for number, (grad, (node, place)) in enumerate(zip(grads, inputs, strict=False)):
-        if grad is None or node is None:
-            continue
-        want = _wanted(node, place)
-        if want is None:
-            continue
-        for word, got, wanted in zip(
-            ("shape", "dtype", "device"),
-            (tuple(grad.shape), grad.dtype, grad.device),
-            want,
-            strict=True,
-        ):
-            if got != wanted:
-                return f"is of {word} {got} for input {number}, which is of {wanted}"
-    return ""
-
-
-def _wanted(node: Any, place: int) -> tuple[Any, Any, Any] | None:
-    if (variable := getattr(node, "variable", None)) is not None:
-        return tuple(variable.shape), variable.dtype, variable.device
-    known = getattr(node, "_input_metadata", ())
-    if place >= len(known):
-        return None
-    return tuple(known[place].shape), known[place].dtype, known[place].device
 
 
 @contextmanager

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from xgradcheck._layout import Leaf, Vector
 
@@ -21,6 +23,26 @@ def graph_of(outs: Iterable[torch.Tensor]) -> set[Any]:
             seen.add(node)
             pending += [follower for follower, _ in node.next_functions]
     return seen
+
+
+def has_custom(outs: Iterable[torch.Tensor]) -> bool:
+    """Whether a custom Function is in the graph of outputs."""
+    return any(hasattr(node, "_forward_cls") for node in graph_of(outs))
+
+
+class Computed(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Notes the dtypes of all that is computed, inside of custom Functions too."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.dtypes: set[torch.dtype] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **kwargs or {})
+        found = tree_leaves(out)
+        # A lone number comes of nothing but itself.
+        self.dtypes |= {t.dtype for t in found if isinstance(t, torch.Tensor) and t.dim()}
+        return out
 
 
 def paired(cotangents: Sequence[torch.Tensor], outs: Sequence[torch.Tensor]) -> float:

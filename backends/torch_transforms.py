@@ -43,10 +43,10 @@ class Transforms:
         ways: dict[str, Way] = {
             "under checkpoint": self._checkpointed,
             "with cotangents under vmap": self._with_batched_cotangents,
-            "under torch.func.vjp": self._by_vjp,
         }
         if not draws:  # other numbers are drawn there
             ways |= {
+                "under torch.func.vjp": self._by_vjp,
                 "under vmap": self._batched,
                 f"under torch.compile ({BACKEND})": self._compiled,
             }

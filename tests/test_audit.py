@@ -200,7 +200,7 @@ def test_a_failed_probe_raises_and_is_told() -> None:
 
 def test_what_was_skipped_fails_where_that_is_asked_for() -> None:
     assert audit(torch.tanh, X, probes="form").verdict is Verdict.PASS
-    with pytest.raises(GradientMismatch, match="form: skipped: there is no custom Function"):
+    with pytest.raises(GradientMismatch, match="form: skipped: there is no custom rule"):
         audit(torch.tanh, X, probes="form", strict=True)
     assert audit(torch.tanh, X, probes="layout", strict=True).verdict is Verdict.PASS
 
@@ -280,6 +280,15 @@ def test_a_check_sees_who_writes_to_what_others_read(name: str, size: int) -> No
     assert f"the backward pass writes to {said}," in report.findings[0].text
     fn, _ = PLANTED[name].right()
     assert check(fn, normal(3, size)).verdict is Verdict.PASS
+
+
+@pytest.mark.parametrize("name", ["gradient in float32", "gradient of another shape"])
+def test_a_check_notes_what_autograd_makes_fit(name: str) -> None:
+    fn, _ = PLANTED[name].wrong()
+    report = check(fn, X.round())
+    assert "what the backward of Planted returns is of" in " ".join(report.notes)
+    fn, _ = PLANTED[name].right()
+    assert "returns" not in " ".join(check(fn, X.round()).notes)
 
 
 def test_tangents_of_many_coordinates_are_not_asked_for_one_by_one() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from fingerprint import fingerprint
+from right import Affine
 from torch import nn
 
 from xgradcheck import InvalidCase, Report, Verdict, check
@@ -99,6 +100,30 @@ class Autocast(nn.Module):
             hidden = Tanh.apply(self.inner(x))
             out: torch.Tensor = self.outer(hidden)
         return out.float()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_custom_function_under_autocast(seed: int) -> None:
+    # Its products are taken in bfloat16, which its graph does not show.
+    torch.manual_seed(seed)
+    weight, bias = torch.randn(4, 6).requires_grad_(), torch.randn(4).requires_grad_()
+    x = torch.randn(5, 6)
+    with torch.autocast("cpu", torch.bfloat16):
+        report = check(Affine.apply, x, weight, bias, seed=seed)
+        assert report.precision == "bfloat16"
+        wrong = check(Halved.apply, x, weight, bias, seed=seed, raise_exception=False)
+    assert wrong.leaves["args[1]"].verdict is Verdict.FAIL
+    assert wrong.leaves["args[2]"].verdict is Verdict.PASS
+
+
+class Halved(Affine):
+    """The same with half of the weight's gradient."""
+
+    @staticmethod
+    def backward(ctx: Any, cotangent: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        of_x, of_weight, of_bias = Affine.backward(ctx, cotangent)
+        assert of_weight is not None
+        return of_x, of_weight / 2, of_bias
 
 
 @pytest.mark.parametrize("low", [torch.bfloat16, torch.float16], ids=str)

@@ -69,6 +69,8 @@ class Backward(NamedTuple):
     """Numbers of the leaves that the backward pass never reached (None, or a cut graph)."""
     parts: tuple[Any, ...] = ()
     """The very objects that were handed in, leaf by leaf; none where the framework answered."""
+    misfits: tuple[str, ...] = ()
+    """What had to be made fit: "what the backward of Scale returns is of dtype ..."."""
     written: tuple[str, ...] = ()
     """What the backward pass wrote to that is not its own: leaves, or "the cotangent"."""
 

@@ -37,7 +37,7 @@ CORE = ("dtypes", "values", "shapes", "second order", "forward mode")
 """Those that are checks of their own."""
 NOTHING = {
     "cotangents": "the gradient was handed in for a cotangent of 1",
-    "form": "there is no custom Function at the end",
+    "form": "there is no custom rule in it",
     "opcheck": "it calls no operator of torch.library",
     "subsets": "there is one leaf alone",
     "aliasing": "no two arguments have one shape and dtype",

@@ -39,6 +39,7 @@ from .jax_draws import drawn_low, x64
 from .jax_kept import Kept, key_of
 from .jax_probes import probes as probes
 from .jax_raising import evaluate
+from .jax_rules import remedies, rules
 from .world import State, World, displaced, number_states, plain_states, random_states, reachable
 
 CONVERT = "convert it with .astype(jnp.float32)"
@@ -864,9 +865,19 @@ class JaxProblem:
         except Exception:
             # Not traceable, or wrong: running it tells, with the user's own exception.
             self._world.reset()
-            outs, grads = self._now.pulled(self._found(), list(map(jnp.asarray, cotangents)))
+            outs, grads = self._as_python_pulls(cotangents)
         value = _paired(outs, cotangent)
         return Backward(value, self.flat(grads), self._unread)
+
+    def _as_python_pulls(self, cotangents: Any) -> tuple[list[Any], list[Any]]:
+        """The outputs and the gradients; what a rule raises is told with what it takes to mend."""
+        with rules() as told:
+            try:
+                return self._now.pulled(self._found(), list(map(jnp.asarray, cotangents)))
+            except Exception as error:
+                for text in remedies(error, told):
+                    error.add_note(f"xgradcheck: {text}")
+                raise
 
     def flat(self, grads: Sequence[Any]) -> Vector:
         """Gradients of all leaves, as JAX gives them, as one vector."""

@@ -91,6 +91,11 @@ def cast(array: Any, dtype: str) -> Any:
     return array.astype(jnp.dtype(dtype))
 
 
+def array_of(value: Any) -> Any:
+    """The numbers of an array, on the side of NumPy."""
+    return np.asarray(value)
+
+
 def planted(forward: Any, backward: Any, count: int) -> tuple[Any, Any]:
     """A function of ``count`` arrays with this backward pass, both in the operations of this
     framework; and its ``grads``, where those have to be handed in.

@@ -42,7 +42,6 @@ from .torch_probes import probes as probes
 from .torch_raising import Draws, raised
 from .torch_tensors import (
     Computed,
-    array_of,
     bits_of_tensor,
     graph_of,
     has_custom,
@@ -51,6 +50,9 @@ from .torch_tensors import (
     put_numbers,
     read_into,
     set_bits,
+)
+from .torch_tensors import (
+    array_of as array_of,
 )
 from .world import (
     TORCH,

@@ -1,7 +1,7 @@
 """The verb ``audit``: a check, and every probe that applies."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
 from itertools import chain
@@ -12,14 +12,13 @@ import numpy as np
 from xgradcheck._adapters import Case, Problem, Trial, claim
 from xgradcheck._errors import InvalidCase
 from xgradcheck._judge import Verdict
-from xgradcheck._layout import BITS, DOUBLE, bits_of
 from xgradcheck._measured import FORWARD
+from xgradcheck._memory import memory_of
 from xgradcheck._probes import (
     CORE,
+    NOTHING,
     PROBES,
     Usual,
-    any_fault,
-    gross_fault,
     judged,
     short,
     trials,
@@ -27,26 +26,18 @@ from xgradcheck._probes import (
 )
 from xgradcheck._progress import progress
 from xgradcheck._report import Finding, ProbeReport, Report
+from xgradcheck._seeds import of_seeds
+from xgradcheck._slices import HUGE, Batch, Dependent, of_slices, rows_of
 from xgradcheck._stages import cotangent_of, materialised, report_on, title_of
-from xgradcheck._tree import Node, flatten, replaced
+from xgradcheck._stated import DECLARED, stated_on
+from xgradcheck._variants import FORMS, VARIANTS
 
 ALL_PROBES = "all"
 TANGENTS = 2000
 """Of so many coordinates tangents are asked for one by one."""
 REFUSE = "a backward pass that is not meant to be differentiated has to refuse it"
-LOWER = ("float32", "bfloat16", "float16")
-FAMILIES: dict[str, Callable[[Any], Any]] = {
-    "times 0.001": lambda x: x * 1e-3,
-    "times 100": lambda x: x * 100,
-    "plus 1000": lambda x: x + 1000,
-    "of zero": lambda x: x * 0,
-    "that tie": lambda x: (x * 2).round() / 2,
-    "with heavy tails": lambda x: x * x * x,
-    "of one sign": lambda x: (x * x + 0.01) ** 0.5,
-}
-"""What becomes of the arguments' values."""
-SIZES = (0, 1, 2, 3, 7, 8, 9, 15, 16, 17, 31, 32, 33, 37, 63, 64, 65, 127, 128, 129)
-"""One, a prime, and those around blocks."""
+DIFFERENCED = ("second order", "forward mode")
+"""Probes that make differences, and nothing else."""
 
 
 def audit(
@@ -54,6 +45,9 @@ def audit(
     *args: Any,
     probes: str | Sequence[str] = ALL_PROBES,
     shapes: Callable[[int], tuple[Any, ...]] | Mapping[Any, tuple[Any, ...]] | None = None,
+    batch: Batch | None = None,
+    large: bool | int = False,
+    expect: Any = None,
     strict: bool = False,
     kwargs: Mapping[str, Any] | None = None,
     wrt: Any = None,
@@ -83,11 +77,20 @@ def audit(
         As in ``check``.
     probes
         ``"all"``, one name or several: layout, cotangents, form, purity, repetition, subsets,
-        aliasing, memory, transforms, opcheck, dtypes, values, shapes, "second order", "forward
-        mode".
+        aliasing, memory, seeds, transforms, opcheck, dtypes, optional, values, shapes, slices,
+        "second order", "forward mode".
     shapes
         Other arguments to check: a function of a size that returns them as a tuple, called with
         sizes around those of blocks; or a dict of such tuples.
+    batch
+        Arguments whose samples do not depend on each other, by name or number, along axis 0; a dict
+        gives other axes. The batch is compared with parts of it.
+    large
+        Compare a few samples with a launch of so many elements too; ``True`` is 2**31.
+    expect
+        What the gradient is meant to be, where that is not the gradient of ``fn``: a gradient in
+        the form of ``grads``, as of a straight-through estimator; or ``"surrogate"``, which is
+        compared with nothing. The report says so.
     strict
         Let probes that were skipped fail.
 
@@ -107,23 +110,28 @@ def audit(
     options |= {"seed": seed, "backend": backend}
     try:
         chosen = _chosen(probes)
-        report = report_on(fn, args, title, **options)
+        if large and batch is None:
+            raise InvalidCase("large compares samples: name the arguments that hold them in batch.")
+        if expect is None:
+            checked: Checked = partial(report_on, fn, title=title)
+        else:
+            checked = partial(stated_on, fn, title=title, expect=expect)
+        report = checked(args, **options)
         case = Case(fn, args, dict(kwargs or {}), wrt, loss, grads)
-        found = _probed(case, backend, seed, title, [name for name in chosen if name not in CORE])
+        adapter = claim(case, backend)
+        found = _probed(case, adapter, seed, title, [name for name in chosen if name not in CORE])
+        for probe in [name for name in CORE if name in chosen]:
+            if expect is not None and (probe in DIFFERENCED or not callable(expect)):
+                found.append(_skipped(probe, DECLARED))
+            elif probe == "slices":
+                limit = memory_of(options.get("memory"))
+                found.append(_sliced(case, adapter, batch, large, seed, limit))
+            elif probe in VARIANTS:
+                found.append(_varied(probe, case, adapter, shapes, checked, options))
+            else:
+                found.append(_differenced(probe, report, partial(checked, args), options))
     except InvalidCase as refusal:
         raise InvalidCase(f"{title}: {refusal}") from None
-    checked = partial(report_on, fn, title=title)
-    for probe in [name for name in CORE if name in chosen]:
-        if probe in OTHERS:
-            others, fault = OTHERS[probe]
-            variants = others(case, claim(case, backend), shapes)
-            runs = (
-                (what, partial(_within, scope, checked, others, options))
-                for what, others, scope in variants
-            )
-            found.append(varied(probe, runs, fault))
-        else:
-            found.append(_differenced(probe, report, partial(checked, args), options))
     report = _with(report, found, strict)
     if raise_exception and (verdict := report.error()) is not None:
         raise verdict
@@ -141,106 +149,105 @@ def _chosen(probes: Any) -> list[str]:
     return [name for name in PROBES if name in asked]
 
 
+def _skipped(probe: str, reason: str) -> ProbeReport:
+    return ProbeReport(probe, Verdict.SKIPPED, PROBES[probe], reason=reason)
+
+
 def _probed(
-    case: Case, backend: str | None, seed: int, title: str, chosen: list[str]
+    case: Case, adapter: Any, seed: int, title: str, chosen: list[str]
 ) -> list[ProbeReport]:
-    """What the adapter's experiments come to."""
+    """What experiments on one problem come to."""
     if not chosen:
         return []
-    module = claim(case, backend)
-    problem: Problem = module.bind(case)
+    problem: Problem = adapter.bind(case)
     cotangent = cotangent_of(problem, seed)
     found = []
     with problem.held(), progress(title) as tick, np.errstate(all="ignore"):
         probes: Mapping[str, Callable[[], Iterator[Trial]]] = (
-            module.probes(problem, cotangent) if hasattr(module, "probes") else {}
+            adapter.probes(problem, cotangent) if hasattr(adapter, "probes") else {}
         )
         usual = Usual.of(problem, cotangent)
         for number, name in enumerate(chosen):
             tick(number, len(chosen), name)
             own = probes[name]() if name in probes else ()
+            if name == "seeds":
+                own = of_seeds(problem, case, adapter, usual.gradient)
             found.append(judged(name, chain(trials(name, usual, cotangent), own), usual))
     return found
 
 
-Variant = tuple[str, tuple[Any, ...], AbstractContextManager[Any]]
-"""What it is, other arguments, and what is entered for the time."""
+def _sliced(
+    case: Case, adapter: Any, batch: Batch | None, large: bool | int, seed: int, memory: int | None
+) -> ProbeReport:
+    """What a batch comes to beside parts of it."""
+    if batch is None or (case.grads is not None and not callable(case.grads)):
+        return _skipped("slices", NOTHING["slices"])
+    rows = rows_of(case, adapter, batch)
+    huge = HUGE if large is True else int(large) or None
+    done, said, reason = list[str](), list[Finding](), ""
+    try:
+        for trial in of_slices(rows, seed, huge, memory):
+            done.append(trial.what)
+            if trial.fault:
+                said.append(Finding("", "slices", f"{trial.what}: {trial.fault}"))
+    except Dependent as refusal:
+        reason = str(refusal)
+    if not done:
+        return _skipped("slices", reason)
+    verdict, refused = Verdict.of([Verdict.FAIL] * bool(said)), (reason,) * bool(reason)
+    holds = PROBES["slices"]
+    return ProbeReport("slices", verdict, holds, tuple(done), "", tuple(said), refused)
 
 
-def _other_dtypes(case: Case, adapter: Any, shapes: Any) -> Iterator[Variant]:
-    """The arguments in lower precision, and under autocast."""
-    nodes = _floating(case)
-    kinds = {node.path: _kind(node.value) for node in nodes}
-    if not nodes or not all(map(bits_of, kinds.values())):
-        return
-    highest = max(map(bits_of, kinds.values()))
-
-    def cast(name: str) -> tuple[Any, ...]:
-        twins = {"complex64": "complex64", "complex128": "complex64"}
-        changed: dict[Any, Any] = {
-            node.path: adapter.cast(node.value, twins.get(kinds[node.path], name)) for node in nodes
-        }
-        return tuple(replaced(case.args, changed))
-
-    has_complex = any(kind.startswith("complex") for kind in kinds.values())
-    for name in LOWER[:1] if has_complex else LOWER:
-        if BITS[name] < highest:
-            yield f"in {name}", cast(name), nullcontext()
-    if hasattr(adapter, "autocast"):
-        args = cast("float32") if highest == DOUBLE else case.args
-        yield "under autocast", args, adapter.autocast()
+Checked = Callable[..., Report]
 
 
-def _other_values(case: Case, adapter: Any, shapes: Any) -> Iterator[Variant]:
-    """Other values of the same arguments. Operators do, which all frameworks have."""
-    nodes = _floating(case)
-    for name, change in FAMILIES.items() if nodes else ():
-        try:
-            changed = {node.path: change(node.value) for node in nodes}
-        except Exception:  # complex numbers are not rounded
-            continue
-        yield f"values {name}", replaced(case.args, changed), nullcontext()
-
-
-def _floating(case: Case) -> list[Node]:
-    """The floating arrays among the arguments; none where a gradient belongs to this point."""
-    if case.grads is not None and not callable(case.grads):
-        return []
-    return [node for node in flatten(case.args) if _is_floating(node.value)]
-
-
-def _is_floating(value: Any) -> bool:
-    return hasattr(value, "shape") and any(word in _kind(value) for word in ("float", "complex"))
-
-
-def _kind(value: Any) -> str:
-    """The name of a dtype, as the core has it."""
-    return str(getattr(value, "dtype", "")).rpartition(".")[2]
-
-
-def _other_shapes(case: Case, adapter: Any, shapes: Any) -> Iterator[Variant]:
-    if callable(shapes):
-        shapes = {f"size {size}": shapes(size) for size in SIZES}
-    for name, args in (shapes or {}).items():
-        yield str(name), args if isinstance(args, tuple) else (args,), nullcontext()
-
-
-OTHERS: dict[str, tuple[Callable[[Case, Any, Any], Iterator[Variant]], Callable[[Report], str]]] = {
-    "dtypes": (_other_dtypes, any_fault),
-    "values": (_other_values, gross_fault),
-    "shapes": (_other_shapes, gross_fault),
-}
-"""Probes that check with something else, and what counts as a fault there."""
-
-
-def _within(
-    scope: AbstractContextManager[Any],
-    checked: Callable[..., Report],
-    args: tuple[Any, ...],
+def _varied(
+    probe: str,
+    case: Case,
+    adapter: Any,
+    shapes: Any,
+    checked: Checked,
     options: dict[str, Any],
-) -> Report:
-    with scope:
-        return checked(args, **options)
+) -> ProbeReport:
+    """What checks with something else come to."""
+    variants, fault = VARIANTS[probe]
+
+    def run(scope: AbstractContextManager[Any], args: tuple[Any, ...]) -> Report | str:
+        with scope:
+            try:
+                return checked(args, **options)
+            except Exception as error:
+                # What the forward pass takes, the backward pass has to take as well.
+                own = replace(case, args=args)
+                if probe in FORMS and (raised := _raised_backward(own, adapter, error)) is not None:
+                    return raised
+                raise
+
+    runs = (
+        (what, partial(run, scope, args)) for what, args, scope in variants(case, adapter, shapes)
+    )
+    return varied(probe, runs, fault)
+
+
+def _raised_backward(case: Case, adapter: Any, error: Exception) -> str | None:
+    """What a backward pass raises, nothing where it does not; None where the forward pass raises,
+    or where there is nothing to run.
+    """
+    try:
+        case.output(case.args, case.kwargs)
+        if not isinstance(error, InvalidCase):
+            return f"raises {short(error)}"
+        problem = adapter.bind(case)  # all of it is empty
+        cotangent = np.ones(problem.outputs.size)
+    except Exception:
+        return None
+    try:
+        with problem.held():
+            problem.gradient(cotangent)
+    except Exception as raised:
+        return f"raises {short(raised)}"
+    return ""
 
 
 def _differenced(
@@ -255,13 +262,13 @@ def _differenced(
     size = sum(leaf.size for leaf in report.leaves.values())
     if probe == "forward mode" and size > TANGENTS:
         reason = f"tangents of {size} coordinates are asked for one by one: choose some with wrt="
-        return ProbeReport(probe, Verdict.SKIPPED, holds, reason=reason)
+        return _skipped(probe, reason)
     try:
         found = checked(**(options | special))
     except InvalidCase as refusal:
-        return ProbeReport(probe, Verdict.SKIPPED, holds, reason=str(refusal))
+        return _skipped(probe, str(refusal))
     except Exception as error:  # what has no such derivative says so in its own words
-        return ProbeReport(probe, Verdict.SKIPPED, holds, reason=short(error))
+        return _skipped(probe, short(error))
     said = [replace(finding, kind=probe) for finding in found.findings]
     if probe == "second order" and found.verdict is Verdict.FAIL:
         said.append(Finding("", probe, REFUSE))

@@ -9,7 +9,7 @@ from xgradcheck._adapters import Problem
 from xgradcheck._diagnose import Kind, Kinds
 from xgradcheck._generic import DIAGONAL, SYMMETRIC, NearBy
 from xgradcheck._judge import Judged
-from xgradcheck._layout import BITS, DOUBLE, Leaf, Vector
+from xgradcheck._layout import BITS, DOUBLE, Leaf, Mask, Vector
 from xgradcheck._localise import Node
 from xgradcheck._measured import Measured, Told
 from xgradcheck._projection import Suspect
@@ -59,7 +59,6 @@ def indices(leaf: Leaf, mask: Any) -> tuple[tuple[int, ...], ...]:
 def wrong_gradient(
     leaf: Leaf, gradient: Vector, value: Vector, judged: Judged, truth: Truth
 ) -> Finding:
-    count = int(judged.failed.sum())
     where = indices(leaf, judged.failed)
     if not np.isfinite(gradient).all():
         bad = int((~np.isfinite(gradient)).sum())
@@ -75,11 +74,25 @@ def wrong_gradient(
             f"{leaf.element(indices(leaf, kinks)[0])}"
         )
         return Finding(leaf.name, "kink", text, where)
-    if count == leaf.size:
-        text = leaf.name if leaf.size == 1 else f"{leaf.name}, every element"
-    else:
-        text = f"{leaf.name}, {count} of {leaf.size} elements, {_places(leaf, judged.failed)}"
-    return Finding(leaf.name, "wrong gradient", text + _remainder(leaf, truth), where)
+    text = _extent(leaf, judged.failed) + _remainder(leaf, truth)
+    return Finding(leaf.name, "wrong gradient", text, where)
+
+
+def beside_stated(leaf: Leaf, judged: Judged, severed: bool) -> Finding:
+    """What is wrong beside a gradient that was stated."""
+    if severed:
+        text = f"no gradient for {leaf.name}, and one is expected"
+        return Finding(leaf.name, "no gradient", text)
+    text = f"{_extent(leaf, judged.failed)}, beside the gradient that is expected"
+    return Finding(leaf.name, "wrong gradient", text, indices(leaf, judged.failed))
+
+
+def _extent(leaf: Leaf, failed: Mask) -> str:
+    """How much of a leaf is wrong, and where."""
+    count = int(failed.sum())
+    if count == leaf.size or not count:
+        return leaf.name if leaf.size == 1 else f"{leaf.name}, every element"
+    return f"{leaf.name}, {count} of {leaf.size} elements, {_places(leaf, failed)}"
 
 
 def _remainder(leaf: Leaf, truth: Truth) -> str:

@@ -354,7 +354,7 @@ def account(
             f"elements, which takes the function to be analytic"
         )
     notes += notes_on_points(leaf, truth.kinds[part][~judged.failed & ~judged.undecided])
-    worst = _worst(leaf, found, value, bar, allowed, judged, truth.still[part])
+    worst = element_at(leaf, found, value, bar, allowed, judged, truth.still[part])
     floor = float("nan") if judged.is_zero else judged.floor
     counts = int(judged.failed.sum()), int(judged.undecided.sum())
     entry = leaf_entry(leaf, verdict, judged.distance, floor, worst, *counts)
@@ -367,7 +367,7 @@ def account(
     return entry, findings, notes
 
 
-def _worst(
+def element_at(
     leaf: Leaf,
     gradient: Vector,
     value: Vector,

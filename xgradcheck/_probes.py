@@ -24,20 +24,26 @@ PROBES = {
     "subsets": "a gradient does not depend on which others are wanted",
     "aliasing": "one tensor passed twice gets both gradients",
     "memory": "reads nothing that was not written before",
+    "seeds": "a seed gives the same again, and what was dropped has no gradient",
     "transforms": "the same under every transformation, or refused",
     "opcheck": "registered as an operator has to be",
     "dtypes": "right in lower precision too, as far as that goes",
+    "optional": "right without arguments that may be left out",
     "values": "right where arguments have other values",
     "shapes": "right at other sizes",
+    "slices": "a batch gives what its parts give",
     "second order": "the gradient of the gradient is right, or refused",
     "forward mode": "tangents are right, where there is a rule for them",
 }
 """Their names, and what has to hold."""
-CORE = ("dtypes", "values", "shapes", "second order", "forward mode")
+CORE = ("dtypes", "optional", "values", "shapes", "slices", "second order", "forward mode")
 """Those that are checks of their own."""
 NOTHING = {
     "cotangents": "the gradient was handed in for a cotangent of 1",
     "form": "there is no custom rule in it",
+    "seeds": "it has no seed, and drops nothing at random",
+    "optional": "no argument that was given may be left out",
+    "slices": "name the arguments that hold samples with batch=",
     "opcheck": "it calls no operator of torch.library",
     "subsets": "there is one leaf alone",
     "aliasing": "no two arguments have one shape and dtype",
@@ -73,6 +79,12 @@ class Usual:
         first, second = (problem.gradient(cotangent).gradient for _ in range(2))
         slack = np.nan_to_num(np.abs(second - first))
         return cls(problem, first, slack, natural_scale(problem.point, problem.layout)[0])
+
+    @classmethod
+    def beside(cls, problem: Problem, gradient: Vector) -> "Usual":
+        """A gradient that is known from elsewhere."""
+        scale = natural_scale(problem.point, problem.layout)[0]
+        return cls(problem, gradient, np.zeros_like(gradient), scale)
 
     def fault(self, trial: Trial) -> str:
         """What is wrong with what a trial gave, as one sentence; nothing where all is well."""
@@ -201,19 +213,25 @@ def _whole(trials: Iterable[Trial], name: str) -> Iterator[Trial]:
         yield Trial(f"the next trial of {name}", error=error)
 
 
-Run = Callable[[], Report]
+Run = Callable[[], Report | str]
 
 
 def varied(
     name: str, variants: Iterable[tuple[str, Run]], fault: Callable[[Report], str]
 ) -> ProbeReport:
-    """What checks of something else come to. Where the truth is uncertain nothing is told."""
+    """What checks of something else come to. Where the truth is uncertain nothing is told; where
+    there was nothing to compare a run gives what is wrong, if anything is.
+    """
     done, wrong, refusals = list[str](), dict[str, str](), list[str]()
     for what, checked in variants:
         try:
             report = checked()
         except Exception as error:  # not in the domain
             refusals.append(f"{what}: {short(error)}")
+            continue
+        if isinstance(report, str):
+            done.append(what)
+            wrong |= {what: f"{what}: {report}"} if report else {}
             continue
         if any(finding.kind == "not finite" for finding in report.findings):
             refusals.append(f"{what}: the gradient is not finite")  # a square root of zero

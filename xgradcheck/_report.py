@@ -141,6 +141,11 @@ class Report:
     """What this was expected to cost."""
     schema: int = field(default=SCHEMA)
 
+    @property
+    def is_stated(self) -> bool:
+        """Whether the gradient was compared with one that was stated, and not with differences."""
+        return self.coverage == "comparison"
+
     def __bool__(self) -> bool:
         return self.verdict is Verdict.PASS
 

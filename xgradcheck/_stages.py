@@ -130,11 +130,7 @@ def _refuse_options(
         raise InvalidCase(
             f"the first argument is a {type(fn).__name__}: pass the function, then its arguments."
         )
-    if (
-        len(args) == 1
-        and isinstance(args[0], tuple)
-        and (required_arguments(fn) or 0) == len(args[0]) > 1
-    ):
+    if len(args) == 1 and isinstance(args[0], tuple) and required_arguments(fn) == len(args[0]) > 1:
         raise InvalidCase(
             f"it takes {len(args[0])} arguments and got one tuple: write check(fn, *inputs)."
         )

@@ -67,17 +67,18 @@ def _has_element(leaf: "LeafReport") -> bool:
     return leaf.verdict is not Verdict.FAIL or leaf.wrong > 0
 
 
-def worst_sentence(leaf: "LeafReport") -> str:
+def worst_sentence(leaf: "LeafReport", is_stated: bool = False) -> str:
     """What is off, by how much, against what was allowed."""
     worst = leaf.worst
     assert worst is not None
     error = abs(worst.analytic - worst.truth)
     largest = max(abs(worst.analytic), abs(worst.truth))
     digits = _digits(error, largest)
-    gives = (
-        f"{element_name(leaf, worst)}: backward gives {worst.analytic:.{digits}g}, "
-        f"differences give {worst.truth:.{digits}g} ± {worst.error_bar:.1g}"
-    )
+    gives = f"{element_name(leaf, worst)}: backward gives {worst.analytic:.{digits}g}, "
+    if is_stated:
+        gives += f"expected is {worst.truth:.{digits}g}"
+    else:
+        gives += f"differences give {worst.truth:.{digits}g} ± {worst.error_bar:.1g}"
     if not error < float("inf"):
         return gives
     if largest == 0 or (leaf.verdict is Verdict.PASS and error > worst.allowed):
@@ -102,7 +103,9 @@ def text(report: "Report") -> RenderableType:
     head.append(_printable(f"  {report.name}: {_headline(report)}"))
     parts: list[RenderableType] = [head]
     parts += [
-        Padding(Text(_printable(worst_sentence(leaf))), (0, 0, 0, 4))
+        Padding(
+            Text(_printable(worst_sentence(leaf, report.coverage == "comparison"))), (0, 0, 0, 4)
+        )
         for leaf in worst_leaves(report)
     ]
     parts += [Text(), _table(report), Text()]
@@ -126,21 +129,26 @@ def _headline(report: "Report") -> str:
     if wrong:
         return f"the gradient is wrong in {len(wrong)} of {len(leaves)} {many}"
     if failed:
-        right = "is right here" if not unsure else "may be right here"
+        right = "is right here, but" if not unsure else "may be right here, but"
+        if report.coverage == "none":
+            right = "was not compared, and"
         probes = "the probe" if len(failed) == 1 else "the probes"
-        return f"the gradient {right}, but {probes} {', '.join(failed)} failed"
+        return f"the gradient {right} {probes} {', '.join(failed)} failed"
     if report.verdict is Verdict.FAIL:
         return "the backward pass is wrong"
     if unsure:
         return f"cannot say for {len(unsure)} of {len(leaves)} {many}"
     if report.verdict is Verdict.INCONCLUSIVE:
         return "cannot say"
+    held = sum(probe.verdict is Verdict.PASS for probe in report.probes)
+    passed = f"; {held} probe{'s' * (held > 1)} passed" if held else ""
+    if report.coverage == "none":
+        return f"a surrogate, whose gradient was not compared{passed}"
     graded = _graded(report.precision, report.grade)
     graded = f" ({graded})" if report.precision == "float64" else f", {graded}"
-    held = sum(probe.verdict is Verdict.PASS for probe in report.probes)
-    if held:
-        graded += f"; {held} probe{'s' * (held > 1)} passed"
-    return f"the gradient is right in {len(leaves)} {many}, distance {report.distance:.1e}{graded}"
+    right = "as expected" if report.is_stated else "right"
+    score = f"distance {report.distance:.1e}{graded}"
+    return f"the gradient is {right} in {len(leaves)} {many}, {score}{passed}"
 
 
 def _graded(dtype: str, grade: str) -> str:

@@ -95,8 +95,8 @@ def takes_any_number(fn: Callable[..., Any]) -> bool:
     return any(p.kind is p.VAR_POSITIONAL for p in parameters)
 
 
-def required_arguments(fn: Callable[..., Any]) -> int | None:
-    """How many positional arguments ``fn`` cannot do without; None where it does not tell.
+def forward_parameters(fn: Callable[..., Any]) -> Sequence[inspect.Parameter]:
+    """The positional parameters that a call of ``fn`` fills; none where it does not tell.
 
     A callable that passes its arguments on to a ``forward``, of itself or of its class, takes what
     that takes.
@@ -104,10 +104,12 @@ def required_arguments(fn: Callable[..., Any]) -> int | None:
     owner = getattr(fn, "__self__", fn)
     forward = getattr(owner, "forward", None)
     spoken_for = forward if callable(forward) else fn
-    try:
-        inspect.signature(spoken_for)
-    except (TypeError, ValueError):
-        return None
-    required = [p for p in positional_parameters(spoken_for) if p.default is p.empty]
+    parameters = positional_parameters(spoken_for)
     is_class = isinstance(owner, type) and spoken_for is forward
-    return len(required) - (is_class and bool(required) and required[0].name == "ctx")
+    has_context = is_class and bool(parameters) and parameters[0].name == "ctx"
+    return parameters[1:] if has_context else parameters
+
+
+def required_arguments(fn: Callable[..., Any]) -> int:
+    """How many positional arguments ``fn`` cannot do without, as far as it tells."""
+    return len([p for p in forward_parameters(fn) if p.default is p.empty])

@@ -1,0 +1,118 @@
+"""Other arguments for the same function: of lower precision, other values or sizes, or left out."""
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+from xgradcheck._adapters import Case
+from xgradcheck._layout import BITS, DOUBLE, bits_of
+from xgradcheck._probes import any_fault, gross_fault
+from xgradcheck._report import Report
+from xgradcheck._tree import Node, flatten, forward_parameters, replaced
+
+LOWER = ("float32", "bfloat16", "float16")
+FAMILIES: dict[str, Callable[[Any], Any]] = {
+    "times 0.001": lambda x: x * 1e-3,
+    "times 100": lambda x: x * 100,
+    "plus 1000": lambda x: x + 1000,
+    "of zero": lambda x: x * 0,
+    "that tie": lambda x: (x * 2).round() / 2,
+    "with heavy tails": lambda x: x * x * x,
+    "of one sign": lambda x: (x * x + 0.01) ** 0.5,
+    "with one that dominates": lambda x: x * (1 + 30 * (abs(x) == abs(x).max())),
+    "below the smallest normal number": lambda x: x * 1e-310,
+}
+"""What becomes of the arguments' values."""
+SIZES = (0, 1, 2, 3, 7, 8, 9, 15, 16, 17, 31, 32, 33, 37, 63, 64, 65, 127, 128, 129)
+"""One, a prime, and those around blocks."""
+Variant = tuple[str, tuple[Any, ...], AbstractContextManager[Any]]
+"""What it is, other arguments, and what is entered for the time."""
+
+
+def other_dtypes(case: Case, adapter: Any, shapes: Any) -> Iterator[Variant]:
+    """The arguments in lower precision, and under autocast."""
+    nodes = _floating(case)
+    kinds = {node.path: _kind(node.value) for node in nodes}
+    if not nodes or not all(map(bits_of, kinds.values())):
+        return
+    highest = max(map(bits_of, kinds.values()))
+
+    def cast(name: str) -> tuple[Any, ...]:
+        twins = {"complex64": "complex64", "complex128": "complex64"}
+        changed: dict[Any, Any] = {
+            node.path: adapter.cast(node.value, twins.get(kinds[node.path], name)) for node in nodes
+        }
+        return tuple(replaced(case.args, changed))
+
+    has_complex = any(kind.startswith("complex") for kind in kinds.values())
+    for name in LOWER[:1] if has_complex else LOWER:
+        if BITS[name] < highest:
+            yield f"in {name}", cast(name), nullcontext()
+    if hasattr(adapter, "autocast"):
+        args = cast("float32") if highest == DOUBLE else case.args
+        yield "under autocast", args, adapter.autocast()
+
+
+def other_values(case: Case, adapter: Any, shapes: Any) -> Iterator[Variant]:
+    """Other values of the same arguments. Operators do, which all frameworks have."""
+    nodes = _floating(case)
+    for name, change in FAMILIES.items() if nodes else ():
+        try:
+            changed = {node.path: change(node.value) for node in nodes}
+        except Exception:  # complex numbers are not rounded
+            continue
+        yield f"values {name}", replaced(case.args, changed), nullcontext()
+    whole = [node for node in flatten(case.args) if _repeats(node.value)] if nodes else []
+    if whole:
+        changed = {node.path: node.value * 0 + node.value.reshape(-1)[0] for node in whole}
+        yield "indices that are all the same", replaced(case.args, changed), nullcontext()
+
+
+def _repeats(value: Any) -> bool:
+    """Whether this may be indices, of which some could be the same."""
+    return "int" in _kind(value) and math.prod(value.shape) > 1
+
+
+def without(case: Case, adapter: Any, shapes: Any) -> Iterator[Variant]:
+    """The arrays that may be left out, left out one at a time."""
+    parameters = forward_parameters(case.fn)
+    for number, parameter in enumerate(parameters[: len(case.args)]):
+        if parameter.default is None and hasattr(case.args[number], "shape"):
+            given = (*case.args[:number], None, *case.args[number + 1 :])
+            yield f"without {parameter.name}", given, nullcontext()
+
+
+def _floating(case: Case) -> list[Node]:
+    """The floating arrays among the arguments; none where a gradient belongs to this point."""
+    if case.grads is not None and not callable(case.grads):
+        return []
+    return [node for node in flatten(case.args) if _is_floating(node.value)]
+
+
+def _is_floating(value: Any) -> bool:
+    return hasattr(value, "shape") and any(word in _kind(value) for word in ("float", "complex"))
+
+
+def _kind(value: Any) -> str:
+    """The name of a dtype, as the core has it."""
+    return str(getattr(value, "dtype", "")).rpartition(".")[2]
+
+
+def other_shapes(case: Case, adapter: Any, shapes: Any) -> Iterator[Variant]:
+    if callable(shapes):
+        shapes = {f"size {size}": shapes(size) for size in SIZES}
+    for name, args in (shapes or {}).items():
+        yield str(name), args if isinstance(args, tuple) else (args,), nullcontext()
+
+
+Variants = Callable[[Case, Any, Any], Iterator[Variant]]
+VARIANTS: dict[str, tuple[Variants, Callable[[Report], str]]] = {
+    "dtypes": (other_dtypes, any_fault),
+    "optional": (without, any_fault),
+    "values": (other_values, gross_fault),
+    "shapes": (other_shapes, gross_fault),
+}
+"""Probes that check with something else, and what counts as a fault there."""
+FORMS = ("optional", "shapes")
+"""Those in which a forward pass that runs wants a backward pass that does."""

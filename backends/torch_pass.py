@@ -11,7 +11,7 @@ from xgradcheck._adapters import Trial
 from xgradcheck._layout import Vector
 from xgradcheck._tree import flatten
 
-from .torch_exchanged import mapped
+from .torch_exchanged import eager, exchanged, mapped
 from .torch_tensors import paired, read_into
 
 Tensors = list[torch.Tensor]
@@ -88,13 +88,25 @@ class Pass:
 
     @contextmanager
     def called_with(self, others: dict[int, torch.Tensor]) -> Iterator[None]:
-        """Other tensors among the arguments, by the ids of those they stand for."""
+        """Other tensors among the arguments, by the ids of those they stand for; in the place of
+        those that the function has from elsewhere functions meet the others.
+        """
         problem = self._problem
         found = problem._args, problem._kwargs
+        left = dict(others)
+
+        def other(leaf: Any) -> Any:
+            left.pop(id(leaf), None)
+            return others.get(id(leaf), leaf)
+
         try:
-            args, kwargs = mapped(lambda leaf: others.get(id(leaf), leaf), found)
+            args, kwargs = mapped(other, found)
             problem._args, problem._kwargs = args, kwargs
-            yield
+            if not left:
+                yield
+                return
+            with eager(), exchanged(left):
+                yield
         finally:
             problem._args, problem._kwargs = found
 

@@ -141,19 +141,23 @@ class Probing:
         """An output without a cotangent counts as one whose cotangent is zero."""
         if len(self._problem.outputs) < 2:
             return
-        for leaf in self._problem.outputs:
-            alone = np.zeros_like(self._cotangent)
-            alone[leaf.part] = self._cotangent[leaf.part]
-            expected = self._pass.vjp(self._pass.parts(alone))
-            parts = [
-                part if own is leaf else None
-                for own, part in zip(self._problem.outputs, self._pass.parts(), strict=True)
+        outputs = self._problem.outputs
+        ways = {f"{leaf.name} alone, the others without a cotangent": (leaf,) for leaf in outputs}
+        if len(outputs) > 2:
+            ways |= {
+                f"{leaf.name} without a cotangent": tuple(o for o in outputs if o is not leaf)
+                for leaf in outputs
+            }
+        for what, asked in ways.items():
+            some = np.zeros_like(self._cotangent)
+            for leaf in asked:
+                some[leaf.part] = self._cotangent[leaf.part]
+            expected = self._pass.vjp(self._pass.parts(some))
+            given = [
+                part if any(leaf is own for own in asked) else None
+                for leaf, part in zip(outputs, self._pass.parts(), strict=True)
             ]
-            yield self._pass.tried(
-                f"{leaf.name} alone, the others without a cotangent",
-                partial(self._pass.vjp, parts),
-                expected,
-            )
+            yield self._pass.tried(what, partial(self._pass.vjp, given), expected)
 
     def forms(self) -> Iterator[Trial]:
         """What custom Functions return."""
@@ -300,42 +304,42 @@ class Probing:
         return self._pass.flat([found.get(number) for number in range(len(self._pass.works))])
 
     def aliasing(self) -> Iterator[Trial]:
-        """One tensor passed twice gets the sum of both gradients."""
-        own = [n for n, slot in enumerate(self._slots) if id(slot.found) in self._given]
+        """One tensor passed twice, or one parameter in two places, gets the sum of both
+        gradients; so does one beside a view of it.
+        """
+        works = self._pass.works
         pairs = [
             (a, b)
-            for a, b in combinations(own, 2)
-            if self._pass.works[a].shape == self._pass.works[b].shape
-            and self._pass.works[a].dtype is self._pass.works[b].dtype
+            for a, b in combinations(range(len(works)), 2)
+            if works[a].shape == works[b].shape and works[a].dtype is works[b].dtype
         ]
         for first, second in pairs[:PAIRS]:
-            names = self._slots[first].name, self._slots[second].name
-            twin = self._pass.works[first].detach().clone().requires_grad_()
-            works = [twin if n == second else work for n, work in enumerate(self._pass.works)]
+            twin = works[first].detach().clone().requires_grad_()
             try:
-                with self._pass.called_with({id(self._pass.works[second]): twin}):
-                    found = self._pass.pulled(self._pass.outs(), self._pass.parts(), works)
+                expected = self._with(second, twin, twin)
             except Exception:  # these values are not meant to be the same
                 continue
-            expected = self._pass.flat(found)
             if not np.isfinite(expected).all():
                 continue
             one, two = self._layout.leaves[first].part, self._layout.leaves[second].part
             expected[one] += expected[two]
-            yield self._pass.tried(
-                f"one tensor as {names[0]} and {names[1]}",
-                partial(self._passed_twice, first, second),
-                expected,
-                leaves=[first],
-            )
+            names = self._slots[first].name, self._slots[second].name
+            with torch.enable_grad():
+                view = works[first].view_as(works[first])
+            for what, tensor in {
+                f"one tensor as {names[0]} and {names[1]}": works[first],
+                f"a view of {names[0]} as {names[1]}": view,
+            }.items():
+                run = partial(self._with, second, tensor, None)
+                yield self._pass.tried(what, run, expected, leaves=[first])
 
-    def _passed_twice(self, first: int, second: int) -> Vector:
-        with self._pass.called_with({id(self._pass.works[second]): self._pass.works[first]}):
-            works = [work for n, work in enumerate(self._pass.works) if n != second]
-            found = iter(self._pass.pulled(self._pass.outs(), self._pass.parts(), works))
-        return self._pass.flat(
-            [None if n == second else next(found) for n in range(len(self._pass.works))]
-        )
+    def _with(self, number: int, other: torch.Tensor, asked: torch.Tensor | None) -> Vector:
+        """The gradients where another tensor stands for a leaf; for it, if that is asked for."""
+        works = [asked if n == number else work for n, work in enumerate(self._pass.works)]
+        wanted = [work for work in works if work is not None]
+        with self._pass.called_with({id(self._pass.works[number]): other}):
+            found = iter(self._pass.pulled(self._pass.outs(), self._pass.parts(), wanted))
+        return self._pass.flat([None if work is None else next(found) for work in works])
 
     def memory(self) -> Iterator[Trial]:
         """Nothing is read that was not written before."""

@@ -1,11 +1,11 @@
 """The verb audit: every probe sees its planted mistake, and nothing right is accused."""
 
 import hashlib
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
-from audited import PLANTED, normal
+from audited import PLANTED, function, normal
 from torch import nn
 
 from xgradcheck import GradientMismatch, InvalidCase, Verdict, audit, check
@@ -99,9 +99,7 @@ entered(normal(2, 3, 4), normal(2, 3, 4, seed=1), normal(2, 3, 4, seed=2))(
 
 
 # Forward takes a bias without a weight, and backward does not.
-TRUE_ALARMS = {
-    "group_norm": ["without weight: raises RuntimeError: tensor does not have a device"]
-}
+TRUE_ALARMS = {"group_norm": ["without weight: raises RuntimeError: tensor does not have a device"]}
 
 
 def test_there_are_sixty_functions_of_torch() -> None:
@@ -310,3 +308,64 @@ def test_complex_functions_are_audited() -> None:
     assert report.verdict is Verdict.PASS
     values = next(probe for probe in report.probes if probe.name == "values")
     assert "values times 100" in values.trials
+
+
+class Weighed(torch.autograd.Function):
+    """A product whose weight gets one gradient for each address."""
+
+    seen: ClassVar[set[int]] = set()
+    once = True
+
+    @staticmethod
+    def forward(ctx: Any, x: Any, weight: Any) -> Any:
+        ctx.save_for_backward(x, weight)
+        return x @ weight.T
+
+    @staticmethod
+    def backward(ctx: Any, grad: Any) -> Any:
+        x, weight = ctx.saved_tensors
+        is_known = weight.data_ptr() in Weighed.seen
+        Weighed.seen.add(weight.data_ptr())
+        return grad @ weight, None if is_known and Weighed.once else grad.T @ x
+
+
+class Tied(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = (nn.Parameter(normal(4, 4, seed=n)) for n in (5, 6))
+
+    def forward(self, x: Any) -> Any:
+        Weighed.seen.clear()
+        return Weighed.apply(Weighed.apply(x, self.first).tanh(), self.second)
+
+
+def test_parameters_that_could_be_tied_are_tied(monkeypatch: pytest.MonkeyPatch) -> None:
+    report = audit(Tied(), X, probes="aliasing", raise_exception=False)
+    assert "one tensor as first and second: first[" in report.findings[0].text
+    monkeypatch.setattr(Weighed, "once", False)
+    report = audit(Tied(), X, probes="aliasing")
+    assert report.probes[0].trials == (
+        "one tensor as first and second",
+        "a view of first as second",
+    )
+
+
+@pytest.mark.parametrize("is_right", [False, True])
+def test_one_cotangent_of_three_is_undefined(is_right: bool) -> None:
+    def three(ctx: Any, x: Any) -> Any:
+        ctx.save_for_backward(x)
+        ctx.set_materialize_grads(False)
+        return x.sin(), x.cos(), x**2
+
+    def of_three(ctx: Any, a: Any, b: Any, c: Any) -> Any:
+        (x,) = ctx.saved_tensors
+        if not is_right and c is None and a is not None and b is not None:
+            return a * x.cos()
+        found = torch.zeros_like(x)
+        for part, slope in ((a, x.cos()), (b, -x.sin()), (c, 2 * x)):
+            found = found if part is None else found + part * slope
+        return found
+
+    report = audit(function(three, of_three), X, probes="cotangents", raise_exception=False)
+    assert (report.verdict is Verdict.PASS) is is_right
+    assert "output[2] without a cotangent" in report.probes[0].trials

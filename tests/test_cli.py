@@ -692,6 +692,47 @@ class Square(torch.autograd.Function):
     assert "invalid choice: 'layouts'" in err
 
 
+def test_an_audit_takes_samples_sizes_and_what_is_expected(run, tmp_path):
+    source = """
+import torch
+
+class Round(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.round()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad
+
+def rounded(x: torch.Tensor):
+    return Round.apply(x)
+
+def clipped(grad, x):
+    return grad * (x.abs() < 1)
+
+def of_size(size):
+    return (torch.ones(size, 2, dtype=torch.float64),)
+"""
+    (tmp_path / "rounded.py").write_text(source, encoding="utf-8")
+    target = "rounded.py:rounded", "f64[4,2]"
+    declared = run(*target, "--expect", "surrogate", verb="audit")
+    assert declared[0] == 0
+    assert "a surrogate, whose gradient was not compared" in declared[1]
+    status, out, _ = run(*target, "--expect", "rounded.py:clipped", verb="audit")
+    assert status == 1
+    assert "beside the gradient that is expected" in " ".join(out.split())
+    samples = "--probe", "slices", "--batch", "x", "--large", "100", "--expect", "surrogate"
+    status, out, _ = run(*target, *samples, verb="audit")
+    assert status == 0
+    assert "slices  PASS          2  a batch gives what its parts give" in out
+    sizes = "--probe", "shapes", "--shapes", "rounded.py:of_size"
+    assert run("rounded.py:rounded", "f64[4,2]", *sizes, verb="audit")[0] == 1
+    status, _, err = run(*target, "--batch", "x:a", verb="audit")
+    assert status == 2
+    assert "--batch x:a is no batch axis: write NAME, or NAME:AXIS." in err
+
+
 def test_a_selftest_tells_what_became_of_planted_rules(capsys, monkeypatch):
     assert main(["selftest", "--backend", "numpy"]) == 0
     assert "numpy    20 of 20 passed  60 of 60 caught" in capsys.readouterr().out

@@ -104,7 +104,8 @@ def framework_uses(source: str) -> list[str]:
 
 def own_imports(source: str) -> set[str]:
     """The modules of the core that ``source`` imports: ``_layout``, ``_judge``, ..."""
-    names = {part for module in imports(source) for part in module.split(".")[:2]}
+    own = [module.split(".") for module in imports(source) if module.startswith("xgradcheck.")]
+    names = {parts[1] for parts in own}
     return names & {path.stem for path in CORE} - {"__init__", "backends"}
 
 

@@ -32,6 +32,7 @@ from xgradcheck._probes import PROBES
 from xgradcheck._report import Report
 from xgradcheck._selftest import outcomes
 from xgradcheck._stages import COVERAGES, METHODS, environment
+from xgradcheck._stated import SURROGATE
 from xgradcheck._text import bare_table
 from xgradcheck._tree import positional_parameters
 
@@ -123,6 +124,29 @@ def _parser() -> argparse.ArgumentParser:
         choices=[*PROBES],
         action="append",
         help=f"may be given more than once, all if left out: {', '.join(PROBES)}",
+    )
+    auditing.add_argument(
+        "--shapes", metavar="TARGET", help="a function that makes the arguments of a size"
+    )
+    auditing.add_argument(
+        "--batch",
+        metavar="NAME[:AXIS]",
+        action="append",
+        help="an argument that holds samples, by name or number; may be given more than once",
+    )
+    auditing.add_argument(
+        "--large",
+        metavar="COUNT",
+        nargs="?",
+        type=int,
+        const=True,
+        default=False,
+        help="compare samples with a launch of so many elements (2147483648)",
+    )
+    auditing.add_argument(
+        "--expect",
+        metavar="TARGET",
+        help=f"what the gradient is meant to be: its function, or {SURROGATE!r}",
     )
     auditing.add_argument("--strict", action="store_true", help="let probes that are skipped fail")
     selftest = verbs.add_parser(
@@ -307,8 +331,27 @@ def _check_one(target: Target, options: argparse.Namespace, number: int) -> int:
 def _of_verb(options: argparse.Namespace) -> dict[str, Any]:
     """The options that only one verb has."""
     if options.verb == "audit":
-        return {"probes": options.probe or ALL_PROBES, "strict": options.strict}
+        expect = options.expect
+        return {
+            "probes": options.probe or ALL_PROBES,
+            "shapes": _load(options.shapes)[0] if options.shapes else None,
+            "batch": _batch(options.batch) if options.batch else None,
+            "large": options.large,
+            "expect": _load(expect)[0] if expect not in (None, SURROGATE) else expect,
+            "strict": options.strict,
+        }
     return {"order": options.order, "modes": options.mode or (REVERSE,)}
+
+
+def _batch(written: Sequence[str]) -> dict[str | int, int]:
+    """Batch axes as ``name:axis`` means them, or ``name`` for the first."""
+    axes: dict[str | int, int] = {}
+    for word in written:
+        name, _, axis = word.partition(":")
+        if axis and not axis.isdecimal():
+            raise InvalidCase(f"--batch {word} is no batch axis: write NAME, or NAME:AXIS.")
+        axes[int(name) if name.isdecimal() else name] = int(axis or 0)
+    return axes
 
 
 def _load(written: str) -> tuple[Any, ModuleType]:

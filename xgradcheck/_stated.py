@@ -1,5 +1,6 @@
 """A gradient that is not meant to be that of its function: declared a surrogate, or stated."""
 
+import inspect
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -15,7 +16,7 @@ from xgradcheck._judge import Verdict, distance, grade, judge, tolerance, zero_b
 from xgradcheck._layout import Leaf, Vector
 from xgradcheck._outcome import element_at, leaf_entry
 from xgradcheck._report import Finding, LeafReport, Leaves, Report
-from xgradcheck._stages import cotangent_of, environment
+from xgradcheck._stages import cotangent_of, environment, report_on
 
 SURROGATE = "surrogate"
 DECLARED = "its gradient is declared a surrogate: it was not compared with differences"
@@ -41,8 +42,9 @@ def stated_on(
     """The report on a gradient that has to be the one that is expected, in the form of ``grads``;
     or that is not compared with anything.
     """
-    if others:
-        raise InvalidCase(f"{next(iter(others))} is for differences, and expect= makes none.")
+    usual = inspect.signature(report_on).parameters
+    if unfit := [name for name, value in others.items() if value != usual[name].default]:
+        raise InvalidCase(f"{unfit[0]} is for differences, and expect= makes none.")
     if isinstance(expect, str) and expect != SURROGATE:
         raise InvalidCase(
             f"expect={expect!r} is neither {SURROGATE!r} nor a gradient in the form of grads."

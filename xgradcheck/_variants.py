@@ -1,7 +1,7 @@
 """Other arguments for the same function: of lower precision, other values or sizes, or left out."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -24,8 +24,22 @@ FAMILIES: dict[str, Callable[[Any], Any]] = {
     "below the smallest normal number": lambda x: x * 1e-310,
 }
 """What becomes of the arguments' values."""
-SIZES = (0, 1, 2, 3, 7, 8, 9, 15, 16, 17, 31, 32, 33, 37, 63, 64, 65, 127, 128, 129)
-"""One, a prime, and those around blocks."""
+BLOCKS, PRIME = (8, 16, 32, 64, 128), 37
+"""What sizes are guessed to matter."""
+
+
+def around(blocks: Sequence[int]) -> list[int]:
+    """0, 1, 2, 3, a prime, and the sizes around blocks: B - 1, B, B + 1, 2 B - 1.
+
+    >>> around((8,))
+    [0, 1, 2, 3, 7, 8, 9, 15, 37]
+    """
+    sizes = {0, 1, 2, 3, PRIME}
+    for block in blocks:
+        sizes |= {block - 1, block, block + 1, 2 * block - 1}
+    return sorted(sizes)
+
+
 Variant = tuple[str, tuple[Any, ...], AbstractContextManager[Any]]
 """What it is, other arguments, and what is entered for the time."""
 
@@ -101,7 +115,7 @@ def _kind(value: Any) -> str:
 
 def other_shapes(case: Case, adapter: Any, shapes: Any) -> Iterator[Variant]:
     if callable(shapes):
-        shapes = {f"size {size}": shapes(size) for size in SIZES}
+        shapes = {f"size {size}": shapes(size) for size in around(BLOCKS)}
     for name, args in (shapes or {}).items():
         yield str(name), args if isinstance(args, tuple) else (args,), nullcontext()
 

@@ -58,6 +58,7 @@ MOVED = 2.0**-6
 """How far away another call is, as a share of each coordinate."""
 LOST = 1e-5
 """What distance a right backward pass may have at extreme values."""
+REPEATS = 4
 SAID = 3
 """Of so many failed trials each is told in a sentence."""
 
@@ -137,6 +138,7 @@ def trials(name: str, usual: Usual, cotangent: Vector) -> Iterator[Trial]:
     if name == "cotangents" and not usual.problem.unit_cotangent:
         yield from _of_cotangents(usual.problem, usual.gradient, cotangent)
     elif name == "repetition" and usual.problem.can_move:
+        yield _of_repeats(usual, cotangent)
         yield from _of_repetition(usual.problem, cotangent)
 
 
@@ -168,6 +170,20 @@ def _of_cotangents(problem: Problem, usual: Vector, u: Vector) -> Iterator[Trial
     reach = 2.0 ** (FAR if problem.bits >= SINGLE else NEAR)
     yield tried("a huge cotangent", lambda: at(reach * u), lambda: reach * usual)
     yield tried("a tiny cotangent", lambda: at(u / reach), lambda: usual / reach)
+
+
+def _of_repeats(usual: Usual, cotangent: Vector) -> Trial:
+    """Runs differ by the order of their sums, where they differ; more than that is a race."""
+    what = f"{REPEATS} runs alike"
+    try:
+        runs = [usual.problem.gradient(cotangent).gradient for _ in range(REPEATS)]
+    except Exception as error:
+        return Trial(what, error=error)
+    runs.append(usual.gradient)
+    exact = Usual.beside(usual.problem, usual.gradient)
+    lowest, highest = np.min(runs, axis=0), np.max(runs, axis=0)
+    fault = exact.fault(Trial("in another one", highest, lowest))
+    return Trial(what, fault=f"differ by more than rounding, {fault}" if fault else "")
 
 
 def _of_repetition(problem: Problem, cotangent: Vector) -> Iterator[Trial]:

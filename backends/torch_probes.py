@@ -75,6 +75,22 @@ EXPANDED: dict[str, Lay] = {
     "expanded from one number, as sum() gives it": _one_number,
     "expanded from one row": _one_row,
 }
+Make = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+# What comes after a layer in a network, and the cotangent of that.
+MADE: dict[str, Make] = {
+    "cat": lambda out, part: (
+        torch.cat([out, out.detach()], -1),
+        torch.cat([part, torch.full_like(part, 7.0)], -1),
+    ),
+    "stack": lambda out, part: (
+        torch.stack([out.detach(), out], -1),
+        torch.stack([torch.full_like(part, 7.0), part], -1),
+    ),
+    "a transposition": lambda out, part: (
+        out.transpose(0, -1),
+        part.transpose(0, -1).contiguous(),
+    ),
+}
 WIDEST, PAIRS = 5, 10
 """Of so many leaves every subset is tried, and so many pairs of arguments."""
 POISON = 1e4
@@ -106,11 +122,41 @@ class Probing:
         self._problem, self._cotangent = problem, cotangent
         self._slots, self._layout = problem._slots, problem.layout
         self._pass = Pass(problem, cotangent)
+        self._names = self._pass.names()
         self._given = {id(slot.found) for slot in problem._slots if slot.work is not slot.found}
 
     def layouts(self) -> Iterator[Trial]:
-        """The same cotangents and the same inputs, in other memory."""
-        for number, name in enumerate(self._pass.names()):
+        """The same cotangents and the same inputs in other memory, handed over as they are and as
+        a graph brings them.
+        """
+        yield from self._cotangents_laid()
+        yield from self._cotangents_of_graphs()
+        for slot in self._slots:
+            if id(slot.found) not in self._given or not slot.work.is_leaf:
+                continue  # others may read the memory of the user's own tensors
+            for laid, lay in LAYOUTS.items():
+                moved = lay(slot.work.detach()) if slot.work.numel() else None
+                if moved is None or not _is_elsewhere(moved, slot.work):
+                    continue
+                # Whoever refuses a layout gives no wrong gradient.
+                with _in_memory(slot.work, moved):
+                    yield self._pass.tried(
+                        f"{slot.name} {laid}",
+                        lambda: self._pass.vjp(self._pass.parts()),
+                        refuses=True,
+                    )
+                with torch.enable_grad():
+                    made = lay(slot.work)
+                assert made is not None
+                with self._pass.called_with({id(slot.work): made}):
+                    yield self._pass.tried(
+                        f"{slot.name} {laid}, from a graph",
+                        lambda: self._pass.vjp(self._pass.parts()),
+                        refuses=True,
+                    )
+
+    def _cotangents_laid(self) -> Iterator[Trial]:
+        for number, name in enumerate(self._names):
             for laid, lay in chain(LAYOUTS.items(), EXPANDED.items()):
                 parts = self._pass.parts()
                 moved = lay(parts[number]) if parts[number].numel() else None
@@ -122,20 +168,22 @@ class Probing:
                     expected = self._pass.vjp(parts)
                 parts[number] = moved
                 yield self._pass.tried(f"{name} {laid}", partial(self._pass.vjp, parts), expected)
-        for slot in self._slots:
-            if id(slot.found) not in self._given or not slot.work.is_leaf:
-                continue  # others may read the memory of the user's own tensors
-            for laid, lay in LAYOUTS.items():
-                moved = lay(slot.work.detach()) if slot.work.numel() else None
-                if moved is None or not _is_elsewhere(moved, slot.work):
+
+    def _cotangents_of_graphs(self) -> Iterator[Trial]:
+        for number, name in enumerate(self._names):
+            for made, make in MADE.items():
+                if not self._pass.parts()[number].dim():
                     continue
-                with _in_memory(slot.work, moved):
-                    # Whoever refuses a layout gives no wrong gradient.
-                    yield self._pass.tried(
-                        f"{slot.name} {laid}",
-                        lambda: self._pass.vjp(self._pass.parts()),
-                        refuses=True,
-                    )
+
+                def run(number: int = number, make: Make = make) -> Vector:
+                    outs, parts = self._pass.outs(), self._pass.parts()
+                    if not outs[number].requires_grad:
+                        return self._pass.flat(self._pass.pulled(outs, parts))
+                    with torch.enable_grad():
+                        outs[number], parts[number] = make(outs[number], parts[number])
+                    return self._pass.flat(self._pass.pulled(outs, parts))
+
+                yield self._pass.tried(f"{name} from the graph of {made}", run)
 
     def cotangents(self) -> Iterator[Trial]:
         """An output without a cotangent counts as one whose cotangent is zero."""
@@ -186,7 +234,7 @@ class Probing:
         parts = self._pass.parts()
         watched = leaves | around
         watched |= {leaf.name: out for leaf, out in zip(problem.outputs, outs, strict=True)}
-        watched |= dict(zip(self._pass.names(), parts, strict=True))
+        watched |= dict(zip(self._names, parts, strict=True))
         watched |= _saved(outs)
         found = _bytes_of(watched)
         try:

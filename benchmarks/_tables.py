@@ -10,14 +10,14 @@ from rich.table import Table
 Row = dict[str, Any]
 
 
-def show(title: str, rows: list[Row]) -> None:
+def show(title: str, rows: list[Row], width: int = 130) -> None:
     """Print rows, numbers to the right."""
     table = Table(title=title)
     for column, value in rows[0].items():
         table.add_column(column, justify="left" if isinstance(value, str) else "right")
     for row in rows:
         table.add_row(*map(said, row.values()))
-    Console(width=130).print(table)
+    Console(width=width).print(table)
 
 
 def said(value: Any) -> str:

@@ -6,12 +6,21 @@ the right gradient counts those that were rejected. xgradcheck accepts with PASS
 is a sine whose backward pass is spoilt, as a torch.autograd.Function and as a jax.custom_vjp; slow
 gradcheck judges up to 1,000 elements.
 
+The second: mistakes of real backward passes, class by class (layout, use of the cotangent, edges of
+blocks and so on; a row such as B12 is one of the collection that they were taken from), each in a
+small operator on the CPU and beside its right twin, before every checker with its defaults: those
+of torch and JAX in float64, and audit with the other shapes that a user would name. "accepted" is
+a wrong one that got through; "false", that the right one was rejected; "-", that the checker has
+nothing to do with such. An exception of the backward pass counts as caught. The last line counts
+what was caught of what a checker was asked, where the right one was not rejected.
+
 The others: evaluations from the failed certificate to the report, beside two for every coordinate
 that a sweep takes; the share of the wrong coordinates that was found, and how many right ones were
 called wrong. First for a NumPy function of one matrix and ten vectors, then for a torch network,
 one of whose weights gets a wrong gradient.
 
 Prints the tables and writes power.json beside this file. Run: python benchmarks/power.py [--long]
+(--classes: the second table alone, without the file)
 """
 
 import argparse
@@ -27,6 +36,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
+from _classes import by_class
 from _networks import batch, mlp, weights
 from _tables import Row, show, write
 from jax.test_util import check_grads
@@ -54,6 +64,9 @@ SLOW = 1_000
 BLOCK, TAIL = 16, 37
 OFF_BY = 0.1
 """Errors that are to be localised, beside the rms of the gradient."""
+BY_CLASS = "mistakes of real backward passes, by class"
+WIDE = 160
+"""How many characters that table takes."""
 
 
 def without(rng: np.random.Generator, shape: tuple[int, ...], size: int) -> Vector:
@@ -348,20 +361,26 @@ def localising_in_networks(widths: list[int], runs: int) -> list[Row]:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Which wrong gradients checkers accept.")
     parser.add_argument("--long", action="store_true", help="to 1e7 elements, and more runs")
-    long = parser.parse_args().long
+    parser.add_argument("--classes", action="store_true", help="only the mistakes by class")
+    asked = parser.parse_args()
+    if asked.classes:
+        show(BY_CLASS, by_class(), WIDE)
+        return
+    long = asked.long
     short = dict.fromkeys([size for size in SHAPES if size < 10_000_000], 3)
     judged_runs = dict.fromkeys(short, 10) | {10_000_000: 1} if long else short
     localised_runs = {10_000: 10, 100_000: 5, 1_000_000: 3, 10_000_000: 1}
     short_runs = {10_000: 3, 100_000: 2, 1_000_000: 1}
     sections = {
         "accepted / runs (of the right gradient: rejected)": accepting(judged_runs),
+        BY_CLASS: by_class(),
         "to the place of what is wrong: NumPy": localising(localised_runs if long else short_runs),
         "to the place of what is wrong: a torch network": localising_in_networks(
             [128, 700] if long else [128], 5 if long else 3
         ),
     }
     for title, rows in sections.items():
-        show(title, rows)
+        show(title, rows, WIDE if title == BY_CLASS else 130)
     write(__file__, sections=sections, environment=environment(), threads=torch.get_num_threads())
 
 

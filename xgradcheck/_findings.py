@@ -92,6 +92,8 @@ def _extent(leaf: Leaf, failed: Mask) -> str:
     count = int(failed.sum())
     if count == leaf.size or not count:
         return leaf.name if leaf.size == 1 else f"{leaf.name}, every element"
+    if count > 1 and failed[-count:].all() and not leaf.is_complex:
+        return f"{leaf.name}, the last {count} of {leaf.size} elements"
     return f"{leaf.name}, {count} of {leaf.size} elements, {_places(leaf, failed)}"
 
 

@@ -63,6 +63,8 @@ LARGE = 2048
 them with it costs more than compiling then.
 """
 
+FLUSHES = True
+"""Whether numbers below the smallest normal one are taken for zero: XLA does so."""
 # Larger leaves are copied one by one as they move: a program copies its arguments all at once.
 HEAVY = 1 << 20
 # Larger functions are not kept: their arguments would be, too.
@@ -203,7 +205,7 @@ class JaxProblem:
         self._way: str | None = None
         self._made = self
         self._is_traced = self._calls_back = self._draws_low = False
-        self._computed = 0
+        self._computed, self._convolves = 0, False
         self._seen: list[Node] = []
         self._now = Functions(self._everything_at, self._pulled_back, self._pushed_at)
         self._unread: frozenset[int] = frozenset()
@@ -305,6 +307,7 @@ class JaxProblem:
             "_draws_low",
             "_calls_back",
             "_computed",
+            "_convolves",
             "outputs",
             "bits",
         )
@@ -505,8 +508,11 @@ class JaxProblem:
 
     def _first_outputs_at(self, leaves: Sequence[Any]) -> list[Any]:
         """The floating outputs as a list; notes on the way what the function returned."""
+        # JAX takes an array of whole numbers that it knows from a world of other integers for what
+        # it was there.
         values = [
-            node.value for node in self._nodes[: len(self._nodes) - len(self._numbers) + self._own]
+            node.value.copy() if _is_whole(node.value) else node.value
+            for node in self._nodes[: len(self._nodes) - len(self._numbers) + self._own]
         ]
         for number, leaf in zip(self._numbers[: self._own], leaves, strict=True):
             values[number] = leaf
@@ -591,6 +597,7 @@ class JaxProblem:
             self._calls_back = _calls_back(program)
             bits = _lowest_bits(program)
             self._computed = _bytes_computed(program)
+            self._convolves = _convolves(program)
         except Exception:
             # Not traceable, or wrong: running it tells, with the user's own exception.
             self._world.watch()
@@ -678,6 +685,9 @@ class JaxProblem:
         batched = jax.jit(jax.vmap(compute, in_axes=(0, None)), compiler_options=options)
         points = np.broadcast_to(self.point, (self._chunk, self.point.size))
         for program in (together, singly):
+            if program is together and self._convolves:
+                self._chunk, points = 1, points[:1]
+                continue
             try:
                 np.asarray(program(points, np.ones(self.outputs.size)))
             except Exception:
@@ -949,6 +959,19 @@ def _calls_back(program: Any) -> bool:
         "callback" in step.primitive.name
         or any(
             _calls_back(getattr(inner, "jaxpr", inner))
+            for inner in tree_util.tree_leaves(list(step.params.values()), is_leaf=_is_program)
+            if _is_program(inner)
+        )
+        for step in program.eqns
+    )
+
+
+def _convolves(program: Any) -> bool:
+    """Whether there are convolutions: a batch of kernels is slower than one after another."""
+    return any(
+        step.primitive.name == "conv_general_dilated"
+        or any(
+            _convolves(getattr(inner, "jaxpr", inner))
             for inner in tree_util.tree_leaves(list(step.params.values()), is_leaf=_is_program)
             if _is_program(inner)
         )

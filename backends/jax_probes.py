@@ -130,11 +130,11 @@ class Probing:
             "under jit": lambda: jax.jit(self._pull)(self._leaves, self._parts),
             "under vmap": lambda: self._batched(jax.vmap(self._pull)),
             "under jit of vmap": lambda: self._batched(jax.jit(jax.vmap(self._pull))),
-            "differentiated through vmap": lambda: self._batched(self._pull_of_batch),
-            "with cotangents under vmap": self._batched_cotangents,
-            "under checkpoint": lambda: self._pull_of(jax.checkpoint(self._outs)),
-            "inside of scan, which it closes over": lambda: self._pull_of(self._scanned),
-            "linearized and transposed": self._linearized,
+            "differentiated through vmap": lambda: self._batched(self._quick(self._pull_of_batch)),
+            "with cotangents under vmap": lambda: self._of(self._batched_cotangents),
+            "under checkpoint": lambda: self._of(self._checkpointed),
+            "inside of scan, which it closes over": lambda: self._of(self._scanned),
+            "linearized and transposed": lambda: self._of(self._linearized),
         }
         if others := self._other_arrays():
             ways["under jit, with all arrays traced"] = lambda: self._traced(others)
@@ -162,9 +162,23 @@ class Probing:
                 return Trial(what, fault=fault)
         return trial
 
-    def _pull_of(self, fn: Any) -> Pulled:
-        outs, pull = jax.vjp(fn, self._leaves)
-        return outs, pull(self._parts)[0]
+    def _of(self, pull: Callable[[Any, Any], Pulled]) -> Pulled:
+        return self._quick(pull)(self._leaves, self._parts)
+
+    def _quick(self, pull: Callable[[Any, Any], Pulled]) -> Callable[[Any, Any], Pulled]:
+        """The same under jit, if that can be: one program is compiled sooner than each operation
+        by itself.
+        """
+
+        def run(leaves: Any, parts: Any) -> Pulled:
+            try:
+                pulled: Pulled = jax.jit(pull)(leaves, parts)
+            except Exception:
+                self._problem._world.reset()
+                return pull(leaves, parts)
+            return pulled
+
+        return run
 
     def _eager(self) -> Pulled:
         with jax.disable_jit():
@@ -196,20 +210,28 @@ class Probing:
         outs, pull = jax.vjp(jax.vmap(self._outs), leaves)
         return outs, pull(parts)[0]
 
-    def _batched_cotangents(self) -> Pulled:
-        outs, pull = jax.vjp(self._outs, self._leaves)
-        grads = jax.vmap(pull)([jnp.stack([2 * part, part]) for part in self._parts])[0]
+    def _batched_cotangents(self, leaves: Any, parts: Any) -> Pulled:
+        outs, pull = jax.vjp(self._outs, leaves)
+        grads = jax.vmap(pull)([jnp.stack([2 * part, part]) for part in parts])[0]
         return outs, [grad[1] for grad in grads]
 
-    def _scanned(self, leaves: Any) -> Any:
-        def body(carry: Any, _: Any) -> Any:
-            return carry, self._outs(leaves)
+    def _checkpointed(self, leaves: Any, parts: Any) -> Pulled:
+        outs, pull = jax.vjp(jax.checkpoint(self._outs), leaves)
+        return outs, pull(parts)[0]
 
-        return [out[0] for out in jax.lax.scan(body, 0.0, None, length=1)[1]]
+    def _scanned(self, leaves: Any, parts: Any) -> Pulled:
+        def scanned(leaves: Any) -> Any:
+            def body(carry: Any, _: Any) -> Any:
+                return carry, self._outs(leaves)
 
-    def _linearized(self) -> Pulled:
-        outs, push = jax.linearize(self._outs, self._leaves)
-        return outs, jax.linear_transpose(push, self._leaves)(self._parts)[0]
+            return [out[0] for out in jax.lax.scan(body, 0.0, None, length=1)[1]]
+
+        outs, pull = jax.vjp(scanned, leaves)
+        return outs, pull(parts)[0]
+
+    def _linearized(self, leaves: Any, parts: Any) -> Pulled:
+        outs, push = jax.linearize(self._outs, leaves)
+        return outs, jax.linear_transpose(push, leaves)(parts)[0]
 
     def _of_numbers(self) -> Pulled:
         """Plain numbers have a weak type."""

@@ -131,29 +131,38 @@ class Probing:
         """
         yield from self._cotangents_laid()
         yield from self._cotangents_of_graphs()
-        for slot in self._slots:
-            if id(slot.found) not in self._given or not slot.work.is_leaf:
+        for number, slot in enumerate(self._slots):
+            if id(slot.found) not in self._given or not slot.work.is_leaf or not slot.work.numel():
                 continue  # others may read the memory of the user's own tensors
             for laid, lay in LAYOUTS.items():
-                moved = lay(slot.work.detach()) if slot.work.numel() else None
+                moved = lay(slot.work.detach())
                 if moved is None or not _is_elsewhere(moved, slot.work):
                     continue
                 # Whoever refuses a layout gives no wrong gradient.
+                what = f"{slot.name} {laid}"
                 with _in_memory(slot.work, moved):
-                    yield self._pass.tried(
-                        f"{slot.name} {laid}",
-                        lambda: self._pass.vjp(self._pass.parts()),
-                        refuses=True,
-                    )
+                    yield self._pass.tried(what, self._usual, refuses=True)
                 with torch.enable_grad():
-                    made = lay(slot.work)
-                assert made is not None
-                with self._pass.called_with({id(slot.work): made}):
-                    yield self._pass.tried(
-                        f"{slot.name} {laid}, from a graph",
-                        lambda: self._pass.vjp(self._pass.parts()),
-                        refuses=True,
-                    )
+                    made: Any = lay(slot.work)
+                run = partial(self._with, number, made, slot.work)
+                yield self._pass.tried(f"{what}, from a graph", run, refuses=True)
+            for laid, lay in EXPANDED.items():
+                moved = lay(slot.work.detach())
+                if moved is not None and _is_elsewhere(moved, slot.work):
+                    yield from self._expanded(number, f"{slot.name} {laid}", moved)
+
+    def _usual(self) -> Vector:
+        return self._pass.vjp(self._pass.parts())
+
+    def _expanded(self, number: int, what: str, moved: torch.Tensor) -> Iterator[Trial]:
+        """An input whose elements share memory, beside one of the same values."""
+        dense, shared = moved.contiguous().requires_grad_(), moved.requires_grad_()
+        try:
+            expected = self._with(number, dense, dense)
+        except Exception:  # these values are not meant to be the same
+            return
+        run = partial(self._with, number, shared, shared)
+        yield self._pass.tried(what, run, expected, refuses=True)
 
     def _cotangents_laid(self) -> Iterator[Trial]:
         for number, name in enumerate(self._names):

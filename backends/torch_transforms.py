@@ -4,6 +4,7 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from types import FunctionType
 from typing import Any
 
@@ -25,6 +26,7 @@ Way = Callable[[], tuple[Sequence[torch.Tensor], Grads]]
 """The outputs and the gradients that one way leads to."""
 OF_TORCH = ("aten", "prim", "prims")
 """Namespaces of operators that are torch's own."""
+HUGE = 2.0**24
 BACKEND = "aot_eager"
 """Traces forward and backward as every backend does, and compiles nothing."""
 
@@ -48,11 +50,13 @@ class Transforms:
             ways |= {
                 "under torch.func.vjp": self._by_vjp,
                 "under vmap": self._batched,
+                "under vmap of torch.func.vjp": self._batched_vjp,
                 f"under torch.compile ({BACKEND})": self._compiled,
             }
         for what, way in ways.items():
             yield self._tried(what, way, usual)
         yield self._pass.tried("through a graph of other operations", self._within)
+        yield from self._autocast()
 
     def _tried(self, what: str, way: Way, usual: float) -> Trial:
         self._problem._world.reset()
@@ -111,6 +115,20 @@ class Transforms:
         own: Grads = [None if grad is None else grad[1] for grad in grads]
         return [out[1] for out in outs], self._met(own)
 
+    def _batched_vjp(self) -> tuple[Sequence[torch.Tensor], Grads]:
+        vjp: Any = torch.func.vjp
+
+        def pulled(leaves: Any, parts: Any) -> Any:
+            outs, pull = vjp(self._of_leaves, *leaves)
+            return outs, pull(parts)
+
+        works = [work.detach() for work in self._pass.works]
+        leaves = tuple(torch.stack([work * _handed.ELSEWHERE, work]) for work in works)
+        parts = tuple(torch.stack([2 * part, part]) for part in self._pass.parts())
+        with torch.enable_grad(), without_fallback():
+            outs, grads = torch.func.vmap(pulled, randomness="same")(leaves, parts)
+        return [out[1] for out in outs], self._met([grad[1] for grad in grads])
+
     def _met(self, grads: Sequence[torch.Tensor | None]) -> Grads:
         """The same gradients; raises where a function may not have met what stood in for a leaf of
         its own, as scripted modules do not.
@@ -142,6 +160,31 @@ class Transforms:
                 if not is_whole:
                     raise
         raise AssertionError
+
+    def _autocast(self) -> Iterator[Trial]:
+        """bfloat16 reaches as far as float32: what overflows is computed in float16."""
+        low = {
+            id(leaf): leaf.detach().float().requires_grad_(leaf.requires_grad)
+            for leaf in self._pass.tensors()
+            if leaf.dtype is torch.float64
+        }
+        works = [low.get(id(work), work) for work in self._pass.works]
+        if any(work.dtype is not torch.float32 for work in works):
+            return
+
+        def pulled(factor: float) -> Vector:
+            with torch.autocast("cpu", torch.bfloat16), self._pass.called_with(low):
+                outs = self._pass.outs()
+                parts = zip(self._pass.parts(), outs, strict=True)
+                given = [(factor * part).to(out.dtype) for part, out in parts]
+                return self._pass.flat(self._pass.pulled(outs, given, works)) / factor
+
+        try:
+            expected = pulled(1.0)
+        except Exception as error:  # something that has to be given in float64
+            yield Trial("under autocast", error=error, refuses=True)
+            return
+        yield self._pass.tried("a huge cotangent under autocast", partial(pulled, HUGE), expected)
 
     def _within(self) -> Vector:
         # What comes before and after a layer in a network: leaves are no leaves any more, and a

@@ -14,6 +14,8 @@ from xgradcheck._layout import DOUBLE, Vector
 from xgradcheck._truth import Sweep, Truth
 
 REVERSE, FORWARD = "reverse", "forward"
+SMALLEST = {24: 2.0**-126, 11: 2.0**-24, 8: 2.0**-126}
+"""What may be flushed to zero, by the bits of a format; of float16 only what it cannot hold."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +35,9 @@ class Run:
 
     @property
     def excused(self) -> Vector:
-        """What each element may err by."""
-        return np.asarray(self.slack + self.rounding)
+        """What each element may err by; numbers that are not normal may be flushed to zero."""
+        flushed = 0.0 if self.bits is None else SMALLEST[self.bits]
+        return np.asarray(self.slack + self.rounding + flushed)
 
 
 @dataclass(frozen=True, slots=True)

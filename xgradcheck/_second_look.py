@@ -264,7 +264,7 @@ def _absorbed(work: Sweep, index: Positions, rungs: Vector) -> Mask:
         first = np.take_along_axis(far, np.argmax(far > 0, axis=0)[None], axis=0)[0]
         # What a gradient says of a step of this size has to be lost in it, too.
         told = np.abs(work.gradient[index[chosen]]) * work.scale[index[chosen]]
-        lost = (first < LITTLE * np.nanmax(far, axis=0)) & (told <= LOST * first)
+        lost = (first < LITTLE * np.fmax.reduce(far, axis=0)) & (told <= LOST * first)
         absorbed[chosen] = (first > 0) & lost
     return absorbed
 

@@ -259,6 +259,10 @@ def test_there_are_sixty_functions_of_jax() -> None:
     assert len(JAX_FUNCTIONS) >= 60
 
 
+# Its softmax is computed in float32, whatever it is given: of float64 that is not enough.
+IN_FLOAT32 = {"dot_product_attention"}
+
+
 def named(number: int, name: str) -> Any:
     if name in NEVER_DONE:
         marks = [pytest.mark.skip("beside larger numbers, one near zero keeps JAX busy for hours")]
@@ -271,7 +275,8 @@ def named(number: int, name: str) -> Any:
 def test_no_alarm_over_functions_of_jax(name: str) -> None:
     fn, args, options = JAX_FUNCTIONS[name]
     report = audit(fn, *args, **options, backend="jax", raise_exception=False)
-    assert report.verdict is Verdict.PASS, str(report)
+    expected = Verdict.INCONCLUSIVE if name in IN_FLOAT32 else Verdict.PASS
+    assert report.verdict is expected, str(report)
 
 
 def test_slopes_at_zero_that_do_not_go_together_are_seen() -> None:

@@ -90,7 +90,9 @@ def from_numpy(array: Any) -> Any:
 
 def cast(array: Any, dtype: str) -> Any:
     """The same numbers in another dtype, which is named as the core has it."""
-    return array.astype(jnp.dtype(dtype))
+    # Outside of a scope of its own JAX has no float64, and NumPy has.
+    wide = np.dtype(jnp.dtype(dtype)).itemsize == (16 if dtype.startswith("complex") else 8)
+    return (np.asarray(array) if wide else array).astype(jnp.dtype(dtype))
 
 
 def array_of(value: Any) -> Any:

@@ -733,6 +733,43 @@ def of_size(size):
     assert "--batch x:a is no batch axis: write NAME, or NAME:AXIS." in err
 
 
+def test_a_kernel_is_compared_with_its_reference(run, tmp_path):
+    source = """
+import torch
+
+def plain(x: torch.Tensor):
+    return x.softmax(-1)
+
+class Softmax(torch.autograd.Function):
+    factor = 1.0
+
+    @staticmethod
+    def forward(ctx, x):
+        p = (x - x.amax(-1, keepdim=True)).exp()
+        p = p / p.sum(-1, keepdim=True)
+        ctx.save_for_backward(p)
+        return p
+
+    @classmethod
+    def backward(cls, ctx, grad):
+        (p,) = ctx.saved_tensors
+        return cls.factor * p * (grad - (p * grad).sum(-1, keepdim=True))
+
+class Wrong(Softmax):
+    factor = 1.1
+"""
+    (tmp_path / "kernels.py").write_text(source, encoding="utf-8")
+    options = "f32[8,16]", "--reference", "kernels.py:plain", "--dtype", "float32"
+    status, out, _ = run("kernels.py:Softmax.apply", *options, "--dtype", "bfloat16")
+    assert status == 0
+    assert "x baseline" in out
+    assert "bfloat16 PASS" in " ".join(out.split())
+    assert run("kernels.py:Wrong.apply", *options)[0] == 1
+    status, _, err = run("kernels.py:Softmax.apply", "f32[8,16]", "--dtype", "float32")
+    assert status == 2
+    assert "dtypes and factors go with reference=" in err
+
+
 def test_a_selftest_tells_what_became_of_planted_rules(capsys, monkeypatch):
     assert main(["selftest", "--backend", "numpy"]) == 0
     assert "numpy    20 of 20 passed  60 of 60 caught" in capsys.readouterr().out

@@ -244,6 +244,11 @@ def adapter(name: str) -> ModuleType:
         ) from None
 
 
+def name_of(module: ModuleType) -> str:
+    """What an adapter is called as a backend."""
+    return next(name for name, path in _modules.items() if path == module.__name__)
+
+
 def claim(case: Case, backend: str | None) -> ModuleType:
     """The adapter for this call: the one asked for, else the one framework whose arrays are in
     it.

@@ -25,6 +25,7 @@ from xgradcheck._probes import (
     varied,
 )
 from xgradcheck._progress import progress
+from xgradcheck._reference import KERNEL, beside_any
 from xgradcheck._report import Finding, ProbeReport, Report
 from xgradcheck._seeds import of_seeds
 from xgradcheck._slices import HUGE, Batch, Dependent, of_slices, rows_of
@@ -117,7 +118,9 @@ def audit(
             checked: Checked = partial(report_on, fn, title=title)
         else:
             checked = partial(stated_on, fn, title=title, expect=expect)
-        report = checked(args, **options)
+        # With its reference once: probes vary what is around it.
+        beside = {name: options.pop(name) for name in KERNEL if name in options}
+        report = beside_any(checked, fn, args, title, **options, **beside)
         case = Case(fn, args, dict(kwargs or {}), wrt, loss, grads)
         adapter = claim(case, backend)
         found = _probed(case, adapter, seed, title, [name for name in chosen if name not in CORE])

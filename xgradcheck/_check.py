@@ -1,11 +1,13 @@
 """The verb ``check``."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from xgradcheck._constraints import Constraint
 from xgradcheck._errors import InvalidCase
 from xgradcheck._measured import REVERSE
+from xgradcheck._reference import beside_any
 from xgradcheck._report import Report
 from xgradcheck._stages import report_on, title_of
 
@@ -17,6 +19,9 @@ def check(
     wrt: Any = None,
     loss: Callable[[Any], Any] | None = None,
     grads: Any = None,
+    reference: Callable[..., Any] | None = None,
+    dtypes: str | Sequence[str] | None = None,
+    factors: Mapping[str, float] | None = None,
     order: int = 1,
     modes: str | Sequence[str] = (REVERSE,),
     constraint: Constraint | Mapping[str, Constraint] | None = None,
@@ -64,6 +69,14 @@ def check(
         The gradient under test, where the framework cannot be asked for it: a tree like the
         parameters (keys ``W1`` or ``dW1``), a function of the same arguments that returns one, or
         ``grads(cotangent, *args)`` for an array output. A ``(cost, grads)`` pair is accepted.
+    reference
+        A plain function of the same arguments, for a kernel of low precision. Differences prove the
+        gradient of the reference in float64; outputs and gradients of ``fn`` are compared with its
+        own, and may err about as much as those of the reference run in the same dtype.
+    dtypes, factors
+        With ``reference``: the dtypes to compare in, by default that of the arguments, which are
+        rounded to each first; and how many times the error of the reference is allowed, in norm, in
+        the worst element and along the gradient: ``{"norm": 2, "worst": 4, "bias": 4}``.
     order
         2 checks the gradient of the gradient as well: the backward pass is differenced, and
         differentiated by the framework.
@@ -124,7 +137,8 @@ def check(
     __tracebackhide__ = True
     title = name or title_of(fn)
     try:
-        report = report_on(
+        report = beside_any(
+            partial(report_on, fn, title=title),
             fn,
             args,
             title,
@@ -132,6 +146,9 @@ def check(
             wrt=wrt,
             loss=loss,
             grads=grads,
+            reference=reference,
+            dtypes=dtypes,
+            factors=factors,
             order=order,
             modes=modes,
             constraint=constraint,

@@ -27,6 +27,7 @@ from xgradcheck._check import check
 from xgradcheck._constraints import NAMES
 from xgradcheck._errors import InvalidCase
 from xgradcheck._judge import Verdict
+from xgradcheck._layout import BITS
 from xgradcheck._measured import FORWARD, REVERSE
 from xgradcheck._probes import PROBES
 from xgradcheck._report import Report
@@ -173,6 +174,15 @@ def _verb(verbs: Any, name: str, does: str) -> argparse.ArgumentParser:
     parser.add_argument(
         "--grads", metavar="TARGET", help="the gradient's function, where the framework has none"
     )
+    parser.add_argument(
+        "--reference", metavar="TARGET", help="a plain function to compare a kernel with"
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=("float64", *sorted(BITS)),
+        action="append",
+        help="to compare in, with --reference; may be given more than once (the arguments' own)",
+    )
     parser.add_argument("--backend", choices=BACKENDS, help="where the target's file does not tell")
     parser.add_argument(
         "--wrt", metavar="NAME", action="append", help="a leaf to check: name, glob or number"
@@ -291,6 +301,8 @@ def _check_one(target: Target, options: argparse.Namespace, number: int) -> int:
             kwargs=kwargs,
             wrt=wrt,
             grads=grads,
+            reference=_load(options.reference)[0] if options.reference else None,
+            dtypes=options.dtype,
             constraint=options.constraint,
             coverage=options.coverage,
             method=options.method,

@@ -55,6 +55,8 @@ class LeafReport:
     as_run: bool = False
     """Whether this is the backward pass as it runs, below float64."""
     mode: str = "reverse"
+    baseline: float | None = None
+    """Its error in units of that of the reference, where there is one."""
     rows: "tuple[LeafReport, ...]" = ()
     """Where it was judged more than once, each outcome; the gravest is told here as well."""
 
@@ -248,6 +250,7 @@ def _leaf_to_dict(leaf: LeafReport) -> dict[str, Any]:
         "precision": leaf.precision,
         "as_run": leaf.as_run,
         "mode": leaf.mode,
+        "baseline": None if leaf.baseline is None else _number(leaf.baseline),
         "verdict": str(leaf.verdict),
         "distance": _number(leaf.distance),
         "grade": str(leaf.grade),

@@ -77,6 +77,8 @@ def worst_sentence(leaf: "LeafReport", is_stated: bool = False) -> str:
     gives = f"{element_name(leaf, worst)}: backward gives {worst.analytic:.{digits}g}, "
     if is_stated:
         gives += f"expected is {worst.truth:.{digits}g}"
+    elif leaf.mode not in ("reverse", "forward"):
+        gives += f"the reference gives {worst.truth:.{digits}g}"
     else:
         gives += f"differences give {worst.truth:.{digits}g} ± {worst.error_bar:.1g}"
     if not error < float("inf"):
@@ -126,6 +128,8 @@ def _headline(report: "Report") -> str:
     unsure = [leaf for leaf in leaves if leaf.verdict is Verdict.INCONCLUSIVE]
     many = "leaf" if len(leaves) == 1 else "leaves"
     failed = [probe.name for probe in report.probes if probe.verdict is Verdict.FAIL]
+    if any(finding.kind == "another function" for finding in report.findings):
+        return "the reference is a different function"
     if wrong:
         return f"the gradient is wrong in {len(wrong)} of {len(leaves)} {many}"
     if failed:
@@ -146,6 +150,11 @@ def _headline(report: "Report") -> str:
         return f"a surrogate, whose gradient was not compared{passed}"
     graded = _graded(report.precision, report.grade)
     graded = f" ({graded})" if report.precision == "float64" else f", {graded}"
+    errors = [row.baseline for leaf in leaves for row in leaf.rows if row.baseline is not None]
+    if errors:
+        return (
+            f"the gradient is right in {len(leaves)} {many}, error = {max(errors):.2g} x baseline"
+        )
     right = "as expected" if report.is_stated else "right"
     score = f"distance {report.distance:.1e}{graded}"
     return f"the gradient is {right} in {len(leaves)} {many}, {score}{passed}"
@@ -215,7 +224,11 @@ def _of_probe(probe: "ProbeReport") -> str:
 
 
 def _grade(row: "LeafReport", beside: bool) -> str:
-    """The grade of one row; the precision stands ``beside`` it, or has to be said."""
+    """The grade of one row; the precision stands ``beside`` it, or has to be said. A kernel has its
+    error in units of that of its reference.
+    """
+    if row.baseline is not None:
+        return f"{row.baseline:.2g} x"
     return str(row.grade) if beside else _graded(row.precision, row.grade)
 
 

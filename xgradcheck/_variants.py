@@ -12,7 +12,7 @@ from xgradcheck._differences import rms
 from xgradcheck._layout import BITS, DOUBLE, bits_of
 from xgradcheck._probes import any_fault, gross_fault
 from xgradcheck._report import Report
-from xgradcheck._tree import Node, flatten, forward_parameters, replaced
+from xgradcheck._tree import Node, Path, flatten, forward_parameters, replaced
 
 LOWER = ("float32", "bfloat16", "float16")
 TINY = "below the smallest normal number"
@@ -54,26 +54,35 @@ Variant = tuple[str, tuple[Any, ...], AbstractContextManager[Any]]
 
 def other_dtypes(case: Case, adapter: Any, shapes: Any) -> Iterator[Variant]:
     """The arguments in lower precision, and under autocast."""
-    nodes = _floating(case)
-    kinds = {node.path: _kind(node.value) for node in nodes}
-    if not nodes or not all(map(bits_of, kinds.values())):
+    kinds = [*kinds_of(case).values()]
+    if not kinds:
         return
-    highest = max(map(bits_of, kinds.values()))
-
-    def cast(name: str) -> tuple[Any, ...]:
-        twins = {"complex64": "complex64", "complex128": "complex64"}
-        changed: dict[Any, Any] = {
-            node.path: adapter.cast(node.value, twins.get(kinds[node.path], name)) for node in nodes
-        }
-        return tuple(replaced(case.args, changed))
-
-    has_complex = any(kind.startswith("complex") for kind in kinds.values())
+    highest = max(map(bits_of, kinds))
+    has_complex = any(kind.startswith("complex") for kind in kinds)
     for name in LOWER[:1] if has_complex else LOWER:
         if BITS[name] < highest:
-            yield f"in {name}", cast(name), nullcontext()
+            yield f"in {name}", cast_to(case, adapter, name), nullcontext()
     if hasattr(adapter, "autocast"):
-        args = cast("float32") if highest == DOUBLE else case.args
+        args = cast_to(case, adapter, "float32") if highest == DOUBLE else case.args
         yield "under autocast", args, adapter.autocast()
+
+
+def kinds_of(case: Case) -> dict[Path, str]:
+    """The dtypes of the floating arguments; none where a gradient belongs to these values."""
+    return {node.path: _kind(node.value) for node in _floating(case)}
+
+
+COMPLEX_OF = {"float64": "complex128"}
+
+
+def cast_to(case: Case, adapter: Any, name: str) -> tuple[Any, ...]:
+    """The arguments with all floating ones in another dtype."""
+    changed: dict[Any, Any] = {}
+    for node in _floating(case):
+        is_complex = _kind(node.value).startswith("complex")
+        own = COMPLEX_OF.get(name, "complex64") if is_complex else name
+        changed[node.path] = adapter.cast(node.value, own)
+    return tuple(replaced(case.args, changed))
 
 
 def other_values(case: Case, adapter: Any, shapes: Any) -> Iterator[Variant]:

@@ -1,0 +1,214 @@
+"""A kernel of low precision beside a plain reference."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from audited import function, normal
+from torch import Tensor
+from torch.nn import functional as F
+
+from xgradcheck import GradientMismatch, InvalidCase, Report, Verdict, audit, check
+
+LOW = ("float32", "bfloat16", "float16")
+X, WEIGHT, BIAS = normal(32, 64), normal(64, seed=1), normal(64, seed=2)
+
+
+def reference(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return F.layer_norm(x, (x.shape[-1],), weight, bias)
+
+
+def with_another_epsilon(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return F.layer_norm(x, (x.shape[-1],), weight, bias, 0.05)
+
+
+Change = Callable[[Tensor], Tensor]
+
+
+def layer_norm(of_x: Change = lambda grad: grad, of_weight: Change = lambda grad: grad) -> Any:
+    """By hand, in other orders of operations than torch's; the gradients as they are changed."""
+
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        centred = x - x.mean(-1, keepdim=True)
+        scale = (centred.square().mean(-1, keepdim=True) + 1e-5).rsqrt()
+        normed = centred * scale
+        ctx.save_for_backward(normed, scale, weight)
+        return normed * weight + bias
+
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        normed, scale, weight = ctx.saved_tensors
+        inner = grad * weight
+        mean, along = inner.mean(-1, keepdim=True), (inner * normed).mean(-1, keepdim=True)
+        return (
+            of_x(scale * (inner - mean - normed * along)),
+            of_weight((grad * normed).sum(0)),
+            grad.sum(0),
+        )
+
+    return function(forward, backward, "LayerNorm")
+
+
+def beside(kernel: Any, other: Any = reference, dtypes: Any = LOW, **options: Any) -> Report:
+    options = {"raise_exception": False, **options}
+    return check(kernel, X, WEIGHT, BIAS, reference=other, dtypes=dtypes, **options)
+
+
+def verdicts(report: Report, name: str) -> dict[str, str]:
+    return {row.judged: str(row.verdict) for row in report.leaves[name].rows}
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_right_kernel_passes_in_every_dtype(seed: int) -> None:
+    report = beside(layer_norm(), seed=seed)
+    assert report.verdict is Verdict.PASS, str(report)
+    for name in ("x", "weight", "bias"):
+        assert verdicts(report, name) == dict.fromkeys(["reference", *LOW], "PASS")
+    assert "error = " in str(report) and " x baseline" in str(report)
+
+
+WRONG: dict[str, tuple[Any, str]] = {
+    "another factor": (layer_norm(of_x=lambda grad: grad * 1.05), "x"),
+    "the last block": (layer_norm(of_x=lambda grad: zeroed(grad, -4)), "x"),
+    "the scale lost": (layer_norm(of_weight=lambda grad: grad / 2), "weight"),
+    "not finite": (layer_norm(of_weight=lambda grad: grad / 0), "weight"),
+}
+
+
+def zeroed(grad: Tensor, start: int) -> Tensor:
+    grad = grad.clone()
+    grad[-1, start:] = 0
+    return grad
+
+
+@pytest.mark.parametrize("dtype", LOW)
+@pytest.mark.parametrize("name", WRONG)
+def test_a_wrong_kernel_fails_in_its_leaf_alone(name: str, dtype: str) -> None:
+    kernel, leaf = WRONG[name]
+    report = beside(kernel, dtypes=dtype)
+    wrong = [own.name for own in report.leaves.values() if own.verdict is Verdict.FAIL]
+    assert wrong == [leaf], str(report)
+    assert verdicts(report, leaf)["reference"] == "PASS"
+    assert f"{leaf} in {dtype}: its " in report.findings[0].text
+
+
+def test_a_mistake_in_one_dtype_alone_is_told_of_that() -> None:
+    def in_half(grad: Tensor) -> Tensor:
+        return -grad if grad.dtype is torch.float16 else grad
+
+    report = beside(layer_norm(of_x=in_half))
+    assert verdicts(report, "x") == {
+        "reference": "PASS",
+        "float32": "PASS",
+        "bfloat16": "PASS",
+        "float16": "FAIL",
+    }
+
+
+def test_accumulating_in_bfloat16_shows_in_float32() -> None:
+    def narrow(grad: Tensor) -> Tensor:
+        return grad.bfloat16().to(grad.dtype)
+
+    report = beside(layer_norm(of_x=narrow), dtypes=("float32", "bfloat16"))
+    assert verdicts(report, "x") == {"reference": "PASS", "float32": "FAIL", "bfloat16": "PASS"}
+
+
+def test_another_function_is_a_verdict_of_its_own() -> None:
+    report = beside(layer_norm(), with_another_epsilon)
+    assert report.verdict is Verdict.FAIL
+    assert "the reference is a different function" in str(report).splitlines()[0]
+    assert [finding.kind for finding in report.findings] == ["another function"]
+    assert all(leaf.verdict is Verdict.PASS for leaf in report.leaves.values())
+
+
+def test_a_wrong_reference_proves_nothing() -> None:
+    wrong = layer_norm(of_x=lambda grad: grad * 1.01)
+    report = beside(layer_norm(), wrong)
+    assert report.verdict is Verdict.FAIL
+    assert all(finding.text.startswith("reference: ") for finding in report.findings)
+    assert [row.judged for row in report.leaves["args[0]"].rows] in ([], ["reference"])
+
+
+def test_a_reference_that_is_ill_conditioned_is_inconclusive() -> None:
+    def cancelling(x: Tensor) -> Tensor:
+        return ((x + 100) ** 2 - x**2 - 200 * x - 10000) * x
+
+    right = function(
+        lambda ctx, x: ctx.save_for_backward(x) or cancelling(x),
+        lambda ctx, grad: torch.autograd.functional.vjp(cancelling, ctx.saved_tensors[0], grad)[1],
+    )
+    report = check(right, X, reference=cancelling, dtypes="bfloat16", raise_exception=False)
+    assert report.verdict is not Verdict.PASS
+
+
+def test_the_dtype_of_the_arguments_is_the_default() -> None:
+    half = [part.bfloat16() for part in (X, WEIGHT, BIAS)]
+    report = check(layer_norm(), *half, reference=reference)
+    assert [row.judged for row in report.leaves["x"].rows] == ["reference", "bfloat16"]
+
+
+def test_factors_can_be_adjusted() -> None:
+    slightly = layer_norm(of_x=lambda grad: grad * (1 + 2.0**-22))
+    assert beside(slightly, dtypes="float32").verdict is Verdict.FAIL
+    lenient = {"norm": 100, "worst": 100, "bias": 100}
+    assert beside(slightly, dtypes="float32", factors=lenient).verdict is Verdict.PASS
+    with pytest.raises(InvalidCase, match="factors has 'norms'; they are norm, worst, bias"):
+        beside(slightly, factors={"norms": 3})
+
+
+def test_what_does_not_go_together_is_refused() -> None:
+    with pytest.raises(InvalidCase, match="dtypes and factors go with reference="):
+        check(torch.tanh, X, dtypes="float32")
+    with pytest.raises(InvalidCase, match="dtypes has 'float8'; the dtypes are float64, bfloat16"):
+        beside(layer_norm(), dtypes="float8")
+    with pytest.raises(InvalidCase, match="the reference returns \\[32\\], and the function"):
+        check(torch.tanh, X, reference=lambda x: x.tanh().sum(1))
+    with pytest.raises(GradientMismatch):
+        beside(layer_norm(), with_another_epsilon, raise_exception=True)
+
+
+def test_kernels_of_jax() -> None:
+    x = jnp.asarray(X.numpy(), jnp.bfloat16)
+
+    def ruled(factor: float) -> Any:
+        @jax.custom_vjp
+        def softmax(x: Any) -> Any:
+            return jax.nn.softmax(x)
+
+        def backward(p: Any, u: Any) -> Any:
+            return (factor * p * (u - (p * u).sum(-1, keepdims=True)),)
+
+        softmax.defvjp(lambda x: (jax.nn.softmax(x),) * 2, backward)
+        return softmax
+
+    assert check(ruled(1.0), x, reference=jax.nn.softmax, dtypes=("bfloat16", "float32"))
+    report = check(ruled(1.1), x, reference=jax.nn.softmax, raise_exception=False)
+    assert verdicts(report, "x") == {"reference": "PASS", "bfloat16": "FAIL"}
+
+
+def test_the_callers_arrays_are_left_as_they_were() -> None:
+    x = X.clone().requires_grad_()
+    before = x.detach().numpy().tobytes(), torch.get_rng_state().numpy().tobytes()
+    check(layer_norm(), x, WEIGHT, BIAS, reference=reference, dtypes=LOW)
+    assert (x.detach().numpy().tobytes(), torch.get_rng_state().numpy().tobytes()) == before
+    assert x.requires_grad and x.grad is None
+
+
+def test_the_record_holds_the_error_beside_the_reference() -> None:
+    rows = beside(layer_norm(), dtypes="float32").to_dict()["leaves"]["x"]["rows"]
+    assert [row["mode"] for row in rows] == ["reference", "float32"]
+    assert rows[0]["baseline"] is None
+    assert np.isfinite(rows[1]["baseline"])
+
+
+def test_an_audit_of_a_kernel_has_its_reference_once() -> None:
+    options: dict[str, Any] = {"reference": reference, "dtypes": "bfloat16", "probes": "layout"}
+    report = audit(layer_norm(), X, WEIGHT, BIAS, **options)
+    assert [row.judged for row in report.leaves["x"].rows] == ["reference", "bfloat16"]
+    assert report.probes[0].verdict is Verdict.PASS
+    wrong = layer_norm(of_x=lambda grad: grad * 1.05)
+    report = audit(wrong, X, WEIGHT, BIAS, raise_exception=False, **options)
+    assert report.leaves["x"].verdict is Verdict.FAIL

@@ -1,0 +1,275 @@
+"""A kernel beside a plain reference, whose gradient differences prove in float64; the kernel may
+lose to rounding about what the reference loses in the same dtype.
+
+All three see the same numbers: the arguments are rounded to the dtype first. The test is the ratio
+of the kernel's error to the reference's, in norm, in the worst element and along the gradient
+itself, where a wrong factor shows first.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from xgradcheck._adapters import Case, Problem, claim, name_of
+from xgradcheck._differences import norm, rms
+from xgradcheck._errors import InvalidCase
+from xgradcheck._findings import precision
+from xgradcheck._judge import Judged, Verdict, distance, grade, percent
+from xgradcheck._layout import BITS, DOUBLE, Layout, Leaf, Mask, Vector, bits_of
+from xgradcheck._outcome import Account, element_at, leaf_entry, together
+from xgradcheck._report import Finding, Leaves, Report
+from xgradcheck._stages import cotangent_of, environment, report_on
+from xgradcheck._variants import cast_to, kinds_of
+
+FACTORS = {"norm": 2.0, "worst": 4.0, "bias": 4.0}
+"""How many times the error of the reference a kernel may err: right kernels of 450 were measured to
+reach 1.8, 2.9 and 3.3.
+"""
+ILL = 0.5
+"""A reference that loses more than this share of its digits tells nothing of a kernel."""
+COHERENT, WORST = 4.0, 2.0
+"""Units of rounding that an error along the gradient, and one of an element, may always have."""
+LUCK = 4.0
+"""Of n numbers the reference may be right by chance: units of rounding over the root of n."""
+
+
+ANOTHER = "another function"
+
+
+@dataclass(frozen=True, slots=True)
+class Ratios:
+    """How many times the error of the reference a kernel has."""
+
+    norm: float
+    worst: float
+    bias: float
+
+    def excess(self, factors: Mapping[str, float]) -> str:
+        """What is beyond the factors; nothing where all is well."""
+        said = {
+            "norm": f"its error is {self.norm:.3g} x that of the reference",
+            "worst": f"its worst element is off by {self.worst:.3g} x that of the reference",
+            "bias": f"its size is off by {self.bias:.3g} x that of the reference",
+        }
+        for name, text in said.items():
+            value = getattr(self, name)
+            if not value <= factors[name]:
+                return f"{text}, {factors[name]:g} x allowed"
+        return ""
+
+
+def ratios(found: Vector, usual: Vector, truth: Vector, bits: int) -> Ratios:
+    """The error of ``found`` beside that of ``usual``, which was computed in the same ``bits``."""
+    if not np.isfinite(found).all():
+        return Ratios(np.inf, np.inf, np.inf)
+    unit, size = 2.0**-bits, norm(truth)
+    scale = np.abs(truth) + rms(truth)
+    error, known = found - truth, usual - truth
+    tiny = float(np.finfo(float).tiny)
+    lucky = 1 + LUCK / np.sqrt(truth.size)
+    spread = max(norm(known), lucky * unit * size, tiny)
+    with np.errstate(all="ignore"):
+        worst, least = (float(np.nanmax(np.abs(e) / scale, initial=0.0)) for e in (error, known))
+    along, usually = (abs(float(e @ truth)) / max(size, tiny) for e in (error, known))
+    chance = max(usually, (COHERENT * unit * size + 3 * norm(known)) / np.sqrt(truth.size), tiny)
+    return Ratios(norm(error) / spread, worst / max(least, lucky * WORST * unit), along / chance)
+
+
+KERNEL = ("reference", "dtypes", "factors")
+"""The options that a kernel with a reference has beside those of a check."""
+
+
+def beside_any(
+    checked: Callable[..., Report],
+    fn: Callable[..., Any],
+    args: tuple[Any, ...],
+    title: str,
+    *,
+    reference: Callable[..., Any] | None = None,
+    dtypes: str | Sequence[str] | None = None,
+    factors: Mapping[str, float] | None = None,
+    **options: Any,
+) -> Report:
+    """The report on a kernel beside its reference; what ``checked`` gives where there is none."""
+    if reference is not None:
+        own: dict[str, Any] = {"reference": reference, "dtypes": dtypes, "factors": factors}
+        return beside_reference(fn, args, title, **own, **options)
+    if dtypes is not None or factors is not None:
+        raise InvalidCase("dtypes and factors go with reference=, and there is none.")
+    return checked(args, **options)
+
+
+def beside_reference(
+    fn: Callable[..., Any],
+    args: tuple[Any, ...],
+    title: str,
+    *,
+    reference: Callable[..., Any],
+    dtypes: str | Sequence[str] | None,
+    factors: Mapping[str, float] | None,
+    backend: str | None = None,
+    seed: int = 0,
+    **options: Any,
+) -> Report:
+    """The report on a kernel that has a reference."""
+    started = time.perf_counter()
+    allowed = _factors(factors)
+    names = ("kwargs", "wrt", "loss", "grads")
+    kwargs, wrt, loss, grads = (options.get(name) for name in names)
+    case = Case(fn, args, dict(kwargs or {}), wrt, loss, grads)
+    plain = Case(reference, args, dict(kwargs or {}), wrt, loss, None)
+    adapter = claim(case, backend)
+    backend = name_of(adapter)
+    kinds = kinds_of(case)
+    if not kinds:
+        raise InvalidCase("reference= compares functions of arrays: pass them as arguments.")
+    asked = _asked(dtypes, kinds)
+    if grads is not None:
+        raise InvalidCase("grads= belongs to one function, and reference= compares two.")
+    exact = cast_to(replace(case, args=cast_to(case, adapter, asked[0])), adapter, "float64")
+    proven = report_on(reference, exact, title, backend=backend, seed=seed, **options)
+    findings = [replace(finding, text=f"reference: {finding.text}") for finding in proven.findings]
+    accounts: dict[str, list[Account]] = {
+        name: [(replace(leaf, mode="reference", rows=()), [], [])]
+        for name, leaf in proven.leaves.items()
+    }
+    verdicts = [proven.verdict]
+    for dtype in asked if proven.verdict is not Verdict.FAIL else ():
+        three = Three.of(case, plain, adapter, dtype, seed)
+        if text := three.forward(allowed):
+            findings.append(Finding("", ANOTHER, f"{dtype}: {text}"))
+            verdicts.append(Verdict.FAIL)
+            break  # its gradient is another one, too
+        for name, account in three.accounts(allowed).items():
+            accounts.setdefault(name, []).append(account)
+    leaves = Leaves()
+    for name, own in accounts.items():
+        leaves[name] = together(own)[0]
+        findings += [finding for _, told, _ in own for finding in told]
+    verdicts += [leaf.verdict for leaf in leaves.values()]
+    score = max((leaf.distance for leaf in leaves.values()), default=0.0)
+    return replace(
+        proven,
+        verdict=Verdict.of(verdicts),
+        distance=score,
+        grade=grade(score),
+        leaves=leaves,
+        findings=tuple(findings),
+        precision=precision(min(bits_of(dtype) for dtype in asked)),
+        elapsed_s=time.perf_counter() - started,
+        environment=environment(),
+    )
+
+
+def _factors(given: Mapping[str, float] | None) -> dict[str, float]:
+    unknown = [name for name in given or {} if name not in FACTORS]
+    if unknown:
+        raise InvalidCase(f"factors has {unknown[0]!r}; they are {', '.join(FACTORS)}.")
+    return FACTORS | dict(given or {})
+
+
+def _asked(dtypes: Any, kinds: Mapping[Any, str]) -> list[str]:
+    """The dtypes to compare in: those of the arguments, if none are given."""
+    if dtypes is None:
+        return [min(kinds.values(), key=bits_of)]
+    asked = [dtypes] if isinstance(dtypes, str) else [*dtypes]
+    known = ("float64", *sorted(BITS))
+    for name in asked:
+        if name not in known:
+            raise InvalidCase(f"dtypes has {name!r}; the dtypes are {', '.join(known)}.")
+    if not asked:
+        raise InvalidCase(f"dtypes is empty: name some of {', '.join(known)}.")
+    return asked
+
+
+@dataclass(frozen=True, slots=True)
+class Three:
+    """What a kernel, its reference in the same dtype and its reference in float64 give."""
+
+    dtype: str
+    layout: Layout
+    outputs: Layout
+    values: tuple[Vector, Vector, Vector]
+    gradients: tuple[Vector, Vector, Vector]
+
+    @classmethod
+    def of(cls, case: Case, plain: Case, adapter: Any, dtype: str, seed: int) -> "Three":
+        """Run all three on the same numbers."""
+        low = cast_to(case, adapter, dtype)
+        high = cast_to(replace(case, args=low), adapter, "float64")
+        kernel: Problem = adapter.bind(replace(case, args=low))
+        cotangent = cotangent_of(kernel, seed)
+        usual = adapter.bind(replace(plain, args=low))
+        exact = adapter.bind(replace(plain, args=high))
+        for other in (usual, exact):
+            shapes = [[leaf.shape for leaf in one.outputs] for one in (kernel, other)]
+            if shapes[0] != shapes[1]:
+                raise InvalidCase(
+                    f"the reference returns {_listed(shapes[1])}, and the function "
+                    f"{_listed(shapes[0])}: give one that returns the same."
+                )
+            paths = [[leaf.path for leaf in one.layout] for one in (kernel, other)]
+            if paths[0] != paths[1]:
+                raise InvalidCase(
+                    f"the reference has the leaves {', '.join(other.layout.names)}, and the "
+                    f"function {', '.join(kernel.layout.names)}: give functions of the same "
+                    f"arguments, or choose leaves with wrt=."
+                )
+        runs = [_run(problem, cotangent) for problem in (kernel, usual, exact)]
+        values, gradients = zip(*runs, strict=True)
+        return cls(dtype, exact.layout, kernel.outputs, values, gradients)
+
+    def forward(self, factors: Mapping[str, float]) -> str:
+        """Whether the outputs are those of the reference."""
+        for leaf in self.outputs:
+            parts = [vector[leaf.part] for vector in self.values]
+            found, usual, truth = parts
+            bits = min(bits_of(leaf.dtype), bits_of(self.dtype))
+            text = ratios(found, usual, truth, bits).excess(factors)
+            if text:
+                return f"the reference is a different function: of {leaf.name}, {text}"
+        return ""
+
+    def accounts(self, factors: Mapping[str, float]) -> dict[str, Account]:
+        """What each leaf comes to."""
+        return {leaf.name: self._account(leaf, factors) for leaf in self.layout if leaf.size}
+
+    def _account(self, leaf: Leaf, factors: Mapping[str, float]) -> Account:
+        found, usual, truth = (vector[leaf.part] for vector in self.gradients)
+        bits, zeros = bits_of(self.dtype), np.zeros(leaf.size)
+        beside = ratios(found, usual, truth, bits)
+        lost = distance(usual, truth)
+        text, verdict, said = beside.excess(factors), Verdict.PASS, list[Finding]()
+        if text:
+            verdict = Verdict.FAIL
+            said.append(
+                Finding(leaf.name, "wrong gradient", f"{leaf.name} in {self.dtype}: {text}")
+            )
+        elif bits < DOUBLE and lost > 2.0 ** (-ILL * bits):
+            verdict = Verdict.INCONCLUSIVE
+            text = f"{leaf.name} in {self.dtype}: the reference itself is off by {percent(lost)}"
+            said.append(Finding(leaf.name, "ill-conditioned", text))
+        scale = np.abs(truth) + rms(truth)
+        known = np.abs(usual - truth)
+        allowed = factors["worst"] * np.fmax(known, WORST * 2.0**-bits * scale)
+        failed: Mask = ~(np.abs(found - truth) <= allowed) & (verdict is Verdict.FAIL)
+        none = np.zeros(leaf.size, bool)
+        score = distance(found, truth)
+        judged = Judged(verdict, failed, none, score, 0.0, 0.0, not truth.any())
+        worst = element_at(leaf, found, truth, zeros, allowed, judged, none)
+        floor = float(np.max(allowed)) / rms(truth) if rms(truth) > 0 else np.nan
+        entry = leaf_entry(leaf, verdict, score, floor, worst, int(failed.sum()), 0)
+        entry = replace(entry, mode=self.dtype, precision=self.dtype, baseline=beside.norm)
+        return entry, said, []
+
+
+def _listed(shapes: list[tuple[int, ...]]) -> str:
+    return ", ".join(str([*shape]) for shape in shapes)
+
+
+def _run(problem: Problem, cotangent: Vector) -> tuple[Vector, Vector]:
+    with problem.held(), np.errstate(all="ignore"):
+        return problem.values()[0], problem.gradient(cotangent).gradient

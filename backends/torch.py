@@ -585,7 +585,9 @@ class TorchProblem:
         )
         outs, self._paths = [node.value for node in kept], [node.path for node in kept]
         bits, rows = _told_by_graph(outs)
-        hides = min(self.layout.bits, self.outputs.bits) < DOUBLE and has_custom(outs)
+        # Raised functions draw in the dtype that they would draw in.
+        is_low = self._scope is nullcontext and min(self.layout.bits, self.outputs.bits) < DOUBLE
+        hides = is_low and has_custom(outs)
         if hides:
             bits = min(bits, self._computed_bits())
         self.bits = min(self.outputs.bits, bits)

@@ -155,14 +155,31 @@ class Probing:
         return self._pass.vjp(self._pass.parts())
 
     def _expanded(self, number: int, what: str, moved: torch.Tensor) -> Iterator[Trial]:
-        """An input whose elements share memory, beside one of the same values."""
-        dense, shared = moved.contiguous().requires_grad_(), moved.requires_grad_()
+        """An input whose elements share memory, beside one of the same values. Of elements that tie
+        the sum of their gradients counts.
+        """
+        base = moved[tuple(slice(1) if not by else slice(None) for by in moved.stride())].clone()
+        base.requires_grad_()
+
+        def of_base(other: torch.Tensor) -> Vector:
+            with self._pass.called_with({id(self._pass.works[number]): other}):
+                works = [base if n == number else w for n, w in enumerate(self._pass.works)]
+                grads = self._pass.pulled(self._pass.outs(), self._pass.parts(), works)
+            grad = grads[number]
+            if grad is not None:
+                sums = torch.zeros(moved.shape, dtype=grad.dtype)
+                sums.view(-1)[: grad.numel()] = grad.reshape(-1)
+                grads[number] = sums
+            return self._pass.flat(grads)
+
+        with torch.enable_grad():
+            shared = base.expand(moved.shape)
+            dense = shared.clone(memory_format=torch.contiguous_format)
         try:
-            expected = self._with(number, dense, dense)
+            expected = of_base(dense)
         except Exception:  # these values are not meant to be the same
             return
-        run = partial(self._with, number, shared, shared)
-        yield self._pass.tried(what, run, expected, refuses=True)
+        yield self._pass.tried(what, lambda: of_base(shared), expected, [number], refuses=True)
 
     def _cotangents_laid(self) -> Iterator[Trial]:
         for number, name in enumerate(self._names):

@@ -200,7 +200,7 @@ def test_a_failed_probe_raises_and_is_told() -> None:
     assert "layout: the cotangent with its last two axes transposed in memory: raises" in said
     told = raised.value.report.to_dict()["probes"][0]
     assert (told["name"], told["verdict"]) == ("layout", "FAIL")
-    assert len(told["trials"]) == 17
+    assert len(told["trials"]) == 19
 
 
 def test_what_was_skipped_fails_where_that_is_asked_for() -> None:
@@ -218,9 +218,12 @@ def test_what_cannot_be_transformed_is_left_out_and_told() -> None:
     assert [what.partition(":")[0] for what in probe.refused] == [
         "under torch.func.vjp",
         "under vmap",
+        "under vmap of torch.func.vjp",
     ]
     assert "must override the setup_context" in probe.refused[0]
-    assert "left out: under torch.func.vjp, under vmap" in " ".join(str(report).split())
+    assert "left out: under torch.func.vjp, under vmap, under vmap of torch.func.vjp" in " ".join(
+        str(report).split()
+    )
     assert report.to_dict()["probes"][0]["refused"] == [*probe.refused]
 
 

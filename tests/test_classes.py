@@ -28,7 +28,11 @@ def test_the_mistake_is_seen(name: str) -> None:
     assert report.verdict is Verdict.FAIL, str(report)
 
 
-@pytest.mark.parametrize("name", PLANTED)
+def named(number: int, name: str) -> Any:
+    return pytest.param(name, marks=[pytest.mark.slow] if number % 3 else [])
+
+
+@pytest.mark.parametrize("name", [named(*item) for item in enumerate(PLANTED)])
 def test_the_right_twin_passes(name: str) -> None:
     planted = PLANTED[name]
     report = audited(planted.right(), planted.backend)

@@ -267,7 +267,7 @@ def named(number: int, name: str) -> Any:
     if name in NEVER_DONE:
         marks = [pytest.mark.skip("beside larger numbers, one near zero keeps JAX busy for hours")]
     else:  # JAX compiles for every probe
-        marks = [pytest.mark.slow] if number % 9 else []
+        marks = [pytest.mark.slow] if number % 18 else []
     return pytest.param(name, marks=marks)
 
 

@@ -21,18 +21,22 @@ def audited(case: Any, backend: str) -> Any:
     return audit(case.fn, *case.args, **case.options, backend=backend, raise_exception=False)
 
 
-@pytest.mark.parametrize("name", PLANTED)
+def some(every: int) -> Any:
+    """All of them, of which one in so many is not slow."""
+    return [
+        pytest.param(name, marks=[pytest.mark.slow] if number % every else [])
+        for number, name in enumerate(PLANTED)
+    ]
+
+
+@pytest.mark.parametrize("name", some(3))
 def test_the_mistake_is_seen(name: str) -> None:
     planted = PLANTED[name]
     report = audited(planted.wrong(), planted.backend)
     assert report.verdict is Verdict.FAIL, str(report)
 
 
-def named(number: int, name: str) -> Any:
-    return pytest.param(name, marks=[pytest.mark.slow] if number % 3 else [])
-
-
-@pytest.mark.parametrize("name", [named(*item) for item in enumerate(PLANTED)])
+@pytest.mark.parametrize("name", some(6))
 def test_the_right_twin_passes(name: str) -> None:
     planted = PLANTED[name]
     report = audited(planted.right(), planted.backend)

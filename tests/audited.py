@@ -402,6 +402,24 @@ def own_square(x: Tensor) -> Tensor:
     return x**2
 
 
+def products(ctx: Any, x: Tensor) -> Tensor:
+    out = x.cumprod(0)
+    ctx.save_for_backward(x, out)
+    return out
+
+
+def dividing_by_factors(ctx: Any, grad: Tensor) -> Tensor:
+    x, out = ctx.saved_tensors
+    return (grad * out).flip(0).cumsum(0).flip(0) / x
+
+
+def of_products(ctx: Any, grad: Tensor) -> Tensor:
+    x, _ = ctx.saved_tensors
+    with torch.enable_grad():
+        x = x.detach().requires_grad_()
+        return torch.autograd.grad(x.cumprod(0), x, grad)[0]
+
+
 PLANTED = {
     "strides of the cotangent ignored": Planted("layout", one(square, assuming_contiguous), RIGHT),
     "offset of the cotangent ignored": Planted(
@@ -436,6 +454,11 @@ PLANTED = {
     ),
     "an epsilon in the backward alone": Planted(
         "values", one(length, with_an_epsilon_of_its_own), one(length, of_length)
+    ),
+    "divided by zeros": Planted(
+        "values",
+        one(products, dividing_by_factors),
+        one(products, once_differentiable(of_products)),
     ),
     "a sign in bfloat16 alone": Planted("dtypes", one(square, wrong_in_bfloat16), RIGHT),
     "scale lost under autocast": Planted(

@@ -251,7 +251,7 @@ def varied(
             done.append(what)
             wrong |= {what: f"{what}: {report}"} if report else {}
             continue
-        if name in EXTREME and any(finding.kind == "not finite" for finding in report.findings):
+        if name in EXTREME and _has_no_slope(report):
             refusals.append(f"{what}: the gradient is not finite")  # a square root of zero
             continue
         done.append(what)
@@ -270,6 +270,18 @@ def varied(
     return ProbeReport(name, verdict, PROBES[name], tuple(done), "", *told)
 
 
+def _has_no_slope(report: Report) -> bool:
+    """Whether a gradient is not finite where differences find none either, or zero, as they do
+    between the two slopes of a root of squares.
+    """
+    names = [finding.leaf for finding in report.findings if finding.kind == "not finite"]
+    worst = [report.leaves[name].worst for name in names]
+    return bool(names) and not any(
+        element is not None and abs(element.truth) - element.error_bar > element.allowed
+        for element in worst
+    )
+
+
 def any_fault(report: Report) -> str:
     """What a check found first."""
     return report.findings[0].text if report.findings else ""
@@ -278,7 +290,7 @@ def any_fault(report: Report) -> str:
 def gross_fault(report: Report) -> str:
     """What is wrong by far: at extreme values a right backward pass loses digits."""
     leaves = [leaf for leaf in report.leaves.values() if leaf.verdict is Verdict.FAIL]
-    far = [leaf.name for leaf in leaves if not leaf.distance <= LOST]
+    far = [leaf.name for leaf in leaves if not leaf.distance <= LOST]  # NaN, too
     texts = [finding.text for finding in report.findings if finding.leaf in (*far, "")]
     return texts[0] if far and texts else ""
 

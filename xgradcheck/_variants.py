@@ -113,8 +113,8 @@ def is_resolved(case: Case, adapter: Any) -> bool:
         here = problem.values()[0]
         with problem.at(beside):
             there = problem.values()[0]
-    size = np.abs(here)
-    return not (np.abs(there - here) > LEAP * (size + rms(size))).any()
+        size = np.abs(here)
+        return not (np.abs(there - here) > LEAP * (size + rms(size))).any()
 
 
 def _repeats(value: Any) -> bool:

@@ -13,7 +13,7 @@ from xgradcheck._adapters import Problem, Trial
 from xgradcheck._differences import natural_scale, rms
 from xgradcheck._judge import Verdict, tolerance, zero_below
 from xgradcheck._layout import Vector
-from xgradcheck._report import Finding, ProbeReport, Report
+from xgradcheck._report import Finding, LeafReport, ProbeReport, Report
 
 PROBES = {
     "layout": "the same whatever the memory layout of cotangents and inputs",
@@ -271,15 +271,17 @@ def varied(
 
 
 def _has_no_slope(report: Report) -> bool:
-    """Whether a gradient is not finite where differences find none either, or zero, as they do
-    between the two slopes of a root of squares.
+    """Whether a gradient is not finite where differences find none either; or zero, as between the
+    two slopes of a root of squares; or where nothing of it is finite, as at a matrix of zeros.
     """
     names = [finding.leaf for finding in report.findings if finding.kind == "not finite"]
-    worst = [report.leaves[name].worst for name in names]
-    return bool(names) and not any(
-        element is not None and abs(element.truth) - element.error_bar > element.allowed
-        for element in worst
-    )
+    return bool(names) and not any(_has_slope(report.leaves[name]) for name in names)
+
+
+def _has_slope(leaf: LeafReport) -> bool:
+    worst = leaf.worst
+    is_known = worst is not None and abs(worst.truth) - worst.error_bar > worst.allowed
+    return is_known and leaf.wrong < leaf.size
 
 
 def any_fault(report: Report) -> str:

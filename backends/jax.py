@@ -955,30 +955,23 @@ def _paired(outs: Sequence[Any], cotangent: Vector) -> float:
     return float(np.sum((flat[0] if len(flat) == 1 else np.concatenate(flat)) * cotangent))
 
 
+def _steps(program: Any) -> Iterator[Any]:
+    """The operations of a program, and those of the programs inside of them."""
+    for step in program.eqns:
+        yield step
+        for inner in tree_util.tree_leaves(list(step.params.values()), is_leaf=_is_program):
+            if _is_program(inner):
+                yield from _steps(getattr(inner, "jaxpr", inner))
+
+
 def _calls_back(program: Any) -> bool:
     """Whether Python is called while the program runs."""
-    return any(
-        "callback" in step.primitive.name
-        or any(
-            _calls_back(getattr(inner, "jaxpr", inner))
-            for inner in tree_util.tree_leaves(list(step.params.values()), is_leaf=_is_program)
-            if _is_program(inner)
-        )
-        for step in program.eqns
-    )
+    return any("callback" in step.primitive.name for step in _steps(program))
 
 
 def _convolves(program: Any) -> bool:
     """Whether there are convolutions: a batch of kernels is slower than one after another."""
-    return any(
-        step.primitive.name == "conv_general_dilated"
-        or any(
-            _convolves(getattr(inner, "jaxpr", inner))
-            for inner in tree_util.tree_leaves(list(step.params.values()), is_leaf=_is_program)
-            if _is_program(inner)
-        )
-        for step in program.eqns
-    )
+    return any(step.primitive.name == "conv_general_dilated" for step in _steps(program))
 
 
 def _unread(program: Any) -> frozenset[int]:
@@ -992,14 +985,9 @@ def _bytes_computed(program: Any) -> int:
     """How much memory all that a program computes takes, each step of a loop in the place of the
     last.
     """
-    total = 0
-    for step in program.eqns:
-        shaped = [var.aval for var in step.outvars if hasattr(var.aval, "dtype")]
-        total += sum(math.prod(aval.shape) * aval.dtype.itemsize for aval in shaped)
-        for inner in tree_util.tree_leaves(list(step.params.values()), is_leaf=_is_program):
-            if _is_program(inner):
-                total += _bytes_computed(getattr(inner, "jaxpr", inner))
-    return int(total)
+    outs = [var.aval for step in _steps(program) for var in step.outvars]
+    shaped = [aval for aval in outs if hasattr(aval, "dtype")]
+    return int(sum(math.prod(aval.shape) * aval.dtype.itemsize for aval in shaped))
 
 
 def _lowest_bits(program: Any, arguments: Sequence[bool] | None = None) -> int:

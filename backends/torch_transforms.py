@@ -67,10 +67,8 @@ class Transforms:
             return Trial(what, error=error, refuses=True)
         finally:
             self._problem._world.watch()
-        found, size = self._pass.value_of(outs), self._pass.size_of(outs)
-        if abs(found - usual) > 2.0 ** (8 - self._problem.bits) * size:
-            return Trial(what, fault=f"gives another output: phi is {found:.6g}, not {usual:.6g}")
-        return Trial(what, self._pass.flat(grads))
+        phi = self._pass.value_of(outs), usual, self._pass.size_of(outs)
+        return Trial(what, self._pass.flat(grads), phi=phi)
 
     def _checkpointed(self) -> tuple[Tensors, Grads]:
         with torch.enable_grad():

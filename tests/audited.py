@@ -247,10 +247,8 @@ def refusing_twice(forward: Any, backward: Any) -> Make:
     return one(forward, once_differentiable(backward))
 
 
-class Doubled(Function):
-    """A square whose tangent is twice what it should be."""
-
-    factor = 2.0
+class Square(Function):
+    """A square that can be transformed, by rules of those that are made of it."""
 
     @staticmethod
     def forward(x: Tensor) -> Tensor:
@@ -264,6 +262,12 @@ class Doubled(Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         return 2 * ctx.saved_tensors[0] * grad
+
+
+class Doubled(Square):
+    """A square whose tangent is twice what it should be."""
+
+    factor = 2.0
 
     @classmethod
     def jvp(cls, ctx: Any, tangent: Tensor) -> Tensor:
@@ -327,23 +331,10 @@ class Detaching(Function):
         return ctx.factor * ctx.saved_tensors[0] * grad
 
 
-class InBatches(Function):
+class InBatches(Square):
     """A square with a rule for batches, which takes a batch for its first sample."""
 
-    generate_vmap_rule = False
     shift = 1
-
-    @staticmethod
-    def forward(x: Tensor) -> Tensor:
-        return x**2
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        ctx.save_for_backward(*inputs)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        return 2 * ctx.saved_tensors[0] * grad
 
     @classmethod
     def vmap(cls, info: Any, in_dims: Any, x: Tensor) -> Any:

@@ -77,6 +77,14 @@ def test_a_seed_is_all_that_random_numbers_come_from() -> None:
     assert probe(dropout).trials == ("what the forward pass dropped of input",)
 
 
+def test_outputs_in_any_memory_are_compared() -> None:
+    def transposed(x: Tensor, seed: int) -> Tensor:
+        return (x * mask(seed, x)).T
+
+    report = audit(transposed, X, 3, probes="seeds")
+    assert probe(report).trials == ("the same seed again",)
+
+
 def test_a_seed_in_jax() -> None:
     def dropout(x: Array, seed: int) -> Array:
         return jnp.where(jax.random.bernoulli(jax.random.key(seed), 0.6, x.shape), x / 0.6, 0)

@@ -94,6 +94,10 @@ class Trial:
     """What it has to be; None for the usual one."""
     leaves: tuple[int, ...] | None = None
     """The numbers of the leaves in which it was asked for; None for all."""
+    phi: tuple[float, float, float] | None = None
+    """phi then, phi as usual, and how large all is that adds up to it; None where only the gradient
+    counts.
+    """
     fault: str = ""
     """What was plainly not as it has to be: "writes to x"."""
     error: Exception | None = None

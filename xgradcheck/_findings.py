@@ -1,5 +1,6 @@
 """What is said about a place: findings and notes, with the numbers that support them."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -85,6 +86,12 @@ def beside_stated(leaf: Leaf, judged: Judged, severed: bool) -> Finding:
         return Finding(leaf.name, "no gradient", text)
     text = f"{_extent(leaf, judged.failed)}, beside the gradient that is expected"
     return Finding(leaf.name, "wrong gradient", text, indices(leaf, judged.failed))
+
+
+def writes(written: Sequence[str]) -> Finding:
+    """What a backward pass writes to that is not its own."""
+    text = f"the backward pass writes to {', '.join(written)}, which others read as well"
+    return Finding("", "purity", text)
 
 
 def _extent(leaf: Leaf, failed: Mask) -> str:

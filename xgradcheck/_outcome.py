@@ -21,6 +21,7 @@ from xgradcheck._findings import (
     only_here,
     precision,
     unsure,
+    writes,
     wrong_gradient,
 )
 from xgradcheck._judge import (
@@ -123,8 +124,7 @@ def concluded(
         findings.append(mismatch)
         verdicts.append(Verdict.FAIL)
     if written := told.runs[0].backward.written:
-        text = f"the backward pass writes to {', '.join(written)}, which others read as well"
-        findings.append(Finding("", "purity", text))
+        findings.append(writes(written))
         verdicts.append(Verdict.FAIL)
     notes += [f"{text}: the framework made it fit" for text in told.runs[0].backward.misfits]
     bits = min(told.bits, *(run.bits or DOUBLE for run in told.runs))

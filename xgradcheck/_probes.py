@@ -60,6 +60,8 @@ MOVED = 2.0**-6
 """How far away another call is, as a share of each coordinate."""
 LOST = 1e-5
 """What distance a right backward pass may have at extreme values."""
+ROUNDED = 8
+"""By so many bits less than all of them outputs may differ."""
 REPEATS = 4
 SAID = 3
 """Of so many failed trials each is told in a sentence."""
@@ -95,6 +97,8 @@ class Usual:
             return f"{trial.what}: raises {short(trial.error)}"
         if trial.fault:
             return f"{trial.what} {trial.fault}"
+        if trial.phi is not None and (text := self._other_output(*trial.phi)):
+            return f"{trial.what} {text}"
         if trial.got is None:
             return ""
         expected = self.gradient if trial.expected is None else trial.expected
@@ -106,6 +110,11 @@ class Usual:
         name = leaf.element(leaf.index(first))
         more = f", and {wrong - 1} more elements are others" if wrong > 1 else ""
         return f"{trial.what}: {name} is {trial.got[first]:.6g}, not {expected[first]:.6g}{more}"
+
+    def _other_output(self, found: float, usual: float, size: float) -> str:
+        if abs(found - usual) > 2.0 ** (ROUNDED - self.problem.bits) * size:
+            return f"gives another output: phi is {found:.6g}, not {usual:.6g}"
+        return ""
 
     def _wrong(
         self, got: Vector, expected: Vector, leaves: tuple[int, ...] | None

@@ -21,7 +21,7 @@ from xgradcheck._judge import Judged, Verdict, distance, grade, percent
 from xgradcheck._layout import BITS, DOUBLE, Layout, Leaf, Mask, Vector, bits_of
 from xgradcheck._outcome import Account, element_at, leaf_entry, together
 from xgradcheck._report import Finding, Leaves, Report
-from xgradcheck._stages import cotangent_of, environment, report_on
+from xgradcheck._stages import cotangent_of, environment, report_on, run
 from xgradcheck._variants import cast_to, kinds_of
 
 FACTORS = {"norm": 2.0, "worst": 4.0, "bias": 4.0}
@@ -218,7 +218,7 @@ class Three:
                     f"function {', '.join(kernel.layout.names)}: give functions of the same "
                     f"arguments, or choose leaves with wrt=."
                 )
-        runs = [_run(problem, cotangent) for problem in (kernel, usual, exact)]
+        runs = [run(problem, cotangent) for problem in (kernel, usual, exact)]
         values, gradients = zip(*runs, strict=True)
         return cls(dtype, exact.layout, kernel.outputs, values, gradients)
 
@@ -268,8 +268,3 @@ class Three:
 
 def _listed(shapes: list[tuple[int, ...]]) -> str:
     return ", ".join(str([*shape]) for shape in shapes)
-
-
-def _run(problem: Problem, cotangent: Vector) -> tuple[Vector, Vector]:
-    with problem.held(), np.errstate(all="ignore"):
-        return problem.values()[0], problem.gradient(cotangent).gradient

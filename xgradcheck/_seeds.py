@@ -48,7 +48,7 @@ def _arrays(case: Case, adapter: Any) -> Iterator[Any]:
     for node in flatten(case.output(case.args, case.kwargs)):
         if hasattr(node.value, "dtype"):
             # The bits: where it is NaN twice it is the same.
-            yield np.atleast_1d(adapter.array_of(node.value)).view(np.uint8)
+            yield np.ascontiguousarray(adapter.array_of(node.value)).view(np.uint8)
 
 
 def _of_what_was_dropped(problem: Problem, usual: Vector) -> Iterator[Trial]:

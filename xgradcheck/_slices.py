@@ -15,7 +15,7 @@ from xgradcheck._errors import InvalidCase
 from xgradcheck._layout import Leaf, Positions, Vector
 from xgradcheck._memory import SHARE, free, written
 from xgradcheck._probes import Usual
-from xgradcheck._stages import cotangent_of
+from xgradcheck._stages import cotangent_of, run
 from xgradcheck._tree import Path, argument_names, flatten
 
 Batch = str | int | Sequence[str | int] | Mapping[str | int, int]
@@ -137,9 +137,9 @@ class Beside:
         self._axes = [_axis(leaf, small) for leaf, small in pairs]
         self._is_all = sum(map(len, parts)) == self._count
         cotangent = self._of_parts(cotangent_of(self._whole, seed))
-        self._values, self._got = _run(self._whole, cotangent)
+        self._values, self._got = run(self._whole, cotangent)
         runs = zip(self._smaller, parts, strict=True)
-        self._found = [_run(small, self._of(part, cotangent)) for small, part in runs]
+        self._found = [run(small, self._of(part, cotangent)) for small, part in runs]
         self.is_mean = is_mean
         """Whether an output without a batch axis is a mean over the batch, and not a sum."""
         if self._is_all and None in self._axes:
@@ -213,12 +213,6 @@ class Beside:
                 elif self._is_all:
                     there += block * (len(part) / self._count if is_mean else 1.0)
         return np.abs(self._values - made)
-
-
-def _run(problem: Problem, cotangent: Vector) -> tuple[Vector, Vector]:
-    """The outputs and the gradient."""
-    with problem.held(), np.errstate(all="ignore"):
-        return problem.values()[0], problem.gradient(cotangent).gradient
 
 
 def _at(leaf: Leaf, axis: int, rows: Positions) -> tuple[Any, ...]:

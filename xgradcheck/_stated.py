@@ -11,7 +11,7 @@ import numpy as np
 from xgradcheck._adapters import Backward, Case, Problem, claim
 from xgradcheck._differences import natural_scale, rms
 from xgradcheck._errors import InvalidCase
-from xgradcheck._findings import beside_stated
+from xgradcheck._findings import beside_stated, writes
 from xgradcheck._judge import Verdict, distance, grade, judge, tolerance, zero_below
 from xgradcheck._layout import Leaf, Vector
 from xgradcheck._outcome import element_at, leaf_entry
@@ -68,8 +68,7 @@ def stated_on(
         leaves[leaf.name], said = _account(problem, leaf, number, backward, truth, rtol, atol)
         findings += said
     if backward.written:
-        text = f"the backward pass writes to {', '.join(backward.written)}, which others read"
-        findings.append(Finding("", "purity", text))
+        findings.append(writes(backward.written))
     verdicts = [leaf.verdict for leaf in leaves.values()] + [Verdict.FAIL] * len(findings)
     score = float("nan") if truth is None else distance(backward.gradient, truth)
     return Report(

@@ -5,13 +5,14 @@ from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
 from itertools import chain
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from xgradcheck._adapters import Case, Problem, Trial, claim
 from xgradcheck._errors import InvalidCase
 from xgradcheck._judge import Verdict
+from xgradcheck._kernel import KERNEL, beside_any
 from xgradcheck._measured import FORWARD
 from xgradcheck._memory import memory_of
 from xgradcheck._probes import (
@@ -25,13 +26,14 @@ from xgradcheck._probes import (
     varied,
 )
 from xgradcheck._progress import progress
-from xgradcheck._reference import KERNEL, beside_any
 from xgradcheck._report import Finding, ProbeReport, Report
 from xgradcheck._seeds import of_seeds
-from xgradcheck._slices import HUGE, Batch, Dependent, of_slices, rows_of
 from xgradcheck._stages import cotangent_of, materialised, report_on, title_of
 from xgradcheck._stated import stated_on
 from xgradcheck._variants import FORMS, VARIANTS, is_resolved
+
+if TYPE_CHECKING:
+    from xgradcheck._slices import Batch
 
 ALL_PROBES = "all"
 TANGENTS = 2000
@@ -47,7 +49,7 @@ def audit(
     *args: Any,
     probes: str | Sequence[str] = ALL_PROBES,
     shapes: Callable[[int], tuple[Any, ...]] | Mapping[Any, tuple[Any, ...]] | None = None,
-    batch: Batch | None = None,
+    batch: "Batch | None" = None,
     large: bool | int = False,
     expect: Any = None,
     strict: bool = False,
@@ -181,11 +183,18 @@ def _probed(
 
 
 def _sliced(
-    case: Case, adapter: Any, batch: Batch | None, large: bool | int, seed: int, memory: int | None
+    case: Case,
+    adapter: Any,
+    batch: "Batch | None",
+    large: bool | int,
+    seed: int,
+    memory: int | None,
 ) -> ProbeReport:
     """What a batch comes to beside parts of it."""
     if batch is None or (case.grads is not None and not callable(case.grads)):
         return _skipped("slices", NOTHING["slices"])
+    from xgradcheck._slices import HUGE, Dependent, of_slices, rows_of  # only batches ask
+
     rows = rows_of(case, adapter, batch)
     huge = HUGE if large is True else int(large) or None
     done, said, reason = list[str](), list[Finding](), ""

@@ -6,8 +6,8 @@ from typing import Any
 
 from xgradcheck._constraints import Constraint
 from xgradcheck._errors import InvalidCase
+from xgradcheck._kernel import beside_any
 from xgradcheck._measured import REVERSE
-from xgradcheck._reference import beside_any
 from xgradcheck._report import Report
 from xgradcheck._stages import report_on, title_of
 

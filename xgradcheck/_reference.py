@@ -78,30 +78,6 @@ def ratios(found: Vector, usual: Vector, truth: Vector, bits: int) -> Ratios:
     return Ratios(norm(error) / spread, worst / max(least, lucky * WORST * unit), along / chance)
 
 
-KERNEL = ("reference", "dtypes", "factors")
-"""The options that a kernel with a reference has beside those of a check."""
-
-
-def beside_any(
-    checked: Callable[..., Report],
-    fn: Callable[..., Any],
-    args: tuple[Any, ...],
-    title: str,
-    *,
-    reference: Callable[..., Any] | None = None,
-    dtypes: str | Sequence[str] | None = None,
-    factors: Mapping[str, float] | None = None,
-    **options: Any,
-) -> Report:
-    """The report on a kernel beside its reference; what ``checked`` gives where there is none."""
-    if reference is not None:
-        own: dict[str, Any] = {"reference": reference, "dtypes": dtypes, "factors": factors}
-        return beside_reference(fn, args, title, **own, **options)
-    if dtypes is not None or factors is not None:
-        raise InvalidCase("dtypes and factors go with reference=, and there is none.")
-    return checked(args, **options)
-
-
 def beside_reference(
     fn: Callable[..., Any],
     args: tuple[Any, ...],

@@ -1,0 +1,32 @@
+"""What a kernel with a reference has beside the options of a check."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from xgradcheck._errors import InvalidCase
+from xgradcheck._report import Report
+
+KERNEL = ("reference", "dtypes", "factors")
+"""The options that a kernel with a reference has beside those of a check."""
+
+
+def beside_any(
+    checked: Callable[..., Report],
+    fn: Callable[..., Any],
+    args: tuple[Any, ...],
+    title: str,
+    *,
+    reference: Callable[..., Any] | None = None,
+    dtypes: str | Sequence[str] | None = None,
+    factors: Mapping[str, float] | None = None,
+    **options: Any,
+) -> Report:
+    """The report on a kernel beside its reference; what ``checked`` gives where there is none."""
+    if reference is not None:
+        from xgradcheck._reference import beside_reference  # only kernels ask
+
+        own: dict[str, Any] = {"reference": reference, "dtypes": dtypes, "factors": factors}
+        return beside_reference(fn, args, title, **own, **options)
+    if dtypes is not None or factors is not None:
+        raise InvalidCase("dtypes and factors go with reference=, and there is none.")
+    return checked(args, **options)

@@ -42,6 +42,9 @@ from .jax_raising import evaluate
 from .jax_rules import remedies, rules
 from .world import State, World, displaced, number_states, plain_states, random_states, reachable
 
+OPERANDS = {"BF16": 8, "F16": 11, "TF32": 11, "F32": 24}
+"""Significant bits of what an algorithm of ``jax.lax.DotAlgorithmPreset`` multiplies."""
+
 CONVERT = "convert it with .astype(jnp.float32)"
 # A small check compiles for longer than it runs: compiling quickly is worth more than running fast.
 QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
@@ -1001,6 +1004,7 @@ def _lowest_bits(program: Any, arguments: Sequence[bool] | None = None) -> int:
         given = [id(var) in reached for var in step.invars]
         if not any(given):
             continue
+        lowest = min(lowest, _bits_of_algorithm(step.params.get("precision")))
         for var in step.outvars:
             dtype = getattr(var.aval, "dtype", None)
             # A comparison takes no derivative along.
@@ -1015,6 +1019,18 @@ def _lowest_bits(program: Any, arguments: Sequence[bool] | None = None) -> int:
                 own = given[-count:] if count <= len(given) else [True] * count
                 lowest = min(lowest, _lowest_bits(inside, own if count else []))
     return lowest
+
+
+def _bits_of_algorithm(precision: Any) -> int:
+    """To how many bits a product rounds its operands by itself: no dtype in a program tells."""
+    given = getattr(precision, "lhs_precision_type", None)
+    if given is not None:
+        return int(jnp.finfo(given).nmant) + 1  # type: ignore[no-untyped-call]
+    if not hasattr(precision, "accumulation_type"):
+        return DOUBLE
+    # The presets are told apart by their names alone: BF16_BF16_F32, or BF16_BF16_F32_X3.
+    operand, *_, last = precision.name.split("_")
+    return OPERANDS.get("F32" if last.startswith("X") else operand, DOUBLE)
 
 
 def _is_program(value: Any) -> bool:

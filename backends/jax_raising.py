@@ -123,6 +123,8 @@ def _bound(step: Any, given: list[Any], params: dict[str, Any]) -> Sequence[Any]
 
 
 def _wide_parameter(value: Any) -> Any:
+    if hasattr(value, "accumulation_type"):
+        return None  # an algorithm that rounds its operands first, whatever they are
     is_dtype = isinstance(value, np.dtype) or (
         isinstance(value, type) and issubclass(value, np.generic)
     )

@@ -278,3 +278,23 @@ def test_16_bits_are_judged_by_a_truth_in_float64(dtype):
     assert [row.judged for row in leaf.rows] == ["float64", f"{name} as run"]
     wrong = check(lambda x: fn(1.3, x), X.astype(dtype), raise_exception=False)
     assert wrong.verdict == "FAIL"
+
+
+@pytest.mark.parametrize(
+    ("precision", "dtype"),
+    # Other algorithms are for other machines.
+    [("BF16_BF16_F32", "bfloat16"), ("F32_F32_F32", "float32"), ("BF16_BF16_F32_X3", "float32")],
+)
+@pytest.mark.parametrize(("factor", "verdict"), [(1.0, "PASS"), (1.3, "FAIL")])
+def test_a_product_that_rounds_what_it_multiplies_is_raised_without_that(
+    precision, dtype, factor, verdict
+):
+    def fn(x):
+        rows = jnp.stack([x, jnp.cos(x)])
+        product = jax.lax.dot(rows, rows.T, precision=precision, preferred_element_type=jnp.float32)
+        return scaled(factor)(jnp.tanh(product), jnp.ones((2, 2), jnp.float32))
+
+    report = check(fn, X.astype(dtype), raise_exception=False)
+    assert report.verdict == verdict, str(report)
+    (leaf,) = report.leaves.values()
+    assert [row.judged for row in leaf.rows] == ["float64", f"{dtype} as run"]

@@ -20,6 +20,7 @@ from xgradcheck._projected import (
     NeedsNear,
     Projected,
     at_once,
+    is_open,
     projected,
     wants_projection,
 )
@@ -96,7 +97,12 @@ def measure(phi: Phi, asked: Asked) -> Outcome:
         large = projected(phi, value, spread, [own], asked, None)
         if large is not None:
             return replace(large, unraised=why)
-    return [replace(swept(phi, value, spread, own, asked), unraised=why)]
+    measured = swept(phi, value, spread, own, asked)
+    if is_open(measured, asked):
+        few = projected(phi, value, spread, [own], asked, None, is_swept=True)
+        if few is not None:
+            return replace(few, unraised=why)
+    return [replace(measured, unraised=why)]
 
 
 def _in_float64(
@@ -143,6 +149,10 @@ def _rows(
     if any(run.bits is not None and run.near is None for run in others):
         raise NeedsNear()
     measured = swept(phi, value, spread, first, asked)
+    if is_open(measured, asked):
+        found = projected(phi, value, spread, [first, *others], asked, None, lost, True)
+        if found is not None:
+            return found
     return [measured, *(judged_beside(phi, measured, run, asked) for run in others)]
 
 

@@ -12,7 +12,7 @@ from xgradcheck._budget import plan
 from xgradcheck._differences import Noise, norm, rms
 from xgradcheck._directions import influence, unit_of
 from xgradcheck._generic import LARGE, NearBy, is_symmetric, look_near_by
-from xgradcheck._judge import NEGLIGIBLE, PIECE, ZERO, distance, judge, tolerance
+from xgradcheck._judge import NEGLIGIBLE, PIECE, ZERO, Judged, Verdict, distance, judge, tolerance
 from xgradcheck._layout import DOUBLE, Leaf, Positions, Vector
 from xgradcheck._measured import Measured, Run
 from xgradcheck._phi import Phi, noise_of
@@ -135,9 +135,11 @@ def projected(
     asked: Asked,
     work: Projecting | None,
     lost: Lost | None = None,
+    is_swept: bool = False,
 ) -> Projected | None:
-    """The rows of these runs, the first of them in float64; None where a sweep is better. ``work``
-    is what was done already, ``lost`` what the first run may have lost by rounding.
+    """The rows of these runs, the first of them in float64; None where a sweep is better, or leaves
+    no more open. ``work`` is what was done already, ``lost`` what the first run may have lost by
+    rounding, ``is_swept`` says that a sweep has found nothing.
     """
     gradient, layout = runs[0].backward.gradient, phi.problem.layout
     is_low = phi.problem.bits < DOUBLE
@@ -165,7 +167,7 @@ def projected(
     done, small = work.done, list[int]()
     if done.open or done.mistakes:
         assert noise is not None
-        if layout.size <= SWEPT:
+        if done.open if is_swept else layout.size <= SWEPT:
             phi.phase = ""
             return None
         small = _small(phi, [*done.open, *done.mistakes]) if noise.bits == DOUBLE else []
@@ -201,10 +203,27 @@ def _acquitted(restricted: Restricted, row: Measured, done: Projection) -> list[
     return found
 
 
+def is_open(row: Measured, asked: Asked) -> bool:
+    """Whether a sweep of a function that computes below float64 has found nothing wrong and leaves
+    something open: its noise may drown single coordinates, and not the directions of a leaf.
+    """
+    if row.work.noise.bits == DOUBLE or asked.coverage != "auto" or asked.spaces:
+        return False
+    if asked.steps is not None or asked.rtol is not None or asked.method == COMPLEX:
+        return False
+    leaves = (leaf for leaf in row.work.layout if leaf.size)
+    return Verdict.of([_judged(row, leaf).verdict for leaf in leaves]) is Verdict.INCONCLUSIVE
+
+
 def _is_wrong(row: Measured, leaf: Leaf) -> bool:
     """Whether an element of a leaf is wrong in a row."""
+    return bool(_judged(row, leaf).failed.any())
+
+
+def _judged(row: Measured, leaf: Leaf) -> Judged:
+    """What the elements of a leaf come to in a row."""
     part, truth = leaf.part, row.truth
-    judged = judge(
+    return judge(
         row.backward.gradient[part],
         truth.value[part],
         truth.bar[part],
@@ -214,7 +233,6 @@ def _is_wrong(row: Measured, leaf: Leaf) -> bool:
         truth.still[part],
         row.run.excused[part],
     )
-    return bool(judged.failed.any())
 
 
 def _small(phi: Phi, numbers: Sequence[int]) -> list[int]:
@@ -250,10 +268,11 @@ def _measure_slopes(
         own, excused = gradient[leaf.part], whole[leaf.part]
         if lost is not None:
             excused = excused + lost(leaf)
-        told = account_of(phi, leaf, own, excused, value, noise, allowance, asked.seed)
+        seed, faint = asked.seed, FAINT[bits]
+        told = account_of(phi, leaf, own, excused, value, noise, allowance, seed, faint)
         if told.mistake is not None:
             done.mistakes[number] = told.mistake, told.distance
-        elif told.is_right and told.floor <= FAINT[bits]:
+        elif told.is_right:
             done.bounds[number] = Bound(told.floor, told.distance)
     done.open = [n for n in done.open if n not in done.bounds and n not in done.mistakes]
 

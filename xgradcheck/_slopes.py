@@ -11,7 +11,7 @@ from xgradcheck._derivative import derivative
 from xgradcheck._differences import Noise, norm, rms
 from xgradcheck._directions import drawn, influence_of, unit_of
 from xgradcheck._judge import Tolerance, exceeds
-from xgradcheck._layout import Leaf, Vector
+from xgradcheck._layout import DOUBLE, Leaf, Vector
 from xgradcheck._phi import Phi
 
 FIRST, ALL = 3, 8
@@ -19,6 +19,10 @@ FIRST, ALL = 3, 8
 ABOVE, BELOW = 1.5, 0.5
 """How many times what bars alone would leave open an error may seem to be for a leaf to pass; and
 from which share of that on it fails, unless it is less than is allowed.
+"""
+BEYOND = 2.0
+"""How many times their bars residuals of a function below float64 are where it is wrong. Of 516
+leaves that are right, in float16 and bfloat16, the largest share was 0.94.
 """
 LIKELY = 1.6
 """How many times its usual size, at most, the rms of eight residuals is."""
@@ -98,33 +102,37 @@ def account_of(
     noise: Noise,
     allowance: Tolerance,
     seed: int,
+    faint: float,
 ) -> Account:
-    """The gradient of a leaf beside slopes along a few directions."""
+    """The gradient of a leaf beside slopes along a few directions; right only to a floor that is no
+    more than ``faint``.
+    """
     unit, slopes = unit_of(phi.problem.point[leaf.part]), list[Slope]()
     size = influence_of(gradient, unit)
-
-    def measured(count: int) -> tuple[Vector, Vector]:
-        """Residuals along so many directions, and their bars."""
+    for count in (FIRST, ALL):
         for turn in range(len(slopes), count):
             direction = drawn(leaf, unit, seed, turn).astype(float)
             slopes.append(
                 slope_along(phi, leaf, gradient, lost, direction, value, noise, allowance)
             )
         residuals = np.abs([slope.residual for slope in slopes])
-        return residuals, np.array([slope.bar for slope in slopes])
-
-    residuals, bars = measured(FIRST)
-    floor = ABOVE * factor(FIRST, 1) * rms(np.fmax(bars, 1e-3 * residuals)) / DEVIATION
-    largest = factor(FIRST, 1) * rms(residuals + bars) / DEVIATION
-    size = size or float(np.max(residuals))
-    if largest <= max(floor, allowance.distance * size):
-        if not size:
-            return Account(0.0, 0.0, True, None)
-        distance = rms(residuals) / DEVIATION / (2 * size)
-        return Account(max(floor, largest) / size, distance, True, None)
-    residuals, bars = measured(ALL)
+        bars = np.array([slope.bar for slope in slopes])
+        known = factor(count, looks=2) / DEVIATION
+        floor = ABOVE * known * rms(np.fmax(bars, 1e-3 * residuals))
+        largest = known * rms(residuals + bars)
+        size = size or float(np.max(residuals))
+        if largest <= max(floor, allowance.distance * size):
+            bound = max(floor, largest)
+            if count == ALL and noise.bits < DOUBLE:
+                # Rounding knows nothing of a direction: it hides no mistake along all of them.
+                bound = known * rms(residuals)
+            if bound <= faint * size:
+                distance = rms(residuals) / DEVIATION / (2 * size) if size else 0.0
+                return Account(bound / size if size else 0.0, distance, True, None)
     least = rms(np.fmax(residuals - bars, 0.0)) / DEVIATION / LIKELY
     mistakes = [slope.mistake for slope in slopes if slope.mistake is not None]
     is_wrong = len(mistakes) > 1 and least > max(BELOW * floor, allowance.distance * size)
+    if noise.bits < DOUBLE:
+        is_wrong |= len(mistakes) > 1 and rms(residuals) > BEYOND * rms(bars)
     distance = min(rms(residuals) / DEVIATION / (2 * size), 1.0)
     return Account(floor / size, distance, False, mistakes[0] if is_wrong else None)

@@ -124,6 +124,23 @@ def bind(case: Case) -> "JaxProblem":
     return JaxProblem(case)
 
 
+def timed(case: Case) -> Any:
+    """What runs one implementation again and again."""
+    from .jax_timing import JaxTimed  # only benchmarks ask
+
+    return JaxTimed(case)
+
+
+def flags() -> dict[str, str]:
+    """What JAX was told of precision, and what it runs on."""
+    read: Any = jax.config
+    return {
+        "jax matmul precision": str(read.jax_default_matmul_precision or "default"),
+        "jax x64": str(bool(read.jax_enable_x64)),
+        "jax device": str(jax.devices()[0].device_kind),
+    }
+
+
 def _is_floating(value: Any) -> bool:
     is_array = isinstance(value, jax.Array | np.ndarray | np.generic)
     return is_array and bool(jnp.issubdtype(value.dtype, jnp.inexact))

@@ -120,6 +120,28 @@ def bind(case: Case) -> "TorchProblem":
         return TorchProblem(case, _of_closure(case) if case.is_closure else _of_arguments(case))
 
 
+def timed(case: Case) -> Any:
+    """What runs one implementation again and again."""
+    from .torch_timing import TorchTimed  # only benchmarks ask
+
+    return TorchTimed(case)
+
+
+def flags() -> dict[str, str]:
+    """What torch was told of precision, and what it runs on."""
+    matmul = torch.backends.cuda.matmul
+    found = {
+        "matmul precision": torch.get_float32_matmul_precision(),
+        "reduced precision sums": str(bool(matmul.allow_bf16_reduced_precision_reduction)),
+        "cudnn TF32": str(torch.backends.cudnn.allow_tf32),
+        "autocast": str(torch.is_autocast_enabled("cuda") or torch.is_autocast_enabled("cpu")),
+    }
+    if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        found["device"] = torch.cuda.get_device_name()
+        found["cuda"] = str(torch.version.cuda)
+    return {f"torch {name}": value for name, value in found.items()}
+
+
 @dataclass(slots=True)
 class Slot:
     """A leaf: the tensor of the user, and the one that the function gets to see and that is

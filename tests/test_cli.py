@@ -801,3 +801,53 @@ def test_coverage_and_budget_are_options(report):
     assert report(*WRONG, "--coverage", "rows")["verdict"] == "FAIL"
     assert report(*RIGHT, "--coverage", "sweep", "--budget", "8")["verdict"] == "INCONCLUSIVE"
     assert report(*RIGHT, "--budget", "60s")["verdict"] == "PASS"
+
+
+IMPLEMENTATIONS = """
+import torch
+from torch.nn import functional as F
+
+def plain(x): return F.softplus(x)
+def mine(x): return torch.log1p(torch.exp(-x.abs())) + x.clamp(min=0)
+class Wrong(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return F.softplus(x)
+    @staticmethod
+    def backward(ctx, grad):
+        return grad * ctx.saved_tensors[0].sigmoid() * 1.01
+wrong = Wrong.apply
+several = {"torch": plain, "mine": mine}
+def made(size): return (torch.linspace(-1, 1, size),)
+"""
+
+
+def test_implementations_are_timed(run, tmp_path):
+    file = tmp_path / "ops.py"
+    file.write_text(IMPLEMENTATIONS)
+    quick = ("--reference", f"{file}:plain", "--seconds", "0.01")
+    status, out, _ = run(f"{file}:several", "f32[64]", *quick, verb="bench")
+    assert status == 0 and "2 implementations are right" in out and "fastest" in out
+    page, record = tmp_path / "bench.html", tmp_path / "bench.json"
+    words = (f"{file}:plain", f"{file}:wrong", "f32[64]", "--json", record, "--html", page)
+    status, out, _ = run(*words, *quick, verb="bench")
+    assert status == 1 and "1 of 2 implementations are right" in out
+    assert json.loads(record.read_text())["records"][1]["both"] is None
+    assert page.read_text().startswith("<!doctype html>")
+    words = (f"{file}:mine", "--shapes", f"{file}:made", "--dtype", "bfloat16", *quick)
+    status, out, _ = run(*words, "--json", "-", verb="bench")
+    shapes = [(one["shape"], one["dtype"]) for one in json.loads(out)["records"]]
+    assert status == 0 and shapes == [(size, "bfloat16") for size in ("64", "256", "1024")]
+
+
+def test_what_cannot_be_timed_is_misuse(run, tmp_path):
+    file = tmp_path / "ops.py"
+    file.write_text(IMPLEMENTATIONS)
+    status, _, err = run(f"{file}:mine", "f32[3]", f"{file}:plain", "f32[3]", verb="bench")
+    assert status == 2 and "the arguments follow the last target" in err
+    status, _, err = run(f"{file}:mine", verb="bench")
+    assert status == 2 and "there are no arguments" in err
+    words = (f"{file}:mine", "f32[3]", "--seconds", "0.01", "--html", tmp_path / "no" / "page.html")
+    status, _, err = run(*words, verb="bench")
+    assert status == 2 and "cannot be written" in err

@@ -275,8 +275,8 @@ def test_the_public_names_are_one_list():
     }
     assert public == set(xgradcheck.__all__)
     assert public == {
-        "ALL", "Grade", "GradientInconclusive", "GradientMismatch", "InvalidCase", "Report",
-        "Verdict", "XGradCheckError", "audit", "check", "register",
+        "ALL", "BenchReport", "Grade", "GradientInconclusive", "GradientMismatch", "InvalidCase",
+        "Report", "Verdict", "XGradCheckError", "audit", "bench", "check", "register",
     }  # fmt: skip
 
 

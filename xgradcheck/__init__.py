@@ -5,6 +5,8 @@ does not.
 from xgradcheck._adapters import ALL as ALL
 from xgradcheck._adapters import register as register
 from xgradcheck._audit import audit as audit
+from xgradcheck._bench import bench as bench
+from xgradcheck._bench_report import BenchReport as BenchReport
 from xgradcheck._check import check as check
 from xgradcheck._errors import GradientInconclusive as GradientInconclusive
 from xgradcheck._errors import GradientMismatch as GradientMismatch
@@ -16,6 +18,7 @@ from xgradcheck._report import Report as Report
 
 __all__ = [
     "ALL",
+    "BenchReport",
     "Grade",
     "GradientInconclusive",
     "GradientMismatch",
@@ -24,6 +27,7 @@ __all__ = [
     "Verdict",
     "XGradCheckError",
     "audit",
+    "bench",
     "check",
     "register",
 ]

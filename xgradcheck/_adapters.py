@@ -105,6 +105,58 @@ class Trial:
     """Whether an exception is a refusal, which gives nobody a wrong gradient."""
 
 
+class Taken(NamedTuple):
+    """What one run of a function took and gave."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    cotangent: Vector
+    values: Vector
+    """The floating outputs."""
+    backward: Backward
+
+
+class Timed(Protocol):
+    """A function run over and over on the same memory, with other numbers in it."""
+
+    @property
+    def problem(self) -> "Problem":
+        """The call that is run."""
+        ...
+
+    @property
+    def device(self) -> str:
+        """What it runs on."""
+        ...
+
+    def start(self, cotangent: Vector) -> None:
+        """Take this cotangent for what ``stir`` goes out from."""
+        ...
+
+    def stir(self, seed: int, share: float) -> None:
+        """Have other numbers in all floating arguments and in the cotangent, that differ from those
+        at first by up to a share of themselves.
+        """
+        ...
+
+    def run(self) -> tuple[float, float]:
+        """Seconds of the forward and of the backward pass."""
+        ...
+
+    def taken(self) -> Taken:
+        """What the last run took and gave, in copies."""
+        ...
+
+    @property
+    def written(self) -> list[str]:
+        """What the last run wrote to that is not its own."""
+        ...
+
+    def peak(self) -> int:
+        """Bytes that a run holds at most, beside its arguments."""
+        ...
+
+
 class Problem(Protocol):
     """A function bound to its arguments, as the core sees it: vectors in, numbers out."""
 

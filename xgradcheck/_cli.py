@@ -1,4 +1,4 @@
-"""The command: ``xgradcheck check FILE:FUNCTION ARGS...``, the same with ``audit``, and ``env``."""
+"""The command: ``xgradcheck check FILE:FUNCTION ARGS...``, ``audit`` and ``bench`` likewise."""
 
 import argparse
 import ast
@@ -12,7 +12,7 @@ import time
 import traceback
 import zipfile
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FunctionType, ModuleType
@@ -23,6 +23,8 @@ from rich.console import Console
 
 from xgradcheck._adapters import adapter
 from xgradcheck._audit import ALL_PROBES, audit
+from xgradcheck._bench import SECONDS, bench
+from xgradcheck._bench_report import BenchReport
 from xgradcheck._check import check
 from xgradcheck._constraints import NAMES
 from xgradcheck._errors import InvalidCase
@@ -73,6 +75,7 @@ examples:
   xgradcheck check net.py:cost params.npz --grads net.py:backprop
   xgradcheck check ops.py:layer_norm 'f64[4,8]' 'f64[8]' eps=1e-5
   xgradcheck audit ops.py:swish 'f64[4,8]' --probe layout --probe purity
+  xgradcheck bench ops.py:mine ops.py:theirs 'f32[64,512]'
 """
 
 
@@ -98,6 +101,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
     if options.seed < 0:
         return _misuse(f"--seed {options.seed} is no seed: give an integer, 0 or more")
+    if options.verb == "bench":
+        return _bench(targets, options)
     numbers = range(1, len(targets) + 1) if len(targets) > 1 else [0]
     statuses = {_check_one(target, options, n) for n, target in zip(numbers, targets, strict=True)}
     return next(status for status in (MISUSE, FAILED, UNSURE, PASSED) if status in statuses)
@@ -107,7 +112,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="xgradcheck", description="Verify hand-written gradients."
     )
-    verbs = parser.add_subparsers(dest="verb", required=True, metavar="{check,audit,selftest,env}")
+    listed = "{check,audit,bench,selftest,env}"
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar=listed)
     checking = _verb(verbs, "check", "compare a backward pass with finite differences")
     checking.add_argument(
         "--order", type=int, choices=(1, 2), default=1, help="2: the second derivative as well (1)"
@@ -150,6 +156,7 @@ def _parser() -> argparse.ArgumentParser:
         help=f"what the gradient is meant to be: its function, or {SURROGATE!r}",
     )
     auditing.add_argument("--strict", action="store_true", help="let probes that are skipped fail")
+    _add_bench(verbs)
     selftest = verbs.add_parser(
         "selftest", help="plant wrong and right rules, and tell what became of them"
     )
@@ -161,31 +168,27 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _verb(verbs: Any, name: str, does: str) -> argparse.ArgumentParser:
-    """The parser of a verb that takes targets, with what all of them take."""
-    parser: argparse.ArgumentParser = verbs.add_parser(
-        name,
-        help=does,
-        usage=f"xgradcheck {name} TARGET [ARGUMENT ...] [TARGET ...] [option ...]",
-        epilog=USAGE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+def _add_bench(verbs: Any) -> None:
+    benching = _targeted(
+        verbs,
+        "bench",
+        "time implementations of one function, those that are right",
+        "TARGET [TARGET ...] [ARGUMENT ...] [option ...]",
     )
-    parser.add_argument("words", nargs="+", metavar="TARGET [ARGUMENT ...]", help="see below")
+    benching.add_argument(
+        "--shapes", metavar="TARGET", help="a function that makes the arguments of a size"
+    )
+    benching.add_argument(
+        "--seconds", type=float, default=SECONDS, help=f"how long each is timed ({SECONDS})"
+    )
+    benching.add_argument("--html", metavar="PATH", help="write a page here")
+
+
+def _verb(verbs: Any, name: str, does: str) -> argparse.ArgumentParser:
+    """The parser of a verb that checks its targets, with what all of those take."""
+    parser = _targeted(verbs, name, does, "TARGET [ARGUMENT ...] [TARGET ...] [option ...]")
     parser.add_argument(
         "--grads", metavar="TARGET", help="the gradient's function, where the framework has none"
-    )
-    parser.add_argument(
-        "--reference", metavar="TARGET", help="a plain function to compare a kernel with"
-    )
-    parser.add_argument(
-        "--dtype",
-        choices=("float64", *sorted(BITS)),
-        action="append",
-        help="to compare in, with --reference; may be given more than once (the arguments' own)",
-    )
-    parser.add_argument("--backend", choices=BACKENDS, help="where the target's file does not tell")
-    parser.add_argument(
-        "--wrt", metavar="NAME", action="append", help="a leaf to check: name, glob or number"
     )
     parser.add_argument(
         "--eps", type=float, help="the textbook's step; chosen for each element if left out"
@@ -207,6 +210,32 @@ def _verb(verbs: Any, name: str, does: str) -> argparse.ArgumentParser:
     parser.add_argument("--constraint", choices=NAMES, help="of every argument that satisfies it")
     parser.add_argument("--rtol", type=float, help="relative error allowed (1e-6)")
     parser.add_argument("--atol", type=float, default=0.0, help="absolute error allowed on top (0)")
+    return parser
+
+
+def _targeted(verbs: Any, name: str, does: str, usage: str) -> argparse.ArgumentParser:
+    """The parser of a verb that takes targets."""
+    parser: argparse.ArgumentParser = verbs.add_parser(
+        name,
+        help=does,
+        usage=f"xgradcheck {name} {usage}",
+        epilog=USAGE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("words", nargs="+", metavar="TARGET [ARGUMENT ...]", help="see below")
+    parser.add_argument(
+        "--reference", metavar="TARGET", help="a plain function to compare a kernel with"
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=("float64", *sorted(BITS)),
+        action="append",
+        help="to compare in, with --reference; may be given more than once (the arguments' own)",
+    )
+    parser.add_argument("--backend", choices=BACKENDS, help="where the target's file does not tell")
+    parser.add_argument(
+        "--wrt", metavar="NAME", action="append", help="a leaf to check: name, glob or number"
+    )
     parser.add_argument(
         "--seed", type=int, default=0, help="of the arguments' values and every other choice (0)"
     )
@@ -288,18 +317,13 @@ def _check_one(target: Target, options: argparse.Namespace, number: int) -> int:
                 "function with --grads file.py:function."
             )
         args, kwargs = _arguments(target, fn, backend, options.seed)
-        wrt = (
-            None
-            if not options.wrt
-            else [int(w) if re.fullmatch(r"-?\d+", w) else w for w in options.wrt]
-        )
         run: Callable[..., Report] = audit if options.verb == "audit" else check
         report = run(
             fn,
             *args,
             **_of_verb(options),
             kwargs=kwargs,
-            wrt=wrt,
+            wrt=_leaves(options),
             grads=grads,
             reference=_load(options.reference)[0] if options.reference else None,
             dtypes=options.dtype,
@@ -321,6 +345,56 @@ def _check_one(target: Target, options: argparse.Namespace, number: int) -> int:
     except Exception as error:  # the user's own function: show where, in the user's files
         traceback.print_exception(error)
         return MISUSE
+    return _told(report, options, number)
+
+
+def _bench(targets: Sequence[Target], options: argparse.Namespace) -> int:
+    """Time the targets, which share the arguments behind the last of them."""
+    *others, last = targets
+    if any(target.arguments for target in others):
+        return _misuse("the arguments follow the last target: all implementations take the same")
+    try:
+        loaded = [(target.written, *_load(target.written)) for target in targets]
+        made: dict[str, Any] = {}
+        for written, found, _ in loaded:
+            name = written.rpartition(":")[2]
+            named = {written if name in made else name: found}
+            made |= found if isinstance(found, Mapping) else named
+        first = next(iter(made.values()), None)
+        backend = options.backend or _backend_of(first, loaded[0][2], loaded[0][0])
+        args, kwargs = _arguments(last, first, backend, options.seed)
+        report = bench(
+            made,
+            *args,
+            kwargs=kwargs,
+            reference=_load(options.reference)[0] if options.reference else None,
+            dtypes=options.dtype,
+            shapes=_load(options.shapes)[0] if options.shapes else None,
+            wrt=_leaves(options),
+            seconds=options.seconds,
+            seed=options.seed,
+            backend=backend,
+        )
+        if options.html:
+            report.to_html(options.html)
+    except InvalidCase as refusal:
+        return _misuse(str(refusal))
+    except OSError as error:
+        return _misuse(f"the page cannot be written to {options.html}: {error.strerror}")
+    except Exception as error:  # what makes the arguments: show where, in the user's files
+        traceback.print_exception(error)
+        return MISUSE
+    return _told(report, options, 0)
+
+
+def _leaves(options: argparse.Namespace) -> list[int | str] | None:
+    """The leaves that were asked for: numbers of arguments are numbers."""
+    asked = options.wrt or ()
+    return [int(w) if re.fullmatch(r"-?\d+", w) else w for w in asked] or None
+
+
+def _told(report: Report | BenchReport, options: argparse.Namespace, number: int) -> int:
+    """Print a report and write it; the exit status."""
     if options.json == "-":
         print(report.to_json())
         return STATUS[report.verdict]

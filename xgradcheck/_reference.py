@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from xgradcheck._adapters import Case, Problem, claim, name_of
+from xgradcheck._adapters import Backward, Case, Problem, claim, name_of
 from xgradcheck._differences import norm, rms
 from xgradcheck._errors import InvalidCase
 from xgradcheck._findings import precision
@@ -32,6 +32,10 @@ ILL = 0.5
 """A reference that loses more than this share of its digits tells nothing of a kernel."""
 COHERENT, WORST = 4.0, 2.0
 """Units of rounding that an error along the gradient, and one of an element, may always have."""
+SHARED = 0.25
+"""Units of rounding, a quarter of those allowed, that a factor may be off by which all elements
+share: the scale of a norm, say.
+"""
 LUCK = 4.0
 """Of n numbers the reference may be right by chance: units of rounding over the root of n."""
 
@@ -74,7 +78,8 @@ def ratios(found: Vector, usual: Vector, truth: Vector, bits: int) -> Ratios:
     with np.errstate(all="ignore"):
         worst, least = (float(np.nanmax(np.abs(e) / scale, initial=0.0)) for e in (error, known))
     along, usually = (abs(float(e @ truth)) / max(size, tiny) for e in (error, known))
-    chance = max(usually, (COHERENT * unit * size + 3 * norm(known)) / np.sqrt(truth.size), tiny)
+    chance = (COHERENT * unit * size + 3 * norm(known)) / np.sqrt(truth.size)
+    chance = max(usually, chance, SHARED * unit * size, tiny)
     return Ratios(norm(error) / spread, worst / max(least, lucky * WORST * unit), along / chance)
 
 
@@ -92,7 +97,7 @@ def beside_reference(
 ) -> Report:
     """The report on a kernel that has a reference."""
     started = time.perf_counter()
-    allowed = _factors(factors)
+    allowed = known_factors(factors)
     names = ("kwargs", "wrt", "loss", "grads")
     kwargs, wrt, loss, grads = (options.get(name) for name in names)
     case = Case(fn, args, dict(kwargs or {}), wrt, loss, grads)
@@ -102,7 +107,7 @@ def beside_reference(
     kinds = kinds_of(case)
     if not kinds:
         raise InvalidCase("reference= compares functions of arrays: pass them as arguments.")
-    asked = _asked(dtypes, kinds)
+    asked = asked_dtypes(dtypes, kinds)
     if grads is not None:
         raise InvalidCase("grads= belongs to one function, and reference= compares two.")
     exact = cast_to(replace(case, args=cast_to(case, adapter, asked[0])), adapter, "float64")
@@ -136,18 +141,19 @@ def beside_reference(
         findings=tuple(findings),
         precision=precision(min(bits_of(dtype) for dtype in asked)),
         elapsed_s=time.perf_counter() - started,
-        environment=environment(),
+        environment=environment(adapter),
     )
 
 
-def _factors(given: Mapping[str, float] | None) -> dict[str, float]:
+def known_factors(given: Mapping[str, float] | None) -> dict[str, float]:
+    """How many times the error of the reference is allowed."""
     unknown = [name for name in given or {} if name not in FACTORS]
     if unknown:
         raise InvalidCase(f"factors has {unknown[0]!r}; they are {', '.join(FACTORS)}.")
     return FACTORS | dict(given or {})
 
 
-def _asked(dtypes: Any, kinds: Mapping[Any, str]) -> list[str]:
+def asked_dtypes(dtypes: Any, kinds: Mapping[Any, str]) -> list[str]:
     """The dtypes to compare in: those of the arguments, if none are given."""
     if dtypes is None:
         return [min(kinds.values(), key=bits_of)]
@@ -168,18 +174,33 @@ class Three:
     dtype: str
     layout: Layout
     outputs: Layout
-    values: tuple[Vector, Vector, Vector]
-    gradients: tuple[Vector, Vector, Vector]
+    values: tuple[Vector, ...]
+    gradients: tuple[Vector, ...]
+    severed: frozenset[int] = frozenset()
+    """The leaves that have no gradient in the kernel, and one in the reference."""
 
     @classmethod
     def of(cls, case: Case, plain: Case, adapter: Any, dtype: str, seed: int) -> "Three":
         """Run all three on the same numbers."""
         low = cast_to(case, adapter, dtype)
-        high = cast_to(replace(case, args=low), adapter, "float64")
         kernel: Problem = adapter.bind(replace(case, args=low))
         cotangent = cotangent_of(kernel, seed)
-        usual = adapter.bind(replace(plain, args=low))
-        exact = adapter.bind(replace(plain, args=high))
+        usual = replace(plain, args=low)
+        return cls.around(kernel, run(kernel, cotangent), cotangent, usual, adapter, dtype)
+
+    @classmethod
+    def around(
+        cls,
+        kernel: Problem,
+        found: tuple[Vector, Backward],
+        cotangent: Vector,
+        plain: Case,
+        adapter: Any,
+        dtype: str,
+    ) -> "Three":
+        """Run the reference on the numbers that a kernel was run on."""
+        high = cast_to(plain, adapter, "float64")
+        usual, exact = adapter.bind(plain), adapter.bind(replace(plain, args=high))
         for other in (usual, exact):
             shapes = [[leaf.shape for leaf in one.outputs] for one in (kernel, other)]
             if shapes[0] != shapes[1]:
@@ -194,9 +215,11 @@ class Three:
                     f"function {', '.join(kernel.layout.names)}: give functions of the same "
                     f"arguments, or choose leaves with wrt=."
                 )
-        runs = [run(problem, cotangent) for problem in (kernel, usual, exact)]
-        values, gradients = zip(*runs, strict=True)
-        return cls(dtype, exact.layout, kernel.outputs, values, gradients)
+        runs = [found, run(usual, cotangent), run(exact, cotangent)]
+        values = tuple(value for value, _ in runs)
+        gradients = tuple(backward.gradient for _, backward in runs)
+        severed = found[1].severed - runs[2][1].severed
+        return cls(dtype, exact.layout, kernel.outputs, values, gradients, severed)
 
     def forward(self, factors: Mapping[str, float]) -> str:
         """Whether the outputs are those of the reference."""
@@ -211,14 +234,17 @@ class Three:
 
     def accounts(self, factors: Mapping[str, float]) -> dict[str, Account]:
         """What each leaf comes to."""
-        return {leaf.name: self._account(leaf, factors) for leaf in self.layout if leaf.size}
+        leaves = [(number, leaf) for number, leaf in enumerate(self.layout) if leaf.size]
+        return {leaf.name: self._account(number, leaf, factors) for number, leaf in leaves}
 
-    def _account(self, leaf: Leaf, factors: Mapping[str, float]) -> Account:
+    def _account(self, number: int, leaf: Leaf, factors: Mapping[str, float]) -> Account:
         found, usual, truth = (vector[leaf.part] for vector in self.gradients)
         bits, zeros = bits_of(self.dtype), np.zeros(leaf.size)
         beside = ratios(found, usual, truth, bits)
         lost = distance(usual, truth)
         text, verdict, said = beside.excess(factors), Verdict.PASS, list[Finding]()
+        if text and number in self.severed:
+            text = "it has no gradient, and the reference has one"
         if text:
             verdict = Verdict.FAIL
             said.append(

@@ -137,9 +137,9 @@ class Beside:
         self._axes = [_axis(leaf, small) for leaf, small in pairs]
         self._is_all = sum(map(len, parts)) == self._count
         cotangent = self._of_parts(cotangent_of(self._whole, seed))
-        self._values, self._got = run(self._whole, cotangent)
+        self._values, self._got = _run(self._whole, cotangent)
         runs = zip(self._smaller, parts, strict=True)
-        self._found = [run(small, self._of(part, cotangent)) for small, part in runs]
+        self._found = [_run(small, self._of(part, cotangent)) for small, part in runs]
         self.is_mean = is_mean
         """Whether an output without a batch axis is a mean over the batch, and not a sum."""
         if self._is_all and None in self._axes:
@@ -231,3 +231,8 @@ def _axis(leaf: Leaf, small: Leaf) -> int | None:
         if len(others) == 1:
             return others[0]
     raise Dependent(f"the shape of {leaf.name} does not follow that of the batch")
+
+
+def _run(problem: Problem, cotangent: Vector) -> tuple[Vector, Vector]:
+    values, backward = run(problem, cotangent)
+    return values, backward.gradient

@@ -4,11 +4,12 @@ import functools
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, TypeGuard
 
 import numpy as np
 
-from xgradcheck._adapters import Case, Problem, claim
+from xgradcheck._adapters import Backward, Case, Problem, claim
 from xgradcheck._budget import Budget, Plan, budget_of, plan
 from xgradcheck._constraints import Constraint, Tangent, tangents
 from xgradcheck._directions import uniform
@@ -250,7 +251,7 @@ def _checked(
             own = _judged(problem, phi, title, asked, started)
         report = own if report is None else joined(report, own)
     assert report is not None
-    return report
+    return replace(report, environment=environment(adapter))
 
 
 def _judged(problem: Problem, phi: Phi, title: str, asked: Asked, started: float) -> Report:
@@ -263,7 +264,7 @@ def _judged(problem: Problem, phi: Phi, title: str, asked: Asked, started: float
         "evaluations": phi.evaluations,
         "elapsed_s": time.perf_counter() - started,
         "seed": asked.seed,
-        "environment": environment(),
+        "environment": {},
         "plan": _plan(phi, asked),
     }
     if isinstance(found, Stochastic):
@@ -313,16 +314,19 @@ def cotangent_of(problem: Problem, seed: int) -> Vector:
     return cotangent
 
 
-def run(problem: Problem, cotangent: Vector) -> tuple[Vector, Vector]:
-    """The outputs and the gradient, as they come."""
+def run(problem: Problem, cotangent: Vector) -> tuple[Vector, Backward]:
+    """The outputs and the backward pass, as they come."""
     with problem.held(), np.errstate(all="ignore"):
-        return problem.values()[0], problem.gradient(cotangent).gradient
+        return problem.values()[0], problem.gradient(cotangent)
 
 
-def environment() -> dict[str, str]:
-    """Versions of what a report depends on."""
+def environment(adapter: Any = None) -> dict[str, str]:
+    """Versions of what a report depends on, and what the framework of an adapter was told of
+    precision.
+    """
     packages = ("numpy", "torch", "jax", "jaxlib")
-    return dict(_versions(("xgradcheck", *(name for name in packages if name in sys.modules))))
+    found = dict(_versions(("xgradcheck", *(name for name in packages if name in sys.modules))))
+    return found | (adapter.flags() if hasattr(adapter, "flags") else {})
 
 
 @functools.cache

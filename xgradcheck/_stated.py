@@ -85,7 +85,7 @@ def stated_on(
         evaluations=0,
         elapsed_s=time.perf_counter() - started,
         seed=int(seed),
-        environment=environment(),
+        environment=environment(adapter),
     )
 
 

@@ -25,7 +25,7 @@ STYLES = {
 }
 
 
-def plain(report: "Report") -> str:
+def plain(report: RenderableType) -> str:
     """The report without colours, as wide as COLUMNS says, else 80."""
     columns = os.environ.get("COLUMNS", "")
     width = max(int(columns), 60) if columns.isdecimal() else 80
@@ -35,7 +35,7 @@ def plain(report: "Report") -> str:
     return "\n".join(line.rstrip() for line in console.file.getvalue().rstrip().splitlines())
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
     """A name may hold anything: control characters are written out, not obeyed."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
@@ -102,11 +102,11 @@ def _digits(error: float, largest: float) -> int:
 def text(report: "Report") -> RenderableType:
     head = Text()
     head.append(str(report.verdict), STYLES[report.verdict])
-    head.append(_printable(f"  {report.name}: {_headline(report)}"))
+    head.append(printable(f"  {report.name}: {_headline(report)}"))
     parts: list[RenderableType] = [head]
     parts += [
         Padding(
-            Text(_printable(worst_sentence(leaf, report.coverage == "comparison"))), (0, 0, 0, 4)
+            Text(printable(worst_sentence(leaf, report.coverage == "comparison"))), (0, 0, 0, 4)
         )
         for leaf in worst_leaves(report)
     ]
@@ -117,7 +117,7 @@ def text(report: "Report") -> RenderableType:
     said += [f"note: {note}" for note in report.notes]
     if report.skipped:
         said.append(f"not checked: {'; '.join(report.skipped)}")
-    parts += [_hanging(line) for line in said]
+    parts += [hanging(line) for line in said]
     parts.append(Text(_foot(report), style="dim"))
     return Group(*parts)
 
@@ -188,7 +188,7 @@ def _table(report: "Report") -> Table:
             shape = str(list(leaf.shape))
             name = [leaf.name, f"  {shape}", ""][min(number, 2)]
             table.add_row(
-                Text(_printable(name)),
+                Text(printable(name)),
                 row.judged if low else shape,
                 Text(str(row.verdict), STYLES[row.verdict]),
                 _measured(f"{row.distance:.1e}"),
@@ -210,7 +210,7 @@ def _probes(report: "Report") -> Table:
             probe.name,
             Text(str(probe.verdict), STYLES[probe.verdict]),
             str(len(probe.trials)) if probe.trials else "-",
-            _printable(_of_probe(probe)),
+            printable(_of_probe(probe)),
         )
     return table
 
@@ -236,9 +236,9 @@ def _measured(number: str) -> str:
     return "-" if number == "nan" else number
 
 
-def _hanging(line: str) -> RenderableType:
+def hanging(line: str) -> RenderableType:
     row = Table.grid(padding=(0, 1, 0, 0))
-    row.add_row(Text("·"), Text(_printable(line), overflow="fold"))
+    row.add_row(Text("·"), Text(printable(line), overflow="fold"))
     return row
 
 

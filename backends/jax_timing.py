@@ -1,0 +1,108 @@
+"""A function of JAX arrays run over and over, with other numbers in them, and timed."""
+
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import tree_util
+
+from xgradcheck import _handed
+from xgradcheck._adapters import Backward, Case, Taken
+from xgradcheck._layout import Vector
+
+from .jax import JaxProblem, bind
+
+_ready: Any = jax.block_until_ready
+
+
+class JaxTimed:
+    """One call of a function; its forward pass, and its backward pass with what that has kept,
+    compiled apart where they can be.
+    """
+
+    def __init__(self, case: Case) -> None:
+        self.problem: JaxProblem = bind(case)
+        self._first: list[Any] = []
+        self._leaves: list[Any] = []
+        self._parts: list[Any] = []
+        self._before: list[Any] = []
+        self._outs: list[Any] = []
+        self._grads: list[Any] = []
+        outputs = self.problem._outputs_at
+        self._outputs_at: Any = outputs
+        self._vjp_at: Any = lambda leaves: jax.vjp(outputs, leaves)
+        self._pull: Any = lambda pull, parts: pull(parts)[0]
+        if self.problem._is_traced:
+            self._outputs_at, self._vjp_at = jax.jit(self._outputs_at), jax.jit(self._vjp_at)
+            self._pull = jax.jit(self._pull)
+
+    @property
+    def device(self) -> str:
+        return str(jax.devices()[0].device_kind)
+
+    def start(self, cotangent: Vector) -> None:
+        parts = zip(_handed.cut(cotangent, self.problem.outputs), self.problem.outputs, strict=True)
+        found = [jnp.asarray(part, jnp.dtype(leaf.dtype)) for part, leaf in parts]
+        self._first = [*self.problem._found(), *found]
+
+    def stir(self, seed: int, share: float) -> None:
+        keys = jax.random.split(jax.random.key(seed), len(self._first))
+        stirred = [
+            (first * (1 + share * jax.random.uniform(key, first.shape, minval=-1.0))).astype(
+                first.dtype
+            )
+            for key, first in zip(keys, self._first, strict=True)
+        ]
+        count = len(self._first) - len(self.problem.outputs)
+        self._leaves, self._parts = stirred[:count], stirred[count:]
+        self._before = [np.array(array) for array in stirred]
+
+    def run(self) -> tuple[float, float]:
+        # The value alone, then the gradient from what its own forward pass keeps.
+        started = time.perf_counter()
+        _ready(self._outputs_at(self._leaves))
+        forward = time.perf_counter()
+        outs, pull = _ready(self._vjp_at(self._leaves))
+        ready = time.perf_counter()
+        grads = _ready(self._pull(pull, self._parts))
+        ended = time.perf_counter()
+        self._outs, self._grads = outs, grads
+        return forward - started, ended - ready
+
+    def taken(self) -> Taken:
+        problem = self.problem
+        values = [node.value for node in problem._nodes]
+        for number, leaf in zip(problem._numbers, self._leaves, strict=True):
+            values[number] = leaf
+        args, kwargs = tree_util.tree_unflatten(problem._structure, values)
+        gradient = np.concatenate([_numbers(grad, conjugate=True) for grad in self._grads])
+        return Taken(
+            args,
+            kwargs,
+            np.concatenate([_numbers(part) for part in self._parts]),
+            np.concatenate([_numbers(out) for out in self._outs]),
+            Backward(None, gradient, frozenset()),
+        )
+
+    @property
+    def written(self) -> list[str]:
+        names = [*self.problem.layout.names, *["the cotangent"] * len(self._parts)]
+        pairs = zip((*self._leaves, *self._parts), self._before, strict=True)
+        same = [np.array_equal(np.asarray(now), was, equal_nan=True) for now, was in pairs]
+        return [name for name, is_same in zip(names, same, strict=True) if not is_same]
+
+    def peak(self) -> int:
+        """Bytes of all that the backward pass with its forward computes, as the compiler plans
+        it.
+        """
+        whole = jax.jit(self.problem._now.pulled).lower(self._leaves, self._parts).compile()
+        plan: Any = whole.memory_analysis()
+        return int(plan.temp_size_in_bytes + plan.output_size_in_bytes)
+
+
+def _numbers(array: Any, conjugate: bool = False) -> Vector:
+    found = np.asarray(array)
+    wide = found.astype(np.complex128 if np.iscomplexobj(found) else np.float64)
+    return _handed.numbers(wide.conj() if conjugate else wide)

@@ -1,0 +1,186 @@
+"""A function of tensors run over and over on the same memory, other numbers in it, and timed."""
+
+import platform
+import time
+from typing import Any
+
+import numpy as np
+import torch
+from torch.multiprocessing import reductions
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from xgradcheck import _handed
+from xgradcheck._adapters import Backward, Case, Taken
+from xgradcheck._layout import Vector
+from xgradcheck._tree import flatten, replaced
+
+from .torch import bind
+from .torch_tensors import array_of, read_into
+
+
+class TorchTimed:
+    """One call of a function, in memory of its own."""
+
+    def __init__(self, case: Case) -> None:
+        copies: dict[int, torch.Tensor] = {}
+        found = [node for node in flatten((case.args, case.kwargs)) if _is_tensor(node.value)]
+        for node in found:
+            own = node.value
+            copies[id(own)] = own.detach().clone().requires_grad_(own.requires_grad)
+        values = {node.path: copies[id(node.value)] for node in found}
+        args, kwargs = replaced((case.args, dict(case.kwargs)), values)
+        self.problem = problem = bind(Case(case.fn, args, kwargs, case.wrt, case.loss, None))
+        self._leaves = [slot.work for slot in problem._slots]
+        self._names = {id(slot.work): slot.name for slot in problem._slots}
+        tree = flatten((problem._args, problem._kwargs))
+        tensors = {id(node.value): node.value for node in tree if _is_tensor(node.value)}
+        self._given = [t for t in tensors.values() if t.is_floating_point() or t.is_complex()]
+        self._parts: list[torch.Tensor] = []
+        self._first: list[torch.Tensor] = []
+        self._before: list[torch.Tensor] = []
+        self._outs: list[torch.Tensor] = []
+        self._grads: list[torch.Tensor | None] = []
+        self._is_cuda = problem._device.type == "cuda"
+
+    @property
+    def device(self) -> str:
+        device = self.problem._device
+        return torch.cuda.get_device_name(device) if self._is_cuda else platform.machine()
+
+    def start(self, cotangent: Vector) -> None:
+        parts = zip(self.problem._cut(cotangent), self.problem.outputs, strict=True)
+        self._parts = [part.to(getattr(torch, leaf.dtype)) for part, leaf in parts]
+        self._first = [tensor.detach().clone() for tensor in (*self._given, *self._parts)]
+
+    def stir(self, seed: int, share: float) -> None:
+        generators: dict[torch.device, torch.Generator] = {}
+        with torch.no_grad():
+            for tensor, first in zip((*self._given, *self._parts), self._first, strict=True):
+                device = tensor.device
+                if device not in generators:
+                    generators[device] = torch.Generator(device).manual_seed(seed)
+                drawn = torch.rand(tensor.shape, generator=generators[device], device=device)
+                tensor.copy_(first * (1 + share * (2 * drawn - 1)))
+        self._before = [tensor.detach().clone() for tensor in (*self._given, *self._parts)]
+
+    def run(self) -> tuple[float, float]:
+        self._outs, self._grads = [], []
+        mark, between = (_event, _between_events) if self._is_cuda else (_now, _between)
+        problem = self.problem
+        with torch.enable_grad():
+            started = mark()
+            out = problem._case.output(problem._args, problem._kwargs)
+            forward = mark()
+            outs = problem._tensors(out)
+            pairs = zip(outs, self._parts, strict=True)
+            reached = [(out, part) for out, part in pairs if out.requires_grad]
+            grads: Any = [None] * len(self._leaves)
+            if reached:
+                ends, parts = zip(*reached, strict=True)
+                grads = torch.autograd.grad(ends, self._leaves, parts, allow_unused=True)
+            backward = mark()
+        self._outs, self._grads = [o.detach() for o in outs], list(grads)
+        return between(started, forward), between(forward, backward)
+
+    def taken(self) -> Taken:
+        layout, tree = self.problem.layout, (self.problem._args, self.problem._kwargs)
+        gradient = np.zeros(layout.size)
+        for leaf, grad in zip(layout, self._grads, strict=True):
+            if grad is not None:
+                read_into(gradient[leaf.part], grad, leaf)
+        severed = frozenset(n for n, grad in enumerate(self._grads) if grad is None)
+        copies = {
+            node.path: node.value.detach().clone().requires_grad_(node.value.requires_grad)
+            for node in flatten(tree)
+            if _is_tensor(node.value)
+        }
+        args, kwargs = replaced(tree, copies)
+        return Taken(
+            args,
+            kwargs,
+            np.concatenate([_handed.numbers(array_of(part)) for part in self._parts]),
+            np.concatenate([_handed.numbers(array_of(out)) for out in self._outs]),
+            Backward(None, gradient, severed),
+        )
+
+    @property
+    def written(self) -> list[str]:
+        pairs = zip((*self._given, *self._parts), self._before, strict=True)
+        return [
+            self._names.get(id(tensor), "an argument" if n < len(self._given) else "the cotangent")
+            for n, (tensor, before) in enumerate(pairs)
+            if not _is_same(tensor.detach(), before)
+        ]
+
+    def peak(self) -> int:
+        """Bytes; on a CPU those of the tensors that operators of torch make."""
+        self._outs, self._grads = [], []
+        if not self._is_cuda:
+            with _Live() as live:
+                self.run()
+            return int(live.most)
+        device = self.problem._device
+        torch.cuda.synchronize(device)
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        self.run()
+        return int(torch.cuda.max_memory_allocated(device) - before)
+
+
+def _is_tensor(value: Any) -> bool:
+    return isinstance(value, torch.Tensor)
+
+
+def _is_same(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Bit by bit, as far as arithmetic can tell; NaN is NaN."""
+    return bool(((one == other) | (one.isnan() & other.isnan())).all())
+
+
+def _now() -> float:
+    return time.perf_counter()
+
+
+def _between(start: float, end: float) -> float:
+    return end - start
+
+
+def _event() -> Any:
+    """A mark in what the device has to do, on the stream that is current."""
+    event: Any = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+    event.record()
+    return event
+
+
+def _between_events(start: Any, end: Any) -> float:
+    torch.cuda.synchronize()
+    return float(start.elapsed_time(end)) / 1000
+
+
+_weak: Any = reductions.StorageWeakRef
+
+
+class _Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """How much memory the tensors hold that are made, at most."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.most = 0
+        self._held: dict[int, tuple[Any, int]] = {}
+        self._known: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        for tensor in filter(_is_tensor, tree_leaves((args, kwargs))):
+            key = tensor.untyped_storage()._cdata
+            if key not in self._held:
+                self._known.add(key)  # was there before
+        out = func(*args, **kwargs)
+        for tensor in filter(_is_tensor, tree_leaves(out)):
+            storage = tensor.untyped_storage()
+            if storage._cdata not in self._known:
+                self._held[storage._cdata] = _weak(storage), storage.nbytes()
+        alive = {key: own for key, own in self._held.items() if not own[0].expired()}
+        self._held, held = alive, sum(size for _, size in alive.values())
+        self.most = max(self.most, held)
+        return out

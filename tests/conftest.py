@@ -25,6 +25,11 @@ os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 if "jax" in sys.modules:
     sys.modules["jax"].config.update("jax_numpy_rank_promotion", "raise")
 
+# Kernels of Triton are interpreted where there is no GPU, its own functions too: it reads this when
+# it is imported, which torch may do.
+if not os.path.exists("/proc/driver/nvidia"):
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")
 

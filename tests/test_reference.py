@@ -212,3 +212,60 @@ def test_an_audit_of_a_kernel_has_its_reference_once() -> None:
     wrong = layer_norm(of_x=lambda grad: grad * 1.05)
     report = audit(wrong, X, WEIGHT, BIAS, raise_exception=False, **options)
     assert report.leaves["x"].verdict is Verdict.FAIL
+
+
+def to_tf32(x: Tensor) -> Tensor:
+    """Rounded to the eleven bits that tensor cores multiply."""
+    bits = (x.float().view(torch.int32) + 0x1000) & ~0x1FFF
+    return bits.view(torch.float32).to(x.dtype)
+
+
+def to_bfloat16(x: Tensor) -> Tensor:
+    return x.bfloat16().to(x.dtype)
+
+
+def product(rounded: Change, factor: float = 1.0) -> Any:
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        a, b = map(rounded, ctx.saved_tensors)
+        return factor * rounded(grad) @ b.T, factor * a.T @ rounded(grad)
+
+    return function(lambda ctx, a, b: ctx.save_for_backward(a, b) or a @ b, backward, "Product")
+
+
+A, B = normal(8, 12).float(), normal(12, 10, seed=1).float()
+ROUNDED = {"TF32 or float16": to_tf32, "bfloat16": to_bfloat16}
+
+
+@pytest.mark.parametrize("name", ROUNDED)
+@pytest.mark.parametrize("seed", range(3))
+def test_an_error_of_low_precision_is_called_by_its_name(name: str, seed: int) -> None:
+    wrong = product(ROUNDED[name])
+    options: dict[str, Any] = {"raise_exception": False, "seed": seed}
+    report = check(wrong, A, B, reference=torch.matmul, **options)
+    said = [finding.text for finding in report.findings]
+    assert len(said) == 2 and all(text.endswith(f"with rounding to {name}") for text in said)
+    report = check(wrong, A.double(), B.double(), **options)
+    assert report.verdict is Verdict.FAIL
+    assert f"consistent with rounding to {name}" in " ".join(str(report).split())
+
+
+@pytest.mark.parametrize("factor", [1.001, 0.99, -1.0])
+def test_another_mistake_is_not_taken_for_low_precision(factor: float) -> None:
+    wrong = product(lambda x: x, factor)
+    for options in ({"reference": torch.matmul}, {}):
+        report = check(wrong, A, B, raise_exception=False, **options)
+        assert report.verdict is Verdict.FAIL and "consistent with" not in str(report)
+    report = beside(layer_norm(of_x=lambda grad: zeroed(grad, -4)), dtypes="float32")
+    assert report.verdict is Verdict.FAIL and "consistent with" not in str(report)
+
+
+def test_reports_carry_what_was_told_of_precision() -> None:
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("high")
+        report = check(torch.matmul, A, B)
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert report.environment["torch matmul precision"] == "high"
+    assert report.to_dict()["environment"]["torch autocast"] == "False"
+    assert "jax matmul precision" in check(jnp.tanh, jnp.ones(3)).environment

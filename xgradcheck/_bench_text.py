@@ -84,7 +84,8 @@ def beside(record: "BenchRecord", fastest: "BenchRecord | None") -> str:
         return "fastest"
     if record.both is None or fastest is None or fastest.both is None:
         return "-"
-    return f"{record.both.median / fastest.both.median:.3g} x"
+    ratio = record.both.median / fastest.both.median
+    return f"{ratio:,.0f} x" if ratio >= 100 else f"{ratio:.3g} x"
 
 
 def memory(count: int | None) -> str:

@@ -34,6 +34,7 @@ from xgradcheck._judge import (
 )
 from xgradcheck._layout import DOUBLE, Leaf, Mask, Vector
 from xgradcheck._measured import Measured, Told
+from xgradcheck._precision import looks_like, said_of
 from xgradcheck._report import Element, Finding, LeafReport, Leaves, Report
 
 ABOUT, SMALL = 10.0, 1e-3
@@ -318,6 +319,8 @@ def account(
             notes.append(f"{leaf.name} gets no gradient, and the output does not depend on it")
     elif verdict is Verdict.FAIL:
         findings.append(wrong_gradient(leaf, gradient, value, judged, truth))
+        if name := looks_like(gradient, value, measured.run.bits or DOUBLE):
+            findings.append(Finding(leaf.name, "precision", f"{leaf.name}: {said_of(name)}"))
     if verdict is not judged.verdict:
         text = (
             f"{leaf.name}: wrong element by element, right once symmetrised: if it is meant for "

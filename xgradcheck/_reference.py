@@ -20,6 +20,7 @@ from xgradcheck._findings import precision
 from xgradcheck._judge import Judged, Verdict, distance, grade, percent
 from xgradcheck._layout import BITS, DOUBLE, Layout, Leaf, Mask, Vector, bits_of
 from xgradcheck._outcome import Account, element_at, leaf_entry, together
+from xgradcheck._precision import looks_like, said_of
 from xgradcheck._report import Finding, Leaves, Report
 from xgradcheck._stages import cotangent_of, environment, report_on, run
 from xgradcheck._variants import cast_to, kinds_of
@@ -245,6 +246,8 @@ class Three:
         text, verdict, said = beside.excess(factors), Verdict.PASS, list[Finding]()
         if text and number in self.severed:
             text = "it has no gradient, and the reference has one"
+        elif text and (name := looks_like(found, truth, bits)):
+            text += f"; {said_of(name)}"
         if text:
             verdict = Verdict.FAIL
             said.append(

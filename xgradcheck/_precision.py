@@ -1,0 +1,49 @@
+"""What an error looks like that low precision leaves."""
+
+import numpy as np
+
+from xgradcheck._differences import norm, rms
+from xgradcheck._layout import BITS, Vector
+
+FORMATS = {
+    "float32": (BITS["float32"], 2.0**-28, 2.0**-19),
+    "TF32 or float16": (BITS["float16"], 2.0**-15, 2.0**-11),
+    "bfloat16": (BITS["bfloat16"], 2.0**-11, 2.0**-5),
+}
+"""The significant bits, and how large an error of a gradient is beside it, at least and at most,
+where operands are rounded to them, or sums are taken in them.
+"""
+SPREAD, PEAK, COHERENT = 0.5, 2.0**6, 0.9
+"""The share of elements that such an error touches, at least; how many times the usual one the
+largest is, at most; and how much of it may be one factor.
+"""
+
+
+def looks_like(found: Vector, truth: Vector, bits: int) -> str:
+    """The format, shorter than ``bits``, whose rounding an error looks like: of that size, in most
+    elements, and no common factor. Empty where it looks like none.
+
+    >>> rng = np.random.default_rng(0)
+    >>> truth = rng.normal(size=1000)
+    >>> looks_like(truth * (1 + rng.uniform(-1, 1, 1000) / 256), truth, 24)
+    'bfloat16'
+    >>> looks_like(truth * 1.002, truth, 24)
+    ''
+    """
+    error, size = found - truth, norm(truth)
+    if truth.size < 4 or not np.isfinite(error).all() or not size or not error.any():
+        return ""
+    relative, share = norm(error) / size, np.abs(error) / (np.abs(truth) + rms(truth))
+    along = abs(float(error @ truth)) / (norm(error) * size)
+    touched = float(np.mean(share > 2.0 ** (2 - bits)))
+    if along > COHERENT or touched < SPREAD or np.max(share) > PEAK * np.median(share):
+        return ""
+    for name, (short, least, most) in FORMATS.items():
+        if short < bits and least <= relative < most:
+            return name
+    return ""
+
+
+def said_of(name: str) -> str:
+    """What to say of an error that looks like this format."""
+    return f"an error of that size in nearly every element is consistent with rounding to {name}"

@@ -66,8 +66,7 @@ class TorchTimed:
 
     def run(self) -> tuple[float, float]:
         self._outs, self._grads = [], []
-        mark, between = (_event, _between_events) if self._is_cuda else (_now, _between)
-        problem = self.problem
+        problem, mark = self.problem, self._clock
         with torch.enable_grad():
             started = mark()
             out = problem._case.output(problem._args, problem._kwargs)
@@ -81,7 +80,13 @@ class TorchTimed:
                 grads = torch.autograd.grad(ends, self._leaves, parts, allow_unused=True)
             backward = mark()
         self._outs, self._grads = [o.detach() for o in outs], list(grads)
-        return between(started, forward), between(forward, backward)
+        return forward - started, backward - forward
+
+    def _clock(self) -> float:
+        """The time, once all that was started is done, on whatever stream."""
+        if self._is_cuda:
+            torch.cuda.synchronize(self.problem._device)
+        return time.perf_counter()
 
     def taken(self) -> Taken:
         layout, tree = self.problem.layout, (self.problem._args, self.problem._kwargs)
@@ -135,26 +140,6 @@ def _is_tensor(value: Any) -> bool:
 def _is_same(one: torch.Tensor, other: torch.Tensor) -> bool:
     """Bit by bit, as far as arithmetic can tell; NaN is NaN."""
     return bool(((one == other) | (one.isnan() & other.isnan())).all())
-
-
-def _now() -> float:
-    return time.perf_counter()
-
-
-def _between(start: float, end: float) -> float:
-    return end - start
-
-
-def _event() -> Any:
-    """A mark in what the device has to do, on the stream that is current."""
-    event: Any = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-    event.record()
-    return event
-
-
-def _between_events(start: Any, end: Any) -> float:
-    torch.cuda.synchronize()
-    return float(start.elapsed_time(end)) / 1000
 
 
 _weak: Any = reductions.StorageWeakRef

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from xgradcheck._adapters import Case, Problem, Trial, claim
-from xgradcheck._errors import InvalidCase
+from xgradcheck._errors import InvalidCase, short
 from xgradcheck._judge import Verdict
 from xgradcheck._kernel import KERNEL, beside_any
 from xgradcheck._measured import FORWARD
@@ -21,7 +21,6 @@ from xgradcheck._probes import (
     PROBES,
     Usual,
     judged,
-    short,
     trials,
     varied,
 )

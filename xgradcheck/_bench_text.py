@@ -22,9 +22,16 @@ def text(report: "BenchReport") -> RenderableType:
     head.append(str(report.verdict), STYLES[report.verdict])
     head.append(printable(f"  {report.name}: {headline(report)}"))
     table = bare_table()
+    table.padding = (0, 1, 0, 0)
     for number, column in enumerate(COLUMNS):
         right = column in COLUMNS[2:]
-        table.add_column(column, justify="right" if right else "left", no_wrap=number > 0)
+        table.add_column(
+            column,
+            justify="right" if right else "left",
+            no_wrap=number > 0,
+            overflow="fold",
+            min_width=12 if number == 0 else None,
+        )
     place = None
     for record in report.records:
         if (record.shape, record.dtype) != place:
@@ -49,7 +56,9 @@ def _row(report: "BenchReport", record: "BenchRecord") -> list[RenderableType]:
         name,
         Text(str(record.verdict), STYLES[record.verdict]),
         error(record),
-        *(times(own) for own in (record.forward, record.backward, record.both)),
+        median(record.forward),
+        median(record.backward),
+        times(record.both),
         beside(record, fastest),
         memory(record.peak_bytes),
     ]
@@ -65,17 +74,32 @@ def headline(report: "BenchReport") -> str:
 
 def error(record: "BenchRecord") -> str:
     """The error beside that of the reference."""
-    return "-" if record.error is None else f"{record.error:.2g} x"
+    if record.error is None:
+        return "-"
+    return f"{record.error:.2g} x" if record.error < 1000 else "> 999 x"
+
+
+def median(own: "Times | None") -> str:
+    """A median alone: 1.23 ms."""
+    if own is None:
+        return "-"
+    middle, _, unit = _parts(own)
+    return f"{middle} {unit}"
 
 
 def times(own: "Times | None") -> str:
     """A median with half of the distance between the quartiles: 1.23 ±0.04 ms."""
     if own is None:
         return "-"
-    unit, name = next((u for u in UNITS if own.median >= u[0]), UNITS[-1])
-    median, spread = own.median / unit, (own.upper - own.lower) / 2 / unit
-    digits = 2 if median < 10 else 1 if median < 100 else 0
-    return f"{median:.{digits}f} ±{spread:.{digits}f} {name}"
+    middle, spread, unit = _parts(own)
+    return f"{middle} ±{spread} {unit}"
+
+
+def _parts(own: "Times") -> tuple[str, str, str]:
+    size, unit = next((u for u in UNITS if own.median >= u[0]), UNITS[-1])
+    middle, spread = own.median / size, (own.upper - own.lower) / 2 / size
+    digits = 2 if middle < 10 else 1 if middle < 100 else 0
+    return f"{middle:.{digits}f}", f"{spread:.{digits}f}", unit
 
 
 def beside(record: "BenchRecord", fastest: "BenchRecord | None") -> str:

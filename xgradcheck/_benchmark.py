@@ -12,7 +12,7 @@ import numpy as np
 from xgradcheck._adapters import Case, Taken, Timed, claim, name_of
 from xgradcheck._as_run import is_nearly_the_same
 from xgradcheck._bench_report import BenchRecord, BenchReport, Times
-from xgradcheck._errors import InvalidCase
+from xgradcheck._errors import InvalidCase, short
 from xgradcheck._judge import Verdict
 from xgradcheck._layout import bits_of
 from xgradcheck._reference import Three, asked_dtypes, known_factors
@@ -24,8 +24,6 @@ SHARE = 0.125
 """By what share of itself a number changes from run to run: all stay where they belong."""
 WARM_UPS, FEWEST, MOST = 3, 5, 1000
 """Runs that are not timed, and how many are."""
-VERIFIED = 3
-"""How many of the timed runs are verified."""
 SIZES = (64, 256, 1024)
 """What a function that makes arguments is called with."""
 
@@ -223,7 +221,7 @@ class _One:
             seconds.append(self.run(timed, 1 + WARM_UPS + count))
             if count == chosen:
                 # Which ones are verified cannot be guessed while they run.
-                kept = [*kept[1 - VERIFIED :], timed.taken()]
+                kept = [timed.taken()]
                 chosen += int(draws.integers(1, 2 + count))
         kept.append(self.kept(timed, 1 + WARM_UPS + len(seconds)))
         return seconds, kept
@@ -259,14 +257,12 @@ class _One:
             )
         if text := three.forward(self.work.factors):
             return replace(record, verdict=Verdict.FAIL, reason=text)
-        accounts = three.accounts(self.work.factors).values()
-        errors = [leaf.baseline or 0.0 for leaf, _, _ in accounts]
-        said = [finding.text for _, told, _ in accounts for finding in told]
+        judged = three.judged(self.work.factors)
         return replace(
             record,
-            verdict=Verdict.of([leaf.verdict for leaf, _, _ in accounts]),
-            reason="; ".join(said),
-            error=max(record.error or 0.0, *errors),
+            verdict=Verdict.of([verdict for verdict, _, _ in judged]),
+            reason="; ".join(text for _, text, _ in judged if text),
+            error=max(record.error or 0.0, *(beside.norm for _, _, beside in judged)),
         )
 
     def by_differences(self, record: BenchRecord, taken: Taken, timed: Timed) -> BenchRecord:
@@ -305,8 +301,7 @@ def _caught(what: str) -> Iterator[None]:
     except InvalidCase as refusal:
         raise _Wrong(str(refusal)) from None
     except Exception as error:
-        first = (str(error).strip().splitlines() or [""])[0]
-        raise _Wrong(f"{what}raises {type(error).__name__}: {first}".removesuffix(": ")) from None
+        raise _Wrong(f"{what}raises {short(error)}") from None
 
 
 @contextmanager

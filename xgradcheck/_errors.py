@@ -35,3 +35,10 @@ class GradientInconclusive(_Judged):
     """The numerical truth is too uncertain to say whether the gradient is right: see
     ``.report``.
     """
+
+
+def short(error: Exception) -> str:
+    """An exception in one line."""
+    first = str(error).strip().splitlines()[:1]
+    text = f"{type(error).__name__}: {first[0]}" if first else type(error).__name__
+    return text if len(text) <= 160 else text[:157] + "..."

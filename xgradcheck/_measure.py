@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from xgradcheck._as_run import as_found, beside, is_kept, near, rounded, rounding
-from xgradcheck._errors import InvalidCase
+from xgradcheck._errors import InvalidCase, short
 from xgradcheck._generic import LARGE
 from xgradcheck._judge import distance
 from xgradcheck._layout import DOUBLE, Leaf, Vector
@@ -76,7 +76,7 @@ def measure(phi: Phi, asked: Asked) -> Outcome:
                     if not is_kept(found, phi, apart):
                         raise InvalidCase("its outputs are others then")
                 except Exception as error:  # whatever a function has against float64
-                    why = why or (str(error) if isinstance(error, InvalidCase) else repr(error))
+                    why = why or (str(error) if isinstance(error, InvalidCase) else short(error))
                     ways.remove(raised)
                 else:
                     wide_run = wide_value, wide_spread, wide

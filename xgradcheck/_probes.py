@@ -11,6 +11,7 @@ import numpy as np
 
 from xgradcheck._adapters import Problem, Trial
 from xgradcheck._differences import natural_scale, rms
+from xgradcheck._errors import short
 from xgradcheck._judge import Verdict, tolerance, zero_below
 from xgradcheck._layout import Vector
 from xgradcheck._report import Finding, LeafReport, ProbeReport, Report
@@ -312,10 +313,3 @@ def _listed(names: list[str]) -> str:
     if first and all(name.rpartition(" ")[0] == first for name in names):
         return f"{first} {', '.join(name.rpartition(' ')[2] for name in names)}"
     return ", ".join(names)
-
-
-def short(error: Exception) -> str:
-    """An exception in one line."""
-    first = str(error).strip().splitlines()[:1]
-    text = f"{type(error).__name__}: {first[0]}" if first else type(error).__name__
-    return text if len(text) <= 160 else text[:157] + "..."

@@ -233,6 +233,29 @@ class Three:
                 return f"the reference is a different function: of {leaf.name}, {text}"
         return ""
 
+    def judged(self, factors: Mapping[str, float]) -> list[tuple[Verdict, str, Ratios]]:
+        """What each leaf comes to, and what is said of it where that is not PASS."""
+        leaves = [(number, leaf) for number, leaf in enumerate(self.layout) if leaf.size]
+        return [self._judged(number, leaf, factors) for number, leaf in leaves]
+
+    def _judged(
+        self, number: int, leaf: Leaf, factors: Mapping[str, float]
+    ) -> tuple[Verdict, str, Ratios]:
+        found, usual, truth = (vector[leaf.part] for vector in self.gradients)
+        bits = bits_of(self.dtype)
+        beside = ratios(found, usual, truth, bits)
+        if text := beside.excess(factors):
+            if number in self.severed:
+                text = "it has no gradient, and the reference has one"
+            elif name := looks_like(found, truth, bits):
+                text += f"; {said_of(name)}"
+            return Verdict.FAIL, f"{leaf.name} in {self.dtype}: {text}", beside
+        lost = distance(usual, truth)
+        if bits < DOUBLE and lost > 2.0 ** (-ILL * bits):
+            text = f"{leaf.name} in {self.dtype}: the reference itself is off by {percent(lost)}"
+            return Verdict.INCONCLUSIVE, text, beside
+        return Verdict.PASS, "", beside
+
     def accounts(self, factors: Mapping[str, float]) -> dict[str, Account]:
         """What each leaf comes to."""
         leaves = [(number, leaf) for number, leaf in enumerate(self.layout) if leaf.size]
@@ -241,22 +264,9 @@ class Three:
     def _account(self, number: int, leaf: Leaf, factors: Mapping[str, float]) -> Account:
         found, usual, truth = (vector[leaf.part] for vector in self.gradients)
         bits, zeros = bits_of(self.dtype), np.zeros(leaf.size)
-        beside = ratios(found, usual, truth, bits)
-        lost = distance(usual, truth)
-        text, verdict, said = beside.excess(factors), Verdict.PASS, list[Finding]()
-        if text and number in self.severed:
-            text = "it has no gradient, and the reference has one"
-        elif text and (name := looks_like(found, truth, bits)):
-            text += f"; {said_of(name)}"
-        if text:
-            verdict = Verdict.FAIL
-            said.append(
-                Finding(leaf.name, "wrong gradient", f"{leaf.name} in {self.dtype}: {text}")
-            )
-        elif bits < DOUBLE and lost > 2.0 ** (-ILL * bits):
-            verdict = Verdict.INCONCLUSIVE
-            text = f"{leaf.name} in {self.dtype}: the reference itself is off by {percent(lost)}"
-            said.append(Finding(leaf.name, "ill-conditioned", text))
+        verdict, text, beside = self._judged(number, leaf, factors)
+        kind = "wrong gradient" if verdict is Verdict.FAIL else "ill-conditioned"
+        said = [Finding(leaf.name, kind, text)] if text else []
         scale = np.abs(truth) + rms(truth)
         known = np.abs(usual - truth)
         allowed = factors["worst"] * np.fmax(known, WORST * 2.0**-bits * scale)

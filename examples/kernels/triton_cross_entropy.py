@@ -67,7 +67,7 @@ def backward(ctx: Any, grad: Tensor, scale: float) -> tuple[Tensor, None]:
 class CrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, labels: Tensor) -> Tensor:
-        logits = logits.contiguous()
+        logits, labels = logits.contiguous(), labels.contiguous()
         rows, columns = logits.shape
         losses, sizes = torch.empty(2, rows, dtype=torch.float32, device=logits.device)
         forward_kernel[(rows,)](logits, labels, losses, sizes, columns, BLOCK)

@@ -112,7 +112,7 @@ def backward(ctx: Any, grad: Tensor, blocks: int) -> tuple[Tensor, Tensor, Tenso
 class LayerNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        x = x.contiguous()
+        x, weight, bias = x.contiguous(), weight.contiguous(), bias.contiguous()
         rows, columns = x.shape
         y = torch.empty_like(x)
         means, scales = torch.empty(2, rows, dtype=torch.float32, device=x.device)

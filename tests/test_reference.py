@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from xgradcheck import GradientMismatch, InvalidCase, Report, Verdict, audit, check
+from xgradcheck._precision import looks_like
 
 LOW = ("float32", "bfloat16", "float16")
 X, WEIGHT, BIAS = normal(32, 64), normal(64, seed=1), normal(64, seed=2)
@@ -269,3 +270,14 @@ def test_reports_carry_what_was_told_of_precision() -> None:
     assert report.environment["torch matmul precision"] == "high"
     assert report.to_dict()["environment"]["torch autocast"] == "False"
     assert "jax matmul precision" in check(jnp.tanh, jnp.ones(3)).environment
+
+
+def test_errors_of_any_size_can_be_looked_at() -> None:
+    truth = normal(9).numpy()
+    error = 1 + normal(9, seed=1).numpy().clip(-1, 1) / 512
+    for size in (1e-320, 1e-300, 1.0, 1e300):
+        assert looks_like(truth * size, truth * size, 24) == ""
+        assert looks_like(np.full(9, np.inf), truth * size, 24) == ""
+        assert looks_like(truth * size, np.zeros(9), 24) == ""
+    for size in (1e-300, 1.0, 1e300):
+        assert looks_like(truth * error * size, truth * size, 24) == "bfloat16"

@@ -30,11 +30,16 @@ def looks_like(found: Vector, truth: Vector, bits: int) -> str:
     >>> looks_like(truth * 1.002, truth, 24)
     ''
     """
-    error, size = found - truth, norm(truth)
-    if truth.size < 4 or not np.isfinite(error).all() or not size or not error.any():
+    unit = float(np.max(np.abs(truth), initial=0.0))
+    if truth.size < 4 or not unit or not np.isfinite(found / unit).all():
         return ""
-    relative, share = norm(error) / size, np.abs(error) / (np.abs(truth) + rms(truth))
-    along = abs(float(error @ truth)) / (norm(error) * size)
+    # In units of the largest: their squares have to be numbers, too.
+    truth, error = truth / unit, (found - truth) / unit
+    if not (lost := norm(error)):
+        return ""
+    size = norm(truth)
+    relative, share = lost / size, np.abs(error) / (np.abs(truth) + rms(truth))
+    along = abs(float(error @ truth)) / (lost * size)
     touched = float(np.mean(share > 2.0 ** (2 - bits)))
     if along > COHERENT or touched < SPREAD or np.max(share) > PEAK * np.median(share):
         return ""

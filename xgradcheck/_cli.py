@@ -34,6 +34,7 @@ from xgradcheck._measured import FORWARD, REVERSE
 from xgradcheck._probes import PROBES
 from xgradcheck._report import Report
 from xgradcheck._selftest import outcomes
+from xgradcheck._sensitivity import limits, lines, missed
 from xgradcheck._stages import COVERAGES, METHODS, environment
 from xgradcheck._stated import SURROGATE
 from xgradcheck._text import bare_table
@@ -208,6 +209,18 @@ def _verb(verbs: Any, name: str, does: str) -> argparse.ArgumentParser:
     parser.add_argument("--budget", help="when to stop: evaluations, as 500, or a time, as 2s")
     parser.add_argument("--memory", help="what it may hold, as 4GiB (a quarter of what is free)")
     parser.add_argument("--constraint", choices=NAMES, help="of every argument that satisfies it")
+    parser.add_argument(
+        "--sensitivity",
+        action="store_true",
+        help="print the smallest errors that this run would have caught",
+    )
+    parser.add_argument(
+        "--min-sensitivity",
+        metavar="[KIND=]NUMBER",
+        action="append",
+        help="fail where an error of that size would not have been caught: scale (if left out), "
+        "element or row",
+    )
     parser.add_argument("--rtol", type=float, help="relative error allowed (1e-6)")
     parser.add_argument("--atol", type=float, default=0.0, help="absolute error allowed on top (0)")
     return parser
@@ -307,6 +320,7 @@ def _misuse(text: str) -> int:
 def _check_one(target: Target, options: argparse.Namespace, number: int) -> int:
     """Check one target and print its report; ``number`` counts several targets from 1, else 0."""
     try:
+        asked = limits(options.min_sensitivity or ())
         fn, module = _load(target.written)
         grads = _load(options.grads)[0] if options.grads else None
         backend = options.backend or _backend_of(fn, module, target.written)
@@ -345,7 +359,13 @@ def _check_one(target: Target, options: argparse.Namespace, number: int) -> int:
     except Exception as error:  # the user's own function: show where, in the user's files
         traceback.print_exception(error)
         return MISUSE
-    return _told(report, options, number)
+    status = _told(report, options, number)
+    if options.json != "-" and options.sensitivity:
+        print("\n".join(lines(report)))
+    said = missed(report, asked) if report else []
+    for text in said:
+        print(f"xgradcheck: not sensitive enough: {text}", file=sys.stderr)
+    return FAILED if said else status
 
 
 def _bench(targets: Sequence[Target], options: argparse.Namespace) -> int:

@@ -36,6 +36,7 @@ from xgradcheck._layout import DOUBLE, Leaf, Mask, Vector
 from xgradcheck._measured import Measured, Told
 from xgradcheck._precision import looks_like, said_of
 from xgradcheck._report import Element, Finding, LeafReport, Leaves, Report
+from xgradcheck._sensitivity import of_elements
 
 ABOUT, SMALL = 10.0, 1e-3
 """In how many distances that are allowed a symmetric matrix is right as a whole, and how large its
@@ -366,6 +367,7 @@ def account(
         precision=precision(measured.bits),
         as_run=measured.run.bits is not None,
         mode=measured.run.mode,
+        sensitivity=None if judged.is_zero else of_elements(leaf, value, allowed + bar),
     )
     return entry, findings, notes
 

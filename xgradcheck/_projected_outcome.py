@@ -21,7 +21,8 @@ from xgradcheck._measured import Run, Told
 from xgradcheck._outcome import Account, account, concluded, leaf_entry, together
 from xgradcheck._projected import Projected
 from xgradcheck._projection import Bound, Suspect
-from xgradcheck._report import Element, Finding, LeafReport, Leaves, Report
+from xgradcheck._report import Element, Finding, LeafReport, Leaves, Report, Sensitivity
+from xgradcheck._sensitivity import of_norm
 
 
 def projected_outcome(problem: Problem, found: Projected, frame: dict[str, Any]) -> Report:
@@ -73,7 +74,9 @@ def _account(problem: Problem, number: int, leaf: Leaf, found: Projected, row: i
     suspect, bound = projection.suspects.get(number), projection.bounds.get(number)
     if fine is not None and number not in projection.open:
         own = leaf_entry(leaf, Verdict.PASS, fine.distance, fine.floor, None, 0, 0)
-        return _labelled(own, run), [], []
+        # Each was compared by itself with a gradient that is right.
+        told = None if fine.is_zero else Sensitivity(fine.floor, fine.floor, fine.floor)
+        return _labelled(replace(own, sensitivity=told), run), [], []
     if restricted is not None and number in restricted.numbers:
         place = restricted.numbers.index(number)
         part = restricted.layout.leaves[place]
@@ -152,6 +155,7 @@ def _labelled(own: LeafReport, run: Run) -> LeafReport:
 
 def _certified(leaf: Leaf, run: Run, found: Projected, number: int, bound: Bound) -> Account:
     own = leaf_entry(leaf, Verdict.PASS, bound.distance, bound.floor, None, 0, 0)
+    own = replace(own, sensitivity=of_norm(leaf, bound.floor, bound.width))
     notes, findings = [], []
     if number in run.backward.severed:
         notes.append(f"{leaf.name} gets no gradient, and the output does not depend on it")

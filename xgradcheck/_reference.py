@@ -21,7 +21,8 @@ from xgradcheck._judge import Judged, Verdict, distance, grade, percent
 from xgradcheck._layout import BITS, DOUBLE, Layout, Leaf, Mask, Vector, bits_of
 from xgradcheck._outcome import Account, element_at, leaf_entry, together
 from xgradcheck._precision import looks_like, said_of
-from xgradcheck._report import Finding, Leaves, Report
+from xgradcheck._report import Finding, Leaves, Report, Sensitivity
+from xgradcheck._sensitivity import of_elements
 from xgradcheck._stages import cotangent_of, environment, report_on, run
 from xgradcheck._variants import cast_to, kinds_of
 
@@ -66,22 +67,43 @@ class Ratios:
         return ""
 
 
+@dataclass(frozen=True, slots=True)
+class Units:
+    """What the error of a kernel is measured in: that of the reference in the same dtype, and no
+    less than rounding may always do.
+    """
+
+    norm: float
+    worst: float
+    bias: float
+
+    @classmethod
+    def of(cls, usual: Vector, truth: Vector, bits: int) -> "Units":
+        """The error of ``usual``, which was computed in so many ``bits``."""
+        unit, size, known = 2.0**-bits, norm(truth), usual - truth
+        tiny = float(np.finfo(float).tiny)
+        lucky = 1 + LUCK / np.sqrt(truth.size)
+        along = abs(float(known @ truth)) / max(size, tiny)
+        chance = (COHERENT * unit * size + 3 * norm(known)) / np.sqrt(truth.size)
+        return cls(
+            norm=max(norm(known), lucky * unit * size, tiny),
+            worst=max(_worst(known, truth), lucky * WORST * unit),
+            bias=max(along, chance, SHARED * unit * size, tiny),
+        )
+
+
+def _worst(error: Vector, truth: Vector) -> float:
+    with np.errstate(all="ignore"):
+        return float(np.nanmax(np.abs(error) / (np.abs(truth) + rms(truth)), initial=0.0))
+
+
 def ratios(found: Vector, usual: Vector, truth: Vector, bits: int) -> Ratios:
     """The error of ``found`` beside that of ``usual``, which was computed in the same ``bits``."""
     if not np.isfinite(found).all():
         return Ratios(np.inf, np.inf, np.inf)
-    unit, size = 2.0**-bits, norm(truth)
-    scale = np.abs(truth) + rms(truth)
-    error, known = found - truth, usual - truth
-    tiny = float(np.finfo(float).tiny)
-    lucky = 1 + LUCK / np.sqrt(truth.size)
-    spread = max(norm(known), lucky * unit * size, tiny)
-    with np.errstate(all="ignore"):
-        worst, least = (float(np.nanmax(np.abs(e) / scale, initial=0.0)) for e in (error, known))
-    along, usually = (abs(float(e @ truth)) / max(size, tiny) for e in (error, known))
-    chance = (COHERENT * unit * size + 3 * norm(known)) / np.sqrt(truth.size)
-    chance = max(usually, chance, SHARED * unit * size, tiny)
-    return Ratios(norm(error) / spread, worst / max(least, lucky * WORST * unit), along / chance)
+    units, error = Units.of(usual, truth, bits), found - truth
+    along = abs(float(error @ truth)) / max(norm(truth), float(np.finfo(float).tiny))
+    return Ratios(norm(error) / units.norm, _worst(error, truth) / units.worst, along / units.bias)
 
 
 def beside_reference(
@@ -277,8 +299,26 @@ class Three:
         worst = element_at(leaf, found, truth, zeros, allowed, judged, none)
         floor = float(np.max(allowed)) / rms(truth) if rms(truth) > 0 else np.nan
         entry = leaf_entry(leaf, verdict, score, floor, worst, int(failed.sum()), 0)
-        entry = replace(entry, mode=self.dtype, precision=self.dtype, baseline=beside.norm)
+        entry = replace(
+            entry,
+            mode=self.dtype,
+            precision=self.dtype,
+            baseline=beside.norm,
+            sensitivity=_sensitivity(leaf, truth, Units.of(usual, truth, bits), factors),
+        )
         return entry, said, []
+
+
+def _sensitivity(
+    leaf: Leaf, truth: Vector, units: Units, factors: Mapping[str, float]
+) -> Sensitivity | None:
+    """From which errors on a kernel is wrong."""
+    whole = factors["norm"] * units.norm
+    seen = np.fmin(factors["worst"] * units.worst * (np.abs(truth) + rms(truth)), whole)
+    if (found := of_elements(leaf, truth, seen)) is None:
+        return None
+    scale = min(whole, factors["bias"] * units.bias) / norm(truth)
+    return replace(found, scale=min(found.scale, scale))
 
 
 def _listed(shapes: list[tuple[int, ...]]) -> str:

@@ -4,8 +4,8 @@ import json
 import math
 import os
 import random
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, astuple, dataclass, field
 from pathlib import Path as FilePath
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +35,26 @@ class Element:
 
 
 @dataclass(frozen=True, slots=True)
+class Sensitivity:
+    """The smallest planted errors of a leaf that a run would have caught."""
+
+    scale: float
+    """A factor of 1 + this on all elements."""
+    element: float
+    """One element off by this times the leaf's rms, whichever it is."""
+    row: float
+    """A factor of 1 + this on one row of the last axis, whichever it is."""
+
+    @staticmethod
+    def worst(found: "Iterable[Sensitivity]") -> "Sensitivity":
+        """The least sensitive of several, kind by kind."""
+        return Sensitivity(*map(max, zip(*map(astuple, found), strict=True)))
+
+
+KINDS = ("scale", "element", "row")
+
+
+@dataclass(frozen=True, slots=True)
 class LeafReport:
     """What was found out about one leaf. ``worst`` is None where no single element was measured."""
 
@@ -57,6 +77,8 @@ class LeafReport:
     mode: str = "reverse"
     baseline: float | None = None
     """Its error in units of that of the reference, where there is one."""
+    sensitivity: Sensitivity | None = None
+    """What errors would have been caught; None where nothing tells."""
     rows: "tuple[LeafReport, ...]" = ()
     """Where it was judged more than once, each outcome; the gravest is told here as well."""
 
@@ -147,6 +169,17 @@ class Report:
     def is_stated(self) -> bool:
         """Whether the gradient was compared with one that was stated, and not with differences."""
         return self.coverage == "comparison"
+
+    @property
+    def sensitivity(self) -> dict[str, Sensitivity]:
+        """For each leaf the smallest errors that this run would have caught, however it was judged;
+        only of those that were.
+        """
+        told = {
+            name: [row.sensitivity for row in leaf.rows or (leaf,) if row.sensitivity is not None]
+            for name, leaf in self.leaves.items()
+        }
+        return {name: Sensitivity.worst(found) for name, found in told.items() if found}
 
     def __bool__(self) -> bool:
         return self.verdict is Verdict.PASS
@@ -251,6 +284,8 @@ def _leaf_to_dict(leaf: LeafReport) -> dict[str, Any]:
         "as_run": leaf.as_run,
         "mode": leaf.mode,
         "baseline": None if leaf.baseline is None else _number(leaf.baseline),
+        "sensitivity": leaf.sensitivity
+        and {kind: _number(getattr(leaf.sensitivity, kind)) for kind in KINDS},
         "verdict": str(leaf.verdict),
         "distance": _number(leaf.distance),
         "grade": str(leaf.grade),

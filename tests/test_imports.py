@@ -230,10 +230,14 @@ MAY_IMPORT = {
     "_findings": NUMBERS
     | {"_adapters", "_generic", "_localise", "_measured", "_projection", "_report", "_slopes"}
     | {"_truth"},
-    "_outcome": NUMBERS | {"_adapters", "_budget", "_findings", "_measured", "_report"},
+    "_precision": NUMBERS,
+    "_sensitivity": NUMBERS | {"_report"},
+    "_outcome": NUMBERS
+    | {"_adapters", "_budget", "_findings", "_measured", "_precision", "_report"}
+    | {"_sensitivity"},
     "_projected_outcome": NUMBERS
     | {"_adapters", "_directions", "_findings", "_measured", "_outcome", "_projected"}
-    | {"_projection", "_report"},
+    | {"_projection", "_report", "_sensitivity"},
     "_memory": {"_budget", "_errors"},
     "_probes": NUMBERS | {"_adapters", "_report"},
     "backends": set(),

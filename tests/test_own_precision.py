@@ -54,7 +54,7 @@ def some(every: int) -> list[Any]:
 
 
 @pytest.mark.parametrize("dtype", LOW)
-@pytest.mark.parametrize("name", some(8))
+@pytest.mark.parametrize("name", some(16))
 def test_a_right_kernel_passes(name: str, dtype: str) -> None:
     report = judged(name, dtype, 1.0)
     if report is None:
@@ -65,7 +65,7 @@ def test_a_right_kernel_passes(name: str, dtype: str) -> None:
 
 @pytest.mark.parametrize("factor", [-1.0, 2.0, 1.3, 0.0])
 @pytest.mark.parametrize("dtype", LOW)
-@pytest.mark.parametrize("name", some(16))
+@pytest.mark.parametrize("name", some(28))
 def test_a_wrong_kernel_never_passes(name: str, dtype: str, factor: float) -> None:
     report = judged(name, dtype, factor)
     if report is None:

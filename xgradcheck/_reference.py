@@ -38,6 +38,12 @@ SHARED = 0.25
 """Units of rounding, a quarter of those allowed, that a factor may be off by which all elements
 share: the scale of a norm, say.
 """
+DRAWN = 2.0
+"""What is beside the error of a reference, over the root of how many elements it is of: it is a
+sample, too, and three deviations below its mean it is that much too small.
+"""
+DRIFTS = 2.5
+"""How many times what errors of random signs add up to."""
 LUCK = 4.0
 """Of n numbers the reference may be right by chance: units of rounding over the root of n."""
 
@@ -82,14 +88,26 @@ class Units:
         """The error of ``usual``, which was computed in so many ``bits``."""
         unit, size, known = 2.0**-bits, norm(truth), usual - truth
         tiny = float(np.finfo(float).tiny)
-        lucky = 1 + LUCK / np.sqrt(truth.size)
+        lucky, lost = 1 + LUCK / np.sqrt(truth.size), norm(known)
         along = abs(float(known @ truth)) / max(size, tiny)
-        chance = (COHERENT * unit * size + 3 * norm(known)) / np.sqrt(truth.size)
+        count = _count(known)
+        # What errors of that size add up to along the gradient where their signs are random.
+        drift = norm(known * (truth / max(size, tiny)))
+        chance = COHERENT * unit * size / np.sqrt(truth.size) + DRIFTS * drift
         return cls(
-            norm=max(norm(known), lucky * unit * size, tiny),
+            norm=max(lost * (1 + DRAWN / np.sqrt(count)), lucky * unit * size, tiny),
             worst=max(_worst(known, truth), lucky * WORST * unit),
-            bias=max(along, chance, SHARED * unit * size, tiny),
+            bias=max(along / 2, chance, SHARED * unit * size, tiny),
         )
+
+
+def _count(error: Vector) -> float:
+    """Of how many elements an error is, as its norm goes."""
+    largest = float(np.max(np.abs(error), initial=0.0))
+    if not 0 < largest < np.inf:
+        return float(error.size)
+    squares = (error / largest) ** 2
+    return float(squares.sum() ** 2 / (squares @ squares))
 
 
 def _worst(error: Vector, truth: Vector) -> float:

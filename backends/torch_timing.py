@@ -36,6 +36,8 @@ class TorchTimed:
         tree = flatten((problem._args, problem._kwargs))
         tensors = {id(node.value): node.value for node in tree if _is_tensor(node.value)}
         self._given = [t for t in tensors.values() if t.is_floating_point() or t.is_complex()]
+        floating = {id(t) for t in self._given}
+        self._whole = [(t, t.clone()) for t in tensors.values() if id(t) not in floating]
         self._parts: list[torch.Tensor] = []
         self._first: list[torch.Tensor] = []
         self._before: list[torch.Tensor] = []
@@ -111,10 +113,12 @@ class TorchTimed:
 
     @property
     def written(self) -> list[str]:
-        pairs = zip((*self._given, *self._parts), self._before, strict=True)
+        pairs = [*zip((*self._given, *self._parts), self._before, strict=True)]
+        names = [self._names.get(id(tensor), "an argument") for tensor in self._given]
+        names += ["the cotangent"] * len(self._parts) + ["an argument"] * len(self._whole)
         return [
-            self._names.get(id(tensor), "an argument" if n < len(self._given) else "the cotangent")
-            for n, (tensor, before) in enumerate(pairs)
+            name
+            for name, (tensor, before) in zip(names, pairs + self._whole, strict=True)
             if not _is_same(tensor.detach(), before)
         ]
 

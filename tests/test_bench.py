@@ -158,6 +158,32 @@ def test_without_a_reference_differences_tell(name: str) -> None:
     assert record.both is None
 
 
+def test_labels_that_are_written_to_are_seen() -> None:
+    def spoils(scores: Tensor, labels: Tensor) -> Tensor:
+        loss = F.cross_entropy(scores, labels.clone())
+        labels.zero_()
+        return loss
+
+    labels = torch.arange(16) % 32
+    record, _ = of_one(F.cross_entropy, X, labels, reference=F.cross_entropy)
+    assert record.verdict is Verdict.PASS
+    record, _ = of_one(spoils, X, labels, reference=F.cross_entropy)
+    assert record.verdict is Verdict.FAIL and "writes to an argument" in record.reason
+    assert labels[1] == 1
+
+
+def test_laziness_on_every_other_call_is_seen() -> None:
+    class Sometimes:
+        calls = 0
+
+        def __call__(self, y: Tensor, *_: Tensor) -> Tensor:
+            self.calls += 1
+            return torch.zeros_like(y) if self.calls > 12 and self.calls % 2 else y
+
+    record, report = of_one(norm(Sometimes()), reference=plain)
+    assert record.verdict is Verdict.FAIL and record.both is None, str(report)
+
+
 def test_a_dtype_that_is_wrong_has_no_times_and_the_others_have() -> None:
     def in_bfloat16(grad: Tensor) -> Tensor:
         return -grad if grad.dtype is torch.bfloat16 else grad

@@ -24,6 +24,8 @@ SHARE = 0.125
 """By what share of itself a number changes from run to run: all stay where they belong."""
 WARM_UPS, FEWEST, MOST = 3, 5, 1000
 """Runs that are not timed, and how many are."""
+VERIFIED, FEW = 5, 1 << 17
+"""How many of the timed runs are verified that have no more numbers than the second; else one."""
 SIZES = (64, 256, 1024)
 """What a function that makes arguments is called with."""
 
@@ -215,13 +217,15 @@ class _One:
             self.run(timed, 1 + number)
         draws = np.random.default_rng([self.work.seed, 0xBE7C4])
         seconds, kept, chosen = list[tuple[float, float]](), list[Taken](), 0
+        size = timed.problem.layout.size + timed.problem.outputs.size
+        most = VERIFIED if size <= FEW else 1
         until = time.perf_counter() + self.work.seconds
         while len(seconds) < FEWEST or (time.perf_counter() < until and len(seconds) < MOST):
             count = len(seconds)
             seconds.append(self.run(timed, 1 + WARM_UPS + count))
             if count == chosen:
                 # Which ones are verified cannot be guessed while they run.
-                kept = [timed.taken()]
+                kept = [*kept, timed.taken()][-most:]
                 chosen += int(draws.integers(1, 2 + count))
         kept.append(self.kept(timed, 1 + WARM_UPS + len(seconds)))
         return seconds, kept

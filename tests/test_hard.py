@@ -151,3 +151,12 @@ def test_an_infinite_gradient_is_wrong_where_the_slope_is_finite() -> None:
     wrong = torch.tensor([float("inf"), 1.0], dtype=F64)
     report = check(lambda x: torch.sin(x).sum(), x, grads=wrong, raise_exception=False)
     assert report.verdict == "FAIL"
+
+
+@pytest.mark.parametrize("seed", [18, 61])
+def test_kinks_near_a_large_number_are_no_ties(seed: int) -> None:
+    """Steps of its size leap over its neighbours, as if it were equal to them."""
+    generator = torch.Generator().manual_seed(seed)
+    x = 1e6 + torch.randn(3, 4, dtype=F64, generator=generator)
+    report = check(lambda x: x.sort(-1).values, x, seed=seed, raise_exception=False)
+    assert report.verdict != "FAIL", str(report)

@@ -10,6 +10,7 @@ from xgradcheck._differences import (
     BAR_SIGMAS,
     EVEN,
     NOISE_SIGMAS,
+    Noise,
     even_part,
     norm,
     representable,
@@ -24,6 +25,8 @@ from xgradcheck._truth import AUTO, Sweep, Truth
 
 GROSS = 0.1
 """How far a gradient is from the slope where it belongs to another of several equal numbers."""
+NARROW = 2.0**-27
+"""Of a coordinate's scale: a step that a kink at the point has on both sides."""
 UNEVEN = 0.5
 """How far the slopes of both sides may differ, as a share of the largest there is."""
 BATCH = 32
@@ -157,6 +160,9 @@ def _settle_ties(work: Sweep, truth: Truth) -> None:
     where = np.array(sorted(truth.sides), np.intp)
     if len(where) < 2:
         return
+    where = where[_at_the_point(work, where, np.array([truth.sides[int(n)] for n in where]))]
+    if len(where) < 2:
+        return
     sides = np.array([truth.sides[int(n)] for n in where]).T
     found = Kinks(
         work.phi,
@@ -172,6 +178,21 @@ def _settle_ties(work: Sweep, truth: Truth) -> None:
         excess = tie.excess / work.scale[tie.members]
         truth.value[tie.members] = work.gradient[tie.members] - excess
         truth.bar[tie.members], truth.settled[tie.members] = 0.0, True
+
+
+def _at_the_point(work: Sweep, where: Positions, sides: Vector) -> Mask:
+    """Which of these kinks are at the point itself, as far as noise tells: beside a large number a
+    step of its size leaps over others.
+    """
+    steps = representable(work.point[where], NARROW * work.scale[where], work.noise.bits)
+    plus, minus = work.phi.pairs(where, steps)
+    # What looks like noise over wider steps may be kinks that those cross.
+    noise = Noise(min(work.noise.sigma, work.noise.fine), work.noise.bits)
+    with np.errstate(all="ignore"):
+        still = even_part(plus, minus, work.value)
+        blurred = EVEN * NOISE_SIGMAS * noise.of(np.fmax(np.abs(plus), np.abs(minus)))
+        differ = UNEVEN * steps * np.abs(sides[:, 0] - sides[:, 1])
+    return np.asarray(~(still + blurred < differ))
 
 
 def _eps_suffices(truth: Truth, gradient: Vector, leaf: Leaf, allowance: Tolerance) -> bool:

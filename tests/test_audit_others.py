@@ -151,7 +151,7 @@ NOT_AT_TIES = {"numpy-max_pooling"}
 
 def named(number: int, row: right.Right) -> Any:
     # JAX compiles for every probe.
-    is_slow = number % (27 if row.backend == "jax" else 2)
+    is_slow = number % (27 if row.backend == "jax" else 4)
     marks = [pytest.mark.slow] if is_slow else []
     return pytest.param(row, id=f"{row.backend}-{row.run.__name__}", marks=marks)
 

@@ -221,7 +221,15 @@ CASES: dict[str, Callable[[], Case]] = {
 } | {f"optax_{name}": lambda loss=loss: of_scores(loss) for name, loss in LOSSES.items()}
 
 
-@pytest.mark.parametrize("name", CASES)
+# What they are made of is in another case, too, and JAX compiles them for long.
+LONG = {"nnx_parameters", "linen_in_training"}
+
+
+def named(name: str) -> Any:
+    return pytest.param(name, marks=[pytest.mark.slow] if name in LONG else [])
+
+
+@pytest.mark.parametrize("name", [*map(named, CASES)])
 def test_a_model_passes_and_its_spoilt_twin_does_not(name: str) -> None:
     case = CASES[name]()
     report = case.model.report(0)

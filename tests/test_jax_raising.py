@@ -188,7 +188,12 @@ TRACED = [solves, subtracts, reduces, spectrum, stops_by_itself, draws_gamma]
 TRACED += [loops, branches, scatters, multiplies, factorises, recomputes, convolves, counts]
 
 
-@pytest.mark.parametrize("fn", TRACED, ids=lambda fn: fn.__name__)
+def named(fn):
+    slow = [pytest.mark.slow] if fn is draws_gamma else []  # its program is a long one
+    return pytest.param(fn, id=fn.__name__, marks=slow)
+
+
+@pytest.mark.parametrize("fn", [*map(named, TRACED)])
 def test_casts_inside_are_no_obstacle_to_float64(fn):
     fn = jax.jit(fn) if TRACED.index(fn) % 2 else fn
     spoil = scaled(1.01)

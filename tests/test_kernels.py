@@ -105,6 +105,7 @@ def test_rms_norm_in_pallas_without_a_reference(seed: int) -> None:
     assert check(module.rms_norm, *given, seed=seed)
 
 
+@pytest.mark.slow  # it is compiled
 @pytest.mark.skipif(shutil.which("c++") is None, reason="there is no C++ compiler")
 def test_softplus_in_cpp(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     pytest.importorskip("ninja")

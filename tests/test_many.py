@@ -62,7 +62,7 @@ class Cubes:
         return Backward(None, self.slope, frozenset())
 
 
-@pytest.mark.parametrize("sigma", [1e-14, 1e-11])
+@pytest.mark.parametrize("sigma", [1e-14, pytest.param(1e-11, marks=pytest.mark.slow)])
 def test_a_million_right_elements_raise_no_alarm_and_one_wrong_does(sigma):
     problem = Cubes(sigma)
     wrong = problem.slope.copy()

@@ -12,7 +12,7 @@ from xgradcheck import _handed
 from xgradcheck._adapters import Backward, Case, Taken
 from xgradcheck._layout import Vector
 
-from .jax import JaxProblem, bind
+from .jax import JaxProblem, _conj, _double, bind
 
 _ready: Any = jax.block_until_ready
 
@@ -43,9 +43,8 @@ class JaxTimed:
         return str(jax.devices()[0].device_kind)
 
     def start(self, cotangent: Vector) -> None:
-        parts = zip(_handed.cut(cotangent, self.problem.outputs), self.problem.outputs, strict=True)
-        found = [jnp.asarray(part, jnp.dtype(leaf.dtype)) for part, leaf in parts]
-        self._first = [*self.problem._found(), *found]
+        parts = map(jnp.asarray, self.problem._cotangents(cotangent))
+        self._first = [*self.problem._found(), *parts]
 
     def stir(self, seed: int, share: float) -> None:
         keys = jax.random.split(jax.random.key(seed), len(self._first))
@@ -77,12 +76,12 @@ class JaxTimed:
         for number, leaf in zip(problem._numbers, self._leaves, strict=True):
             values[number] = leaf
         args, kwargs = tree_util.tree_unflatten(problem._structure, values)
-        gradient = np.concatenate([_numbers(grad, conjugate=True) for grad in self._grads])
+        gradient = np.concatenate([_handed.numbers(_conj(grad)) for grad in self._grads])
         return Taken(
             args,
             kwargs,
-            np.concatenate([_numbers(part) for part in self._parts]),
-            np.concatenate([_numbers(out) for out in self._outs]),
+            np.concatenate([_handed.numbers(_double(part)) for part in self._parts]),
+            np.concatenate([_handed.numbers(_double(out)) for out in self._outs]),
             Backward(None, gradient, frozenset()),
         )
 
@@ -100,9 +99,3 @@ class JaxTimed:
         whole = jax.jit(self.problem._now.pulled).lower(self._leaves, self._parts).compile()
         plan: Any = whole.memory_analysis()
         return int(plan.temp_size_in_bytes + plan.output_size_in_bytes)
-
-
-def _numbers(array: Any, conjugate: bool = False) -> Vector:
-    found = np.asarray(array)
-    wide = found.astype(np.complex128 if np.iscomplexobj(found) else np.float64)
-    return _handed.numbers(wide.conj() if conjugate else wide)

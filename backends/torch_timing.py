@@ -23,13 +23,7 @@ class TorchTimed:
     """One call of a function, in memory of its own."""
 
     def __init__(self, case: Case) -> None:
-        copies: dict[int, torch.Tensor] = {}
-        found = [node for node in flatten((case.args, case.kwargs)) if _is_tensor(node.value)]
-        for node in found:
-            own = node.value
-            copies[id(own)] = own.detach().clone().requires_grad_(own.requires_grad)
-        values = {node.path: copies[id(node.value)] for node in found}
-        args, kwargs = replaced((case.args, dict(case.kwargs)), values)
+        args, kwargs = _copied((case.args, dict(case.kwargs)))
         self.problem = problem = bind(Case(case.fn, args, kwargs, case.wrt, case.loss, None))
         self._leaves = [slot.work for slot in problem._slots]
         self._names = {id(slot.work): slot.name for slot in problem._slots}
@@ -97,12 +91,7 @@ class TorchTimed:
             if grad is not None:
                 read_into(gradient[leaf.part], grad, leaf)
         severed = frozenset(n for n, grad in enumerate(self._grads) if grad is None)
-        copies = {
-            node.path: node.value.detach().clone().requires_grad_(node.value.requires_grad)
-            for node in flatten(tree)
-            if _is_tensor(node.value)
-        }
-        args, kwargs = replaced(tree, copies)
+        args, kwargs = _copied(tree)
         return Taken(
             args,
             kwargs,
@@ -139,6 +128,17 @@ class TorchTimed:
 
 def _is_tensor(value: Any) -> bool:
     return isinstance(value, torch.Tensor)
+
+
+def _copied(tree: Any) -> Any:
+    """A tree with its tensors copied; what is one tensor in two places stays one."""
+    copies: dict[int, torch.Tensor] = {}
+    found = [node for node in flatten(tree) if _is_tensor(node.value)]
+    for node in found:
+        own = node.value
+        if id(own) not in copies:
+            copies[id(own)] = own.detach().clone().requires_grad_(own.requires_grad)
+    return replaced(tree, {node.path: copies[id(node.value)] for node in found})
 
 
 def _is_same(one: torch.Tensor, other: torch.Tensor) -> bool:

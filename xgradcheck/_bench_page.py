@@ -97,7 +97,7 @@ def page(report: "BenchReport") -> str:
             "memory": told.memory(record.peak_bytes),
             "shares": [f"{100 * part.median / slowest:.2f}" if part else "0" for part in parts],
         }
-        places.setdefault(" ".join(filter(None, (record.shape, record.dtype))), []).append(row)
+        places.setdefault(record.place, []).append(row)
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string(PAGE)
     return template.render(

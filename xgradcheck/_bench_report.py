@@ -1,8 +1,6 @@
 """The records of a benchmark."""
 
-import json
 import os
-import random
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -11,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from xgradcheck._judge import Verdict
-from xgradcheck._report import SCHEMA
+from xgradcheck._report import SCHEMA, Written, number
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -58,9 +56,14 @@ class BenchRecord:
     evaluations: int = 0
     """What it took to prove the gradient by differences."""
 
+    @property
+    def place(self) -> str:
+        """The arguments and the dtype: "64 float32"."""
+        return f"{self.shape} {self.dtype}".strip()
+
 
 @dataclass(frozen=True)
-class BenchReport:
+class BenchReport(Written):
     """The outcome of a benchmark. True where every implementation is right; ``str()`` is the
     table.
     """
@@ -87,15 +90,6 @@ class BenchReport:
         right = [r for r in self.records if (r.dtype, r.shape) == (dtype, shape) and r.both]
         return min(right, key=_median, default=None)
 
-    def __str__(self) -> str:
-        state = random.getstate()  # rich draws numbers when it is loaded
-        try:
-            from xgradcheck._bench_text import plain  # and that is where something is rendered
-
-            return plain(self)
-        finally:
-            random.setstate(state)
-
     def __rich__(self) -> "RenderableType":
         from xgradcheck._bench_text import text
 
@@ -110,7 +104,7 @@ class BenchReport:
             "verdict": str(self.verdict),
             "records": [
                 asdict(record)
-                | {"verdict": str(record.verdict), "error": _number(record.error)}
+                | {"verdict": str(record.verdict), "error": number(record.error)}
                 | {"fastest": record is fastest[record.dtype, record.shape]}
                 for record in self.records
             ],
@@ -120,13 +114,6 @@ class BenchReport:
             "elapsed_s": self.elapsed_s,
             "environment": dict(self.environment),
         }
-
-    def to_json(self, path: str | os.PathLike[str] | None = None) -> str:
-        """``to_dict()`` as JSON text; written to ``path`` too, where one is given."""
-        text = json.dumps(self.to_dict(), indent=2, ensure_ascii=False, allow_nan=False)
-        if path is not None:
-            Path(path).write_text(text + "\n", encoding="utf-8")
-        return text
 
     def to_html(self, path: str | os.PathLike[str] | None = None) -> str:
         """A page of its own, without scripts; written to ``path`` too, where one is given. Needs
@@ -142,7 +129,3 @@ class BenchReport:
 
 def _median(record: BenchRecord) -> float:
     return float("inf") if record.both is None else record.both.median
-
-
-def _number(value: float | None) -> float | None:
-    return value if value is not None and abs(value) < float("inf") else None

@@ -8,7 +8,6 @@ from rich.text import Text
 
 from xgradcheck._judge import Verdict
 from xgradcheck._text import STYLES, bare_table, hanging, printable
-from xgradcheck._text import plain as plain
 
 if TYPE_CHECKING:
     from xgradcheck._bench_report import BenchRecord, BenchReport, Times
@@ -32,17 +31,13 @@ def text(report: "BenchReport") -> RenderableType:
             overflow="fold",
             min_width=12 if number == 0 else None,
         )
-    place = None
+    place = ""
     for record in report.records:
-        if (record.shape, record.dtype) != place:
-            place = record.shape, record.dtype
-            table.add_row(Text(printable(" ".join(filter(None, place))), style="bold"))
+        if record.place != place:
+            place = record.place
+            table.add_row(Text(printable(place), style="bold"))
         table.add_row(*_row(report, record))
-    said = [
-        f"{' '.join(filter(None, (r.name, r.shape, r.dtype)))}: {r.reason}"
-        for r in report.records
-        if r.reason
-    ]
+    said = [f"{r.name} {r.place}: {r.reason}" for r in report.records if r.reason]
     said += [f"note: {note}" for note in report.notes]
     foot = Text(f"{report.device}, {report.elapsed_s:.2g} s, seed {report.seed}", style="dim")
     return Group(head, Text(), table, Text(), *map(hanging, said), foot)

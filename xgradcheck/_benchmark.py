@@ -17,7 +17,7 @@ from xgradcheck._judge import Verdict
 from xgradcheck._layout import bits_of
 from xgradcheck._reference import Three, asked_dtypes, known_factors
 from xgradcheck._report import Report
-from xgradcheck._stages import cotangent_of, environment, report_on, run
+from xgradcheck._stages import cotangent_of, environment, refuse_seed, report_on, run
 from xgradcheck._variants import cast_to, kinds_of
 
 SHARE = 0.125
@@ -52,7 +52,7 @@ def benchmark(
     _refuse_options(reference, seconds, seed)
     allowed = known_factors(factors)
     given = dict(kwargs or {})
-    work = _Work(implementations, reference, given, wrt, loss, allowed, seconds, seed)
+    work = _Work(implementations, reference, given, wrt, loss, allowed, seconds, int(seed))
     adapter = claim(work.case(first, places[0][1]), backend)
     if not hasattr(adapter, "timed"):
         raise InvalidCase(f"{name_of(adapter)} has no backward pass to time: use torch or jax.")
@@ -62,7 +62,7 @@ def benchmark(
         records=tuple(records),
         notes=tuple(dict.fromkeys(work.notes)),
         device=work.device,
-        seed=seed,
+        seed=work.seed,
         elapsed_s=time.perf_counter() - started,
         environment=environment(adapter),
     )
@@ -73,8 +73,7 @@ def _refuse_options(reference: Any, seconds: Any, seed: Any) -> None:
         raise InvalidCase(f"the reference is a {type(reference).__name__}: give a function.")
     if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not seconds > 0:
         raise InvalidCase(f"seconds={seconds!r} is no time: give a number above 0.")
-    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-        raise InvalidCase(f"seed={seed!r} is no seed: give an integer, 0 or more.")
+    refuse_seed(seed)
 
 
 def _first(implementations: Any) -> Callable[..., Any]:

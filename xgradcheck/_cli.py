@@ -322,7 +322,7 @@ def _check_one(target: Target, options: argparse.Namespace, number: int) -> int:
     try:
         asked = limits(options.min_sensitivity or ())
         fn, module = _load(target.written)
-        grads = _load(options.grads)[0] if options.grads else None
+        grads = _named(options.grads)
         backend = options.backend or _backend_of(fn, module, target.written)
         if backend == "numpy" and grads is None:
             raise InvalidCase(
@@ -339,7 +339,7 @@ def _check_one(target: Target, options: argparse.Namespace, number: int) -> int:
             kwargs=kwargs,
             wrt=_leaves(options),
             grads=grads,
-            reference=_load(options.reference)[0] if options.reference else None,
+            reference=_named(options.reference),
             dtypes=options.dtype,
             constraint=options.constraint,
             coverage=options.coverage,
@@ -387,9 +387,9 @@ def _bench(targets: Sequence[Target], options: argparse.Namespace) -> int:
             made,
             *args,
             kwargs=kwargs,
-            reference=_load(options.reference)[0] if options.reference else None,
+            reference=_named(options.reference),
             dtypes=options.dtype,
-            shapes=_load(options.shapes)[0] if options.shapes else None,
+            shapes=_named(options.shapes),
             wrt=_leaves(options),
             seconds=options.seconds,
             seed=options.seed,
@@ -440,7 +440,7 @@ def _of_verb(options: argparse.Namespace) -> dict[str, Any]:
         expect = options.expect
         return {
             "probes": options.probe or ALL_PROBES,
-            "shapes": _load(options.shapes)[0] if options.shapes else None,
+            "shapes": _named(options.shapes),
             "batch": _batch(options.batch) if options.batch else None,
             "large": options.large,
             "expect": _load(expect)[0] if expect not in (None, SURROGATE) else expect,
@@ -458,6 +458,11 @@ def _batch(written: Sequence[str]) -> dict[str | int, int]:
             raise InvalidCase(f"--batch {word} is no batch axis: write NAME, or NAME:AXIS.")
         axes[int(name) if name.isdecimal() else name] = int(axis or 0)
     return axes
+
+
+def _named(written: str | None) -> Any:
+    """The function that an option names; None where it was left out."""
+    return _load(written)[0] if written else None
 
 
 def _load(written: str) -> tuple[Any, ModuleType]:

@@ -150,7 +150,7 @@ def _rows(
         raise NeedsNear()
     measured = swept(phi, value, spread, first, asked)
     if is_open(measured, asked):
-        found = projected(phi, value, spread, [first, *others], asked, None, lost, True)
+        found = projected(phi, value, spread, [first, *others], asked, None, lost, is_swept=True)
         if found is not None:
             return found
     return [measured, *(judged_beside(phi, measured, run, asked) for run in others)]

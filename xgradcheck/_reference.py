@@ -115,11 +115,11 @@ def _worst(error: Vector, truth: Vector) -> float:
         return float(np.nanmax(np.abs(error) / (np.abs(truth) + rms(truth)), initial=0.0))
 
 
-def ratios(found: Vector, usual: Vector, truth: Vector, bits: int) -> Ratios:
-    """The error of ``found`` beside that of ``usual``, which was computed in the same ``bits``."""
+def ratios(found: Vector, truth: Vector, units: Units) -> Ratios:
+    """The error of ``found`` beside that of the reference in the same dtype."""
     if not np.isfinite(found).all():
         return Ratios(np.inf, np.inf, np.inf)
-    units, error = Units.of(usual, truth, bits), found - truth
+    error = found - truth
     along = abs(float(error @ truth)) / max(norm(truth), float(np.finfo(float).tiny))
     return Ratios(norm(error) / units.norm, _worst(error, truth) / units.worst, along / units.bias)
 
@@ -268,22 +268,32 @@ class Three:
             parts = [vector[leaf.part] for vector in self.values]
             found, usual, truth = parts
             bits = min(bits_of(leaf.dtype), bits_of(self.dtype))
-            text = ratios(found, usual, truth, bits).excess(factors)
+            text = ratios(found, truth, Units.of(usual, truth, bits)).excess(factors)
             if text:
                 return f"the reference is a different function: of {leaf.name}, {text}"
         return ""
 
     def judged(self, factors: Mapping[str, float]) -> list[tuple[Verdict, str, Ratios]]:
         """What each leaf comes to, and what is said of it where that is not PASS."""
-        leaves = [(number, leaf) for number, leaf in enumerate(self.layout) if leaf.size]
-        return [self._judged(number, leaf, factors) for number, leaf in leaves]
+        return [
+            self._judged(number, leaf, self._units(leaf), factors) for number, leaf in self._leaves
+        ]
+
+    @property
+    def _leaves(self) -> list[tuple[int, Leaf]]:
+        """Those that hold something, and their numbers."""
+        return [(number, leaf) for number, leaf in enumerate(self.layout) if leaf.size]
+
+    def _units(self, leaf: Leaf) -> Units:
+        _, usual, truth = (vector[leaf.part] for vector in self.gradients)
+        return Units.of(usual, truth, bits_of(self.dtype))
 
     def _judged(
-        self, number: int, leaf: Leaf, factors: Mapping[str, float]
+        self, number: int, leaf: Leaf, units: Units, factors: Mapping[str, float]
     ) -> tuple[Verdict, str, Ratios]:
         found, usual, truth = (vector[leaf.part] for vector in self.gradients)
         bits = bits_of(self.dtype)
-        beside = ratios(found, usual, truth, bits)
+        beside = ratios(found, truth, units)
         if text := beside.excess(factors):
             if number in self.severed:
                 text = "it has no gradient, and the reference has one"
@@ -298,13 +308,13 @@ class Three:
 
     def accounts(self, factors: Mapping[str, float]) -> dict[str, Account]:
         """What each leaf comes to."""
-        leaves = [(number, leaf) for number, leaf in enumerate(self.layout) if leaf.size]
-        return {leaf.name: self._account(number, leaf, factors) for number, leaf in leaves}
+        return {leaf.name: self._account(number, leaf, factors) for number, leaf in self._leaves}
 
     def _account(self, number: int, leaf: Leaf, factors: Mapping[str, float]) -> Account:
         found, usual, truth = (vector[leaf.part] for vector in self.gradients)
         bits, zeros = bits_of(self.dtype), np.zeros(leaf.size)
-        verdict, text, beside = self._judged(number, leaf, factors)
+        units = self._units(leaf)
+        verdict, text, beside = self._judged(number, leaf, units, factors)
         kind = "wrong gradient" if verdict is Verdict.FAIL else "ill-conditioned"
         said = [Finding(leaf.name, kind, text)] if text else []
         scale = np.abs(truth) + rms(truth)
@@ -322,7 +332,7 @@ class Three:
             mode=self.dtype,
             precision=self.dtype,
             baseline=beside.norm,
-            sensitivity=_sensitivity(leaf, truth, Units.of(usual, truth, bits), factors),
+            sensitivity=_sensitivity(leaf, truth, units, factors),
         )
         return entry, said, []
 

@@ -139,8 +139,35 @@ class Leaves(dict[str, LeafReport]):
         return found[0]
 
 
+class Written:
+    """What can be printed and written: a record that gives its rendering and its dict."""
+
+    if TYPE_CHECKING:
+
+        def __rich__(self) -> RenderableType: ...
+        def to_dict(self) -> dict[str, Any]: ...
+
+    def __str__(self) -> str:
+        state = random.getstate()  # rich draws numbers when it is loaded
+        try:
+            from xgradcheck._text import plain  # and that is where something is rendered
+
+            return plain(self)
+        finally:
+            random.setstate(state)
+
+    def to_json(self, path: str | os.PathLike[str] | None = None) -> str:
+        """``to_dict()`` as JSON text; written to ``path`` too, where one is given."""
+        text = json.dumps(
+            self.to_dict(), indent=2, ensure_ascii=False, allow_nan=False, default=str
+        )
+        if path is not None:
+            FilePath(path).write_text(text + "\n", encoding="utf-8")
+        return text
+
+
 @dataclass(frozen=True)
-class Report:
+class Report(Written):
     """The outcome of a check. True for PASS alone; ``str()`` is the text, ``to_dict()`` the
     data.
     """
@@ -184,15 +211,6 @@ class Report:
     def __bool__(self) -> bool:
         return self.verdict is Verdict.PASS
 
-    def __str__(self) -> str:
-        state = random.getstate()  # rich draws numbers when it is loaded
-        try:
-            from xgradcheck._text import plain  # and that is where something is rendered
-
-            return plain(self)
-        finally:
-            random.setstate(state)
-
     def __rich__(self) -> "RenderableType":
         from xgradcheck._text import text
 
@@ -207,7 +225,7 @@ class Report:
             "schema": self.schema,
             "name": self.name,
             "verdict": str(self.verdict),
-            "distance": _number(self.distance),
+            "distance": number(self.distance),
             "grade": str(self.grade),
             "leaves": {name: _leaf_to_dict(leaf) for name, leaf in self.leaves.items()},
             "findings": [_finding_to_dict(finding) for finding in self.findings],
@@ -223,15 +241,6 @@ class Report:
             "plan": None if self.plan is None else asdict(self.plan),
         }
 
-    def to_json(self, path: str | os.PathLike[str] | None = None) -> str:
-        """``to_dict()`` as JSON text; written to ``path`` too, where one is given."""
-        text = json.dumps(
-            self.to_dict(), indent=2, ensure_ascii=False, allow_nan=False, default=str
-        )
-        if path is not None:
-            FilePath(path).write_text(text + "\n", encoding="utf-8")
-        return text
-
     def error(self) -> XGradCheckError | None:
         """The exception that this verdict calls for; None for PASS."""
         if self.verdict is Verdict.PASS:
@@ -245,8 +254,9 @@ class Report:
             raise error
 
 
-def _number(value: float) -> float | None:
-    return float(value) if abs(value) < float("inf") else None
+def number(value: float | None) -> float | None:
+    """A number as JSON has it: infinity and NaN, which it lacks, become None."""
+    return float(value) if value is not None and abs(value) < float("inf") else None
 
 
 def _plain(key: Any) -> Any:
@@ -283,23 +293,23 @@ def _leaf_to_dict(leaf: LeafReport) -> dict[str, Any]:
         "precision": leaf.precision,
         "as_run": leaf.as_run,
         "mode": leaf.mode,
-        "baseline": None if leaf.baseline is None else _number(leaf.baseline),
+        "baseline": number(leaf.baseline),
         "sensitivity": leaf.sensitivity
-        and {kind: _number(getattr(leaf.sensitivity, kind)) for kind in KINDS},
+        and {kind: number(getattr(leaf.sensitivity, kind)) for kind in KINDS},
         "verdict": str(leaf.verdict),
-        "distance": _number(leaf.distance),
+        "distance": number(leaf.distance),
         "grade": str(leaf.grade),
-        "floor": _number(leaf.floor),
+        "floor": number(leaf.floor),
         "wrong": leaf.wrong,
         "undecided": leaf.undecided,
         "worst": None
         if worst is None
         else {
             "index": list(worst.index),
-            "analytic": _number(worst.analytic),
-            "truth": _number(worst.truth),
-            "error_bar": _number(worst.error_bar),
-            "allowed": _number(worst.allowed),
+            "analytic": number(worst.analytic),
+            "truth": number(worst.truth),
+            "error_bar": number(worst.error_bar),
+            "allowed": number(worst.allowed),
             **({"component": worst.component} if worst.component else {}),
         },
     } | rows

@@ -54,12 +54,13 @@ def limits(written: Iterable[str]) -> dict[str, float]:
     """
     found = {}
     for word in written:
-        kind, _, number = word.rpartition("=")
+        kind, _, text = word.rpartition("=")
+        kind = kind or KINDS[0]
         try:
-            found[kind or KINDS[0]] = float(number)
+            found[kind] = float(text)
         except ValueError:
-            kind = ""
-        if (kind or KINDS[0]) not in KINDS or not found.get(kind or KINDS[0], 0.0) > 0:
+            found[kind] = 0.0
+        if kind not in KINDS or not found[kind] > 0:
             raise InvalidCase(
                 f"{word!r} is no sensitivity: write a number above 0, or one of "
                 f"{', '.join(f'{kind}=NUMBER' for kind in KINDS)}."

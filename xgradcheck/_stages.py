@@ -156,6 +156,11 @@ def _refuse_options(
             raise InvalidCase(
                 f"{option}={value!r} is no tolerance: give a finite number, 0 or more."
             )
+    refuse_seed(seed)
+
+
+def refuse_seed(seed: Any) -> None:
+    """Raise for what is no seed."""
     if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
         raise InvalidCase(f"seed={seed!r} is no seed: give an integer, 0 or more.")
 

@@ -14,12 +14,12 @@ import numpy as np
 import torch
 from torch._functorch.autograd_function import custom_function_call
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from xgradcheck._layout import Positions, Vector
 
 from .torch_exchanged import Exchanged, eager, functions_applied
+from .torch_tensors import Watching
 
 BATCH_BYTES = 3 << 23
 """How much all that is computed on the way may take: larger batches only wait for the memory."""
@@ -27,7 +27,7 @@ FEWEST, MOST = 8, 1024
 """Points in a batch: fewer gain nothing."""
 
 
-class Counted(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class Counted(Watching):
     """Adds up the bytes of everything that is computed."""
 
     def __init__(self) -> None:

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch.autograd.function import BackwardCFunction
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
 from .torch_exchanged import functions_applied, mapped
+from .torch_tensors import Watching
 
 LOW = (torch.float32, torch.float16, torch.bfloat16)
 WIDE = dict.fromkeys(LOW, torch.float64) | {
@@ -114,7 +114,7 @@ COMPUTING = ("native_dropout", "rrelu_with_noise", "rrelu_with_noise_")
 """What draws and computes in one step is left alone: it would compute in the lower dtype too."""
 
 
-class Draws(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class Draws(Watching):
     """Draws random numbers in the dtype that they were drawn in before all was raised."""
 
     def __init__(self, dtype: torch.dtype, default: torch.dtype) -> None:

@@ -30,7 +30,17 @@ def has_custom(outs: Iterable[torch.Tensor]) -> bool:
     return any(hasattr(node, "_forward_cls") for node in graph_of(outs))
 
 
-class Computed(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class Watching(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """A mode that is on only where nothing compiled runs: torch need not load its compiler, which
+    takes two seconds, to keep the compiler from it.
+    """
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False
+
+
+class Computed(Watching):
     """Notes the dtypes of all that is computed, inside of custom Functions too."""
 
     def __init__(self) -> None:

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch.multiprocessing import reductions
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from xgradcheck import _handed
@@ -16,7 +15,7 @@ from xgradcheck._layout import Vector
 from xgradcheck._tree import flatten, replaced
 
 from .torch import bind
-from .torch_tensors import array_of, read_into
+from .torch_tensors import Watching, array_of, read_into
 
 
 class TorchTimed:
@@ -149,7 +148,7 @@ def _is_same(one: torch.Tensor, other: torch.Tensor) -> bool:
 _weak: Any = reductions.StorageWeakRef
 
 
-class _Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _Live(Watching):
     """How much memory the tensors hold that are made, at most."""
 
     def __init__(self) -> None:

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from xgradcheck import Verdict, check
-from xgradcheck._diagnose import Kind
 from xgradcheck._differences import UNIT, Noise, natural_scale, norm, representable
 from xgradcheck._extrapolation import estimate
+from xgradcheck._kinds import Kind
 from xgradcheck._ladder import climb
 from xgradcheck._layout import Entry, lay_out
 from xgradcheck._noise import measure_noise

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from xgradcheck._adapters import Problem
-from xgradcheck._diagnose import Kind, Kinds
 from xgradcheck._generic import DIAGONAL, SYMMETRIC, NearBy
 from xgradcheck._judge import Judged
+from xgradcheck._kinds import Kind, Kinds
 from xgradcheck._layout import BITS, DOUBLE, Leaf, Mask, Vector
 from xgradcheck._localise import Node
 from xgradcheck._measured import Measured, Told

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from xgradcheck._diagnose import Kind, Kinds, kinds, may_jump
 from xgradcheck._differences import FACTORS, NOISE_SIGMAS, Noise, even_part, representable
 from xgradcheck._extrapolation import Estimate, chosen_from, estimate, widest_first
+from xgradcheck._kinds import Kind, Kinds, kinds, may_jump
 from xgradcheck._layout import Mask, Positions, Vector
 
 QUANTA, RESOLVED_SIGMAS = 4.0, 10.0

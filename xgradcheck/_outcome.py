@@ -8,7 +8,6 @@ import numpy as np
 
 from xgradcheck._adapters import Problem
 from xgradcheck._budget import Budget
-from xgradcheck._diagnose import Kind
 from xgradcheck._differences import norm, rms
 from xgradcheck._findings import (
     forward_mismatch,
@@ -32,6 +31,7 @@ from xgradcheck._judge import (
     grade,
     judge,
 )
+from xgradcheck._kinds import Kind
 from xgradcheck._layout import DOUBLE, Leaf, Mask, Vector
 from xgradcheck._measured import Measured, Told
 from xgradcheck._precision import looks_like, said_of

@@ -190,6 +190,8 @@ class Report(Written):
     """The lowest precision that the function was seen to compute in."""
     plan: Plan | None = None
     """What this was expected to cost."""
+    replay: str = ""
+    """The command that does this again, where it was a command."""
     schema: int = field(default=SCHEMA)
 
     @property
@@ -239,6 +241,7 @@ class Report(Written):
             "environment": dict(self.environment),
             "precision": self.precision,
             "plan": None if self.plan is None else asdict(self.plan),
+            "replay": self.replay,
         }
 
     def error(self) -> XGradCheckError | None:

@@ -9,11 +9,11 @@ import numpy as np
 
 from xgradcheck._as_run import errors_near_by, rounding
 from xgradcheck._constraints import Tangent
-from xgradcheck._diagnose import Kind
 from xgradcheck._differences import Noise, rms
 from xgradcheck._errors import InvalidCase
 from xgradcheck._generic import NearBy, look_near_by
 from xgradcheck._judge import tolerance, zero_below
+from xgradcheck._kinds import Kind
 from xgradcheck._layout import DOUBLE, Layout, Vector
 from xgradcheck._measured import FORWARD, REVERSE, Measured, Run
 from xgradcheck._phi import Phi, noise_of

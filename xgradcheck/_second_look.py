@@ -5,7 +5,6 @@ from typing import Any
 import numpy as np
 
 from xgradcheck._complex import PRECISION, complex_slopes
-from xgradcheck._diagnose import Kind, remainder_order
 from xgradcheck._differences import (
     BAR_SIGMAS,
     EVEN,
@@ -18,6 +17,7 @@ from xgradcheck._differences import (
 )
 from xgradcheck._extrapolation import Estimate
 from xgradcheck._judge import Tolerance, exceeds, stand_still
+from xgradcheck._kinds import Kind, remainder_order
 from xgradcheck._ladder import climb
 from xgradcheck._layout import Leaf, Mask, Positions, Vector
 from xgradcheck._ties import Kinks, is_right_apart, meeting, suits_each_output, untied, wrong_ties

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from xgradcheck._diagnose import Kind, Kinds
 from xgradcheck._differences import Noise
 from xgradcheck._judge import Tolerance
+from xgradcheck._kinds import Kind, Kinds
 from xgradcheck._layout import Layout, Mask, Vector
 from xgradcheck._phi import Phi
 from xgradcheck._progress import Tick

@@ -26,23 +26,27 @@ report_on = partial(check, raise_exception=False)
 
 @dataclass(frozen=True, slots=True)
 class Bug:
-    """One mistake: what it is, its class, where it is written, the leaves it breaks, its code."""
+    """One mistake: what it is, its class, where it is written, the leaves it breaks, its code, and
+    what it is called where it has a pattern.
+    """
 
     title: str
     kind: str
     backend: str
     leaf: tuple[str, ...]
     run: Row
+    cause: str
 
 
 _rows: list[Bug] = []
 
 
 def bug(
-    title: str, *, kind: str, backend: str, leaf: str | tuple[str, ...]
+    title: str, *, kind: str, backend: str, leaf: str | tuple[str, ...], cause: str = ""
 ) -> Callable[[Row], Row]:
     def enter(run: Row) -> Row:
-        _rows.append(Bug(title, kind, backend, (leaf,) if isinstance(leaf, str) else leaf, run))
+        leaves = (leaf,) if isinstance(leaf, str) else leaf
+        _rows.append(Bug(title, kind, backend, leaves, run, cause))
         return run
 
     return enter
@@ -81,7 +85,13 @@ def sigmoid(z: np.ndarray) -> np.ndarray:
 
 
 # B12: NVIDIA/TransformerEngine#2139
-@bug("the incoming cotangent is ignored", kind="cotangent", backend="torch", leaf="args[0]")
+@bug(
+    "the incoming cotangent is ignored",
+    kind="cotangent",
+    backend="torch",
+    leaf="args[0]",
+    cause="cotangent",
+)
 def exp_ignoring_its_cotangent(broken: bool, seed: int) -> Report:
     """B12: the backward kernel does not multiply by the gradient that comes in."""
 
@@ -152,7 +162,13 @@ def distances_with_the_cotangent_along_features(broken: bool, seed: int) -> Repo
 
 
 # B14: ROCm/TransformerEngine#336
-@bug("unreduced losses are scaled as if averaged", kind="cotangent", backend="jax", leaf="x")
+@bug(
+    "unreduced losses are scaled as if averaged",
+    kind="cotangent",
+    backend="jax",
+    leaf="x",
+    cause="factor",
+)
 def row_losses_scaled_as_a_mean(broken: bool, seed: int) -> Report:
     """B14: with no reduction the backward still divides by the number of rows."""
     x, target = arrays(seed, (3, 2), (3, 2))
@@ -199,6 +215,7 @@ def softmax_dropping_the_gradient_of_its_normaliser(broken: bool, seed: int) -> 
     kind="formula",
     backend="torch",
     leaf=("gate", "up"),
+    cause="another",
 )
 def swiglu_with_swapped_gradients(broken: bool, seed: int) -> Report:
     """B55: de and df are stored the wrong way round."""
@@ -225,7 +242,13 @@ def swiglu_with_swapped_gradients(broken: bool, seed: int) -> Report:
 
 
 # B61: jax-ml/jax#3213
-@bug("the minus sign of a derivative is forgotten", kind="formula", backend="jax", leaf="x")
+@bug(
+    "the minus sign of a derivative is forgotten",
+    kind="formula",
+    backend="jax",
+    leaf="x",
+    cause="sign",
+)
 def cosine_without_its_minus_sign(broken: bool, seed: int) -> Report:
     """B61: the example of a custom rule in the manual had a sign wrong."""
 
@@ -248,6 +271,7 @@ def cosine_without_its_minus_sign(broken: bool, seed: int) -> Report:
     kind="formula",
     backend="numpy",
     leaf=("params['W']", "params['b']"),
+    cause="factor",
 )
 def softmax_regression_summed_over_the_batch(broken: bool, seed: int) -> Report:
     """B62: the loss averages over the batch, the gradients do not."""
@@ -267,7 +291,13 @@ def softmax_regression_summed_over_the_batch(broken: bool, seed: int) -> Report:
     return report_on(cost, {"W": w, "b": b}, grads=grads, seed=seed)
 
 
-@bug("the L2 term is missing from the gradient", kind="formula", backend="numpy", leaf=("W1", "W2"))
+@bug(
+    "the L2 term is missing from the gradient",
+    kind="formula",
+    backend="numpy",
+    leaf=("W1", "W2"),
+    cause="L2 term",
+)
 def network_forgetting_its_regularisation(broken: bool, seed: int) -> Report:
     """The loss contains weight decay, backprop does not: weights are wrong, biases right."""
 
@@ -307,7 +337,9 @@ def network_forgetting_its_regularisation(broken: bool, seed: int) -> Report:
 
 
 # B63: SebLague/Neural-Network-Experiments#5
-@bug("softmax is treated as elementwise", kind="formula", backend="numpy", leaf="z")
+@bug(
+    "softmax is treated as elementwise", kind="formula", backend="numpy", leaf="z", cause="diagonal"
+)
 def softmax_with_only_its_diagonal(broken: bool, seed: int) -> Report:
     """B63: the Jacobian of softmax is taken to be its diagonal."""
 
@@ -383,6 +415,7 @@ def batch_norm_with_constant_statistics(broken: bool, seed: int) -> Report:
     kind="formula",
     backend="torch",
     leaf=("x", "weight"),
+    cause="factor",
 )
 def layer_norm_with_the_unbiased_deviation(broken: bool, seed: int) -> Report:
     """The default of Tensor.var is the unbiased variance; the forward used the biased one."""
@@ -410,7 +443,13 @@ def layer_norm_with_the_unbiased_deviation(broken: bool, seed: int) -> Report:
     return report_on(layer_norm, x, weight, bias, seed=seed)
 
 
-@bug("the weight gradient is transposed", kind="formula", backend="torch", leaf="weight")
+@bug(
+    "the weight gradient is transposed",
+    kind="formula",
+    backend="torch",
+    leaf="weight",
+    cause="transposed",
+)
 def linear_with_a_transposed_weight_gradient(broken: bool, seed: int) -> Report:
     """A square weight hides that x' g and g' x have been confused."""
 
@@ -541,7 +580,13 @@ def linear_solve_without_the_transpose(broken: bool, seed: int) -> Report:
     return report_on(solve, a, b, seed=seed)
 
 
-@bug("a scale is left out for one operand", kind="formula", backend="numpy", leaf="params['q']")
+@bug(
+    "a scale is left out for one operand",
+    kind="formula",
+    backend="numpy",
+    leaf="params['q']",
+    cause="factor",
+)
 def attention_without_its_scale_for_the_queries(broken: bool, seed: int) -> Report:
     """1 / sqrt(d) reaches the keys' gradient but not the queries'."""
     scale = 1 / math.sqrt(3)
@@ -589,7 +634,13 @@ def convolution_with_an_unflipped_kernel(broken: bool, seed: int) -> Report:
     return report_on(conv1d, x, weight, seed=seed)
 
 
-@bug("a gradient of size 1e-9 has the wrong sign", kind="formula", backend="torch", leaf="args[0]")
+@bug(
+    "a gradient of size 1e-9 has the wrong sign",
+    kind="formula",
+    backend="torch",
+    leaf="args[0]",
+    cause="sign",
+)
 def saturated_sigmoid_with_the_wrong_sign(broken: bool, seed: int) -> Report:
     """Far out on the tail an absolute tolerance would take the flipped gradient for zero."""
 
@@ -614,6 +665,7 @@ def saturated_sigmoid_with_the_wrong_sign(broken: bool, seed: int) -> Report:
     kind="formula",
     backend="numpy",
     leaf=("params[0]", "params[1]"),
+    cause="factor",
 )
 def logistic_regression_returning_clipped_gradients(broken: bool, seed: int) -> Report:
     """The training loop's clipping by global norm was moved into the gradient function."""
@@ -658,7 +710,7 @@ def moving_average_scanned_in_the_wrong_direction(broken: bool, seed: int) -> Re
     return report_on(moving_average, x, backend="jax", seed=seed)
 
 
-@bug("a gradient is off by one position", kind="formula", backend="jax", leaf="x")
+@bug("a gradient is off by one position", kind="formula", backend="jax", leaf="x", cause="another")
 def token_shift_leaving_its_gradient_in_place(broken: bool, seed: int) -> Report:
     """What came from the token before must go back to that token, not to its receiver."""
 
@@ -711,7 +763,11 @@ def weight_gradient_without_the_last_block(broken: bool, seed: int) -> Report:
 
 # B28: Dao-AILab/flash-attention#1947
 @bug(
-    "masked positions come back in the backward", kind="edge", backend="torch", leaf=("q", "k", "v")
+    "masked positions come back in the backward",
+    kind="edge",
+    backend="torch",
+    leaf=("q", "k", "v"),
+    cause="unmasked",
 )
 def attention_recomputed_without_its_mask(broken: bool, seed: int) -> Report:
     """B28: exp of a score beyond the end of the keys is not set to zero."""
@@ -816,7 +872,13 @@ def clip_with_a_gradient_outside(broken: bool, seed: int) -> Report:
 
 
 # B44: unslothai/unsloth#4533
-@bug("a parameter gets no gradient", kind="missing", backend="torch", leaf="weight")
+@bug(
+    "a parameter gets no gradient",
+    kind="missing",
+    backend="torch",
+    leaf="weight",
+    cause="no gradient",
+)
 def rms_norm_returning_none_for_its_weight(broken: bool, seed: int) -> Report:
     """B44: the weight was frozen when the kernel was written."""
 
@@ -858,7 +920,13 @@ def linear_attention_with_a_detached_denominator(broken: bool, seed: int) -> Rep
 
 
 # B47: fbcotter/pytorch_wavelets#65
-@bug("all is skipped if the first input needs none", kind="missing", backend="torch", leaf="weight")
+@bug(
+    "all is skipped if the first input needs none",
+    kind="missing",
+    backend="torch",
+    leaf="weight",
+    cause="no gradient",
+)
 def matmul_asking_only_about_its_first_input(broken: bool, seed: int) -> Report:
     """B47: everything hangs on needs_input_grad[0]."""
 
@@ -885,7 +953,13 @@ def matmul_asking_only_about_its_first_input(broken: bool, seed: int) -> Report:
     return report_on(matmul, x, weight.requires_grad_(), seed=seed)
 
 
-@bug("a parameter is read through .data", kind="missing", backend="torch", leaf="log_scale")
+@bug(
+    "a parameter is read through .data",
+    kind="missing",
+    backend="torch",
+    leaf="log_scale",
+    cause="no gradient",
+)
 def cosine_head_with_an_untracked_scale(broken: bool, seed: int) -> Report:
     """The learned temperature never learns, and nothing says so."""
 
@@ -909,6 +983,7 @@ def cosine_head_with_an_untracked_scale(broken: bool, seed: int) -> Report:
     kind="reduction",
     backend="numpy",
     leaf="params['b']",
+    cause="reduced",
 )
 def bias_gradient_summed_over_all_classes(broken: bool, seed: int) -> Report:
     """B53: a sum without an axis."""
@@ -1134,6 +1209,7 @@ def checkpoint_normalising_twice(broken: bool, seed: int) -> Report:
     kind="accumulation",
     backend="numpy",
     leaf="params['E']",
+    cause="rows",
 )
 def tied_embedding_overwritten_by_the_head(broken: bool, seed: int) -> Report:
     """B69: the output layer's gradient replaces that of the embedding it shares."""
@@ -1158,7 +1234,13 @@ def tied_embedding_overwritten_by_the_head(broken: bool, seed: int) -> Report:
 
 
 # B70: pytorch/pytorch#183604
-@bug("one tensor in two places gets one half", kind="accumulation", backend="torch", leaf="x")
+@bug(
+    "one tensor in two places gets one half",
+    kind="accumulation",
+    backend="torch",
+    leaf="x",
+    cause="factor",
+)
 def product_of_a_tensor_with_itself(broken: bool, seed: int) -> Report:
     """B70: equal inputs are recognised and the second one's gradient is dropped."""
 
@@ -1259,7 +1341,13 @@ def residual_block_without_its_skip(broken: bool, seed: int) -> Report:
 
 
 # B72: tenstorrent/tt-metal#6232
-@bug("a repeated index counts once", kind="duplicates", backend="numpy", leaf="params['table']")
+@bug(
+    "a repeated index counts once",
+    kind="duplicates",
+    backend="numpy",
+    leaf="params['table']",
+    cause="rows",
+)
 def embedding_with_repeated_tokens(broken: bool, seed: int) -> Report:
     """B72: indexed += keeps one of the contributions to a row."""
     tokens = np.array([1, 4, 1, 0, 1, 4])
@@ -1319,7 +1407,13 @@ def grouped_attention_with_interleaved_heads(broken: bool, seed: int) -> Report:
 
 
 # B40: XunhaoLai/native-sparse-attention-triton#27
-@bug("one width is used for two", kind="index map", backend="torch", leaf=("q", "k", "v"))
+@bug(
+    "one width is used for two",
+    kind="index map",
+    backend="torch",
+    leaf=("q", "k", "v"),
+    cause="columns",
+)
 def attention_with_values_wider_than_keys(broken: bool, seed: int) -> Report:
     """B40: tiles of v and of the cotangent are cut off at the head dimension of q and k."""
 
@@ -1369,7 +1463,13 @@ def max_pool_with_local_indices(broken: bool, seed: int) -> Report:
     return report_on(max_pool, x, grads=backward, seed=seed)
 
 
-@bug("a permutation is applied instead of inverted", kind="index map", backend="numpy", leaf="x")
+@bug(
+    "a permutation is applied instead of inverted",
+    kind="index map",
+    backend="numpy",
+    leaf="x",
+    cause="permuted",
+)
 def sort_sending_gradients_by_the_wrong_permutation(broken: bool, seed: int) -> Report:
     """Gathered by the order in the forward, gathered by it again in the backward."""
 
@@ -1390,7 +1490,13 @@ def sort_sending_gradients_by_the_wrong_permutation(broken: bool, seed: int) -> 
 
 
 # B93: PaddlePaddle/Paddle#28622
-@bug("ignored labels still get a gradient", kind="ignored", backend="torch", leaf="logits")
+@bug(
+    "ignored labels still get a gradient",
+    kind="ignored",
+    backend="torch",
+    leaf="logits",
+    cause="unmasked",
+)
 def cross_entropy_pushing_on_ignored_rows(broken: bool, seed: int) -> Report:
     """B93: rows with ignore_index are left out of the loss but not of the gradient."""
 
@@ -1419,7 +1525,13 @@ def cross_entropy_pushing_on_ignored_rows(broken: bool, seed: int) -> Report:
 
 
 # B93: ROCm/TransformerEngine#336
-@bug("the mean counts rows that were ignored", kind="ignored", backend="jax", leaf="x")
+@bug(
+    "the mean counts rows that were ignored",
+    kind="ignored",
+    backend="jax",
+    leaf="x",
+    cause="factor",
+)
 def masked_error_divided_by_all_rows(broken: bool, seed: int) -> Report:
     """B93: the forward divides by the valid rows, the backward by all of them."""
     x, target = arrays(seed, (4, 2), (4, 2))
@@ -1442,7 +1554,13 @@ def as_if_packed(matrix: torch.Tensor) -> torch.Tensor:
 
 
 # B2: fla-org/flash-linear-attention#871
-@bug("the strides of a saved input are ignored", kind="layout", backend="torch", leaf="packed")
+@bug(
+    "the strides of a saved input are ignored",
+    kind="layout",
+    backend="torch",
+    leaf="packed",
+    cause="block",
+)
 def gate_reading_a_slice_as_if_it_were_packed(broken: bool, seed: int) -> Report:
     """B2: the gate is a slice of a wider row; the backward kernel steps by its width."""
 
@@ -1468,7 +1586,13 @@ def gate_reading_a_slice_as_if_it_were_packed(broken: bool, seed: int) -> Report
 
 
 # B1: pytorch/pytorch#194719
-@bug("the strides of the cotangent are ignored", kind="layout", backend="torch", leaf="x")
+@bug(
+    "the strides of the cotangent are ignored",
+    kind="layout",
+    backend="torch",
+    leaf="x",
+    cause="rows",
+)
 def sine_reading_its_cotangent_as_if_it_were_packed(broken: bool, seed: int) -> Report:
     """B1: after a concatenation the rows of the incoming gradient lie twice as far apart."""
 
@@ -1491,7 +1615,13 @@ def sine_reading_its_cotangent_as_if_it_were_packed(broken: bool, seed: int) -> 
 
 
 # B11: PaddlePaddle/Paddle#79718
-@bug("overlapping windows overwrite each other", kind="overlap", backend="jax", leaf="x")
+@bug(
+    "overlapping windows overwrite each other",
+    kind="overlap",
+    backend="jax",
+    leaf="x",
+    cause="block",
+)
 def frames_written_over_one_another(broken: bool, seed: int) -> Report:
     """B11: a sample that is in two frames keeps the gradient of the last."""
     starts = [0, 2, 4]
@@ -1606,6 +1736,7 @@ def weight_gradient_after_its_cotangent_is_gone(broken: bool, seed: int) -> Repo
     kind="in-place",
     backend="numpy",
     leaf="params['x']",
+    cause="masked",
 )
 def residual_branch_masking_the_shared_gradient(broken: bool, seed: int) -> Report:
     """B19: the branch applies its mask in place to the gradient that the skip also needs."""
@@ -1652,7 +1783,13 @@ def poisson_regression_with_integer_residuals(broken: bool, seed: int) -> Report
 
 
 # B73: jax-ml/jax#40140
-@bug("statistics are recomputed in float32", kind="dtype", backend="torch", leaf=("x", "weight"))
+@bug(
+    "statistics are recomputed in float32",
+    kind="dtype",
+    backend="torch",
+    leaf=("x", "weight"),
+    cause="precision",
+)
 def norm_recomputing_its_variance_in_float32(broken: bool, seed: int) -> Report:
     """B73: rounding comes before a subtraction that cancels, E[x^2] - E[x]^2."""
 
@@ -1683,7 +1820,7 @@ def norm_recomputing_its_variance_in_float32(broken: bool, seed: int) -> Report:
 
 
 # B76: roboflow/rf-detr#1076
-@bug("activations are kept in bfloat16", kind="dtype", backend="jax", leaf="w")
+@bug("activations are kept in bfloat16", kind="dtype", backend="jax", leaf="w", cause="precision")
 def matmul_saving_rounded_activations(broken: bool, seed: int) -> Report:
     """B76: the weight gradient has the precision of what was saved, not of the weight."""
 
@@ -1704,7 +1841,13 @@ def matmul_saving_rounded_activations(broken: bool, seed: int) -> Report:
 
 
 # B34: pytorch/FBGEMM#5754
-@bug("rows past the end are never written", kind="unwritten", backend="torch", leaf="x")
+@bug(
+    "rows past the end are never written",
+    kind="unwritten",
+    backend="torch",
+    leaf="x",
+    cause="unmasked",
+)
 def truncated_rows_holding_an_earlier_gradient(broken: bool, seed: int) -> Report:
     """B34: the buffer is not cleared and rows beyond max_length keep what was there before."""
     x, left_over = tensors(seed, (6, 3), (6, 3))
@@ -1757,7 +1900,13 @@ def model_adding_to_the_gradients_of_the_last_step(broken: bool, seed: int) -> R
     return report_on(net.loss, wrt=net.params, grads=net.grads, seed=seed)
 
 
-@bug("a rule declares one argument constant", kind="transform", backend="jax", leaf="decay")
+@bug(
+    "a rule declares one argument constant",
+    kind="transform",
+    backend="jax",
+    leaf="decay",
+    cause="zero",
+)
 def discount_with_no_rule_for_its_rate(broken: bool, seed: int) -> Report:
     """None in defjvps means a zero tangent, not a derivative yet to be written."""
 
@@ -1795,6 +1944,7 @@ def quotient_with_its_residuals_exchanged(broken: bool, seed: int) -> Report:
     kind="transform",
     backend="torch",
     leaf="head.weight",
+    cause="factor",
 )
 def head_with_a_hook_left_behind(broken: bool, seed: int) -> Report:
     """A slower learning rate for one layer was made with a hook, and stayed."""

@@ -108,11 +108,11 @@ EXPLOITS: dict[str, tuple[Callable[[], Any], str]] = {
     "memory that was freed": (lambda: norm(lambda y, x: torch.empty_like(y)), "different function"),
     "an answer from memory": (lambda: norm(Replay()), "is a different function"),
     "lazy once it is timed": (
-        lambda: norm(Drift(torch.zeros_like, after=20)),
+        lambda: norm(Drift(torch.zeros_like, after=9)),
         "right at first, and not while it is timed",
     ),
     "a gradient that grows lazy": (
-        lambda: norm(change_gradient=Drift(torch.zeros_like, after=20)),
+        lambda: norm(change_gradient=Drift(torch.zeros_like, after=9)),
         "right at first, and not while it is timed",
     ),
     "another factor": (lambda: norm(change_gradient=lambda grad: 1.01 * grad), "its error is"),

@@ -1,12 +1,13 @@
 """NumPy: every form in which parameters and gradients of backprop by hand come."""
 
+import re
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 
-from xgradcheck import Verdict, check
+from xgradcheck import InvalidCase, Verdict, check
 
 RNG = np.random.default_rng(0)
 W, B = RNG.normal(size=(2, 3)), RNG.normal(size=3)
@@ -258,3 +259,21 @@ def test_a_closure_over_float32_arrays_is_raised_where_it_reads_them_from_its_di
     assert [leaf.name for leaf in wrong.leaves.values() if leaf.verdict == "FAIL"] == ["v"]
     for name, array in net.params.items():
         assert array is found[name] and array.tobytes() == copies[name].tobytes()
+
+
+@pytest.mark.parametrize(
+    ("given", "remedy"),
+    [
+        ((5, 3), "sum it over axis 0, along which the parameter was broadcast"),
+        ((5, 4, 3), "sum it over axes 0, 1, along which the parameter was broadcast"),
+        ((7,), "return one number for each element, in the same shape"),
+    ],
+)
+def test_a_gradient_of_another_shape_is_refused_with_what_makes_it_fit(given, remedy):
+    with pytest.raises(InvalidCase, match=re.escape(f"has shape (3,): {remedy}.")):
+        check(lambda b: float((b**2).sum()), np.ones(3), grads=np.ones(given))
+
+
+def test_a_transposed_gradient_of_another_shape_is_refused_with_that_word():
+    with pytest.raises(InvalidCase, match=r"has shape \(4, 3\): transpose it\.$"):
+        check(lambda w: float((w**2).sum()), np.ones((4, 3)), grads=np.ones((3, 4)))

@@ -111,8 +111,10 @@ def test_a_zeroed_part_is_found_and_nothing_else(part: str, size: int) -> None:
     mask = where[0]
     assert leaf.wrong == mask.sum()
     assert leaf.worst is not None and mask[leaf.worst.index]
-    (finding,) = report.findings
+    finding, *causes = report.findings
     assert all(mask[index] for index in finding.indices)
+    # A single zero is told by its index.
+    assert [" is zero in " in cause.text for cause in causes] == [True] * bool(mask.sum() > 1)
 
 
 def test_a_row_and_a_column_are_called_by_their_names() -> None:
@@ -122,10 +124,10 @@ def test_a_row_and_a_column_are_called_by_their_names() -> None:
     def column(g: dict[str, Any]) -> None:
         g["W"][:, 4] *= 1.1
 
-    (finding,) = spoilt(5000, row).findings
-    assert "row 3 (50 elements)" in finding.text
-    (finding,) = spoilt(5000, column).findings
-    assert "column 4 (50 elements)" in finding.text
+    for change, name in ((row, "row 3"), (column, "column 4")):
+        finding, cause = spoilt(5000, change).findings
+        assert f"{name} (50 elements)" in finding.text
+        assert cause.text == f"in {name} dW = 1.1 * truth"
 
 
 def test_several_mistakes_in_several_leaves_are_all_found() -> None:

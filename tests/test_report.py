@@ -190,12 +190,35 @@ def test_the_text_starts_with_the_verdict(kind):
     assert str(report).startswith(f"{report.verdict} ")
 
 
-def test_the_worst_element_stands_before_the_leaves_and_those_before_the_findings():
+def test_the_worst_element_stands_before_what_is_said_of_its_leaf_and_that_before_the_leaves():
     report = one_wrong_element()
     worst = "W1[2, 0]: backward gives 4, differences give 3 ± "
     assert lines(report)[1].strip().startswith(worst)
-    assert 1 < first_line_with(report, "leaf ") < first_line_with(report, "W1 ")
-    assert first_line_with(report, "W1 ") < first_line_with(report, "·")
+    assert first_line_with(report, "    · wrong gradient: 1 of 6 elements, at W1[2, 0]") > 2
+    assert first_line_with(report, "    ·") < first_line_with(report, "leaf ")
+    assert first_line_with(report, "leaf ") < first_line_with(report, "W1 ")
+
+
+def test_what_is_said_of_the_function_stands_below_the_leaves():
+    report = with_notes()
+    assert first_line_with(report, "p['unused'] ") < first_line_with(report, "· note")
+
+
+@pytest.mark.parametrize("wrong", [["W1"], ["W1", "b1"]])
+def test_the_first_ten_lines_tell_place_cause_and_truth_of_each_wrong_leaf(wrong):
+    first = joined("\n".join(lines(network(wrong=wrong))[:10]))
+    for name in wrong:
+        assert f"d{name} = 2 * truth" in first and f"{name}[" in first
+        assert "differences give" in first and "ratio 2, off by 50%" in first
+    assert first.count("every element") == len(wrong)
+
+
+def test_the_seed_the_floor_and_the_command_that_does_it_again_are_told():
+    report = dataclasses.replace(network(wrong=["W1"]), replay="xgradcheck check a.py:f --seed 0")
+    text = lines(report)
+    assert "· again: xgradcheck check a.py:f --seed 0" in text
+    assert len(text) <= 13 and text[-1].endswith("seed 0")
+    assert "again:" not in str(network(wrong=["W1"]))
 
 
 def test_the_worst_element_is_one_of_the_leaf_that_is_wrong():
@@ -204,7 +227,7 @@ def test_the_worst_element_is_one_of_the_leaf_that_is_wrong():
 
 
 def test_the_worst_sentence_says_by_how_much_and_against_what():
-    assert "(off by 25%, allowed 0.0001" in joined(str(one_wrong_element()))
+    assert "(ratio 1.33, off by 25%, allowed 0.0001" in joined(str(one_wrong_element()))
 
 
 def test_a_small_error_can_be_seen_in_the_digits():
@@ -252,10 +275,28 @@ def first_column(report: Report) -> str:
     return "".join(set_cell_size(row, width).strip() for row in rows)
 
 
-@pytest.mark.parametrize("kind", NAMES)
+@pytest.mark.parametrize("kind", sorted({*NAMES} - {"thirty leaves"}))
 def test_every_leaf_is_named_in_full_and_in_order(kind):
     names = "".join(NAMES[kind]).replace(" ", "")
     assert first_column(SHOWN[kind]()).replace(" ", "") == names
+
+
+def test_of_many_leaves_the_wrong_ones_are_shown_and_the_others_are_counted():
+    names = NAMES["thirty leaves"]
+    report = report_on({name: np.arange(1.0, 4.0) for name in names}, names[20:22])
+    table = str(report).partition("\nleaf ")[2].partition("\n\n")[0]
+    assert "layer20.weight" in table and "layer21.weight" in table
+    assert table.count("layer") == 12
+    assert "and 18 more leaves: 18 PASS, floor 1e-06 or less" in table
+    whole = report.text(verbose=True)
+    assert all(name in whole for name in names) and "more leaves" not in whole
+
+
+def test_long_lists_of_notes_are_cut_unless_all_are_wanted():
+    report = dataclasses.replace(network(), notes=tuple(f"number {n}" for n in range(40)))
+    assert "number 11" in str(report) and "number 12" not in str(report)
+    assert "and 28 more notes" in str(report)
+    assert "number 39" in report.text(verbose=True)
 
 
 @pytest.mark.parametrize("columns", [70, 80])
@@ -267,7 +308,7 @@ def test_a_short_name_is_not_broken(columns, monkeypatch):
 
 
 def test_a_row_of_the_table_stays_on_one_line_where_names_are_short():
-    found = lines(SHOWN["thirty leaves"]())
+    found = SHOWN["thirty leaves"]().text(verbose=True).splitlines()
     assert sum(line.startswith("layer") for line in found) == 30 and len(found) <= 30 + 11
 
 

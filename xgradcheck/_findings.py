@@ -13,6 +13,7 @@ from xgradcheck._kinds import Kind, Kinds
 from xgradcheck._layout import BITS, DOUBLE, Leaf, Mask, Vector
 from xgradcheck._localise import Node
 from xgradcheck._measured import Measured, Told
+from xgradcheck._places import place_of
 from xgradcheck._projection import Suspect
 from xgradcheck._report import Finding
 from xgradcheck._slopes import Mistake
@@ -99,9 +100,9 @@ def _extent(leaf: Leaf, failed: Mask) -> str:
     count = int(failed.sum())
     if count == leaf.size or not count:
         return leaf.name if leaf.size == 1 else f"{leaf.name}, every element"
-    if count > 1 and failed[-count:].all() and not leaf.is_complex:
-        return f"{leaf.name}, the last {count} of {leaf.size} elements"
-    return f"{leaf.name}, {count} of {leaf.size} elements, {_places(leaf, failed)}"
+    place = None if leaf.is_complex else place_of(failed, leaf.grid)
+    where = _places(leaf, failed) if place is None else f"in {place.words}"
+    return f"{leaf.name}, {count} of {leaf.size} elements, {where}"
 
 
 def _remainder(leaf: Leaf, truth: Truth) -> str:
@@ -111,10 +112,8 @@ def _remainder(leaf: Leaf, truth: Truth) -> str:
     known = [order for order in orders if np.isfinite(order)]
     if not known or not abs(float(np.median(known)) - 1) < 0.2:
         return ""
-    return (
-        f"; the Taylor remainder falls like h^{float(np.median(known)):.1f}, that of a right "
-        f"gradient like h^3"
-    )
+    order = float(np.median(known))
+    return f"; Taylor remainder ~ h^{order:.1f}, not h^3"
 
 
 def _places(leaf: Leaf, mask: Any) -> str:

@@ -2,6 +2,7 @@
 name.
 """
 
+import itertools
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -99,9 +100,22 @@ def _values(part: Any, leaf: Leaf, to_array: ToArray) -> Any:
     if values.shape != shape:
         raise InvalidCase(
             f"the gradient of {name} has shape {values.shape} but {name} has shape {shape}: "
-            "return one number for each element, in the same shape."
+            f"{_remedy(values.shape, shape)}."
         )
     return values.astype(np.complex128) if leaf.is_complex else values
+
+
+def _remedy(found: tuple[int, ...], shape: tuple[int, ...]) -> str:
+    """What makes a gradient of one shape one of another."""
+    if found == shape[::-1]:
+        return "transpose it"
+    axes = range(len(found))
+    for count in axes:
+        for over in itertools.combinations(axes, count + 1):
+            if tuple(found[axis] for axis in axes if axis not in over) == shape:
+                which = f"axis {over[0]}" if len(over) == 1 else f"axes {', '.join(map(str, over))}"
+                return f"sum it over {which}, along which the parameter was broadcast"
+    return "return one number for each element, in the same shape"
 
 
 def _is_pair(returned: Any, layout: Layout, where: Places, to_array: ToArray) -> bool:

@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 
 from xgradcheck._adapters import Backward, Case, Problem, claim, name_of
+from xgradcheck._diagnose import Cause
+from xgradcheck._diagnose import beside as because
 from xgradcheck._differences import norm, rms
 from xgradcheck._errors import InvalidCase
 from xgradcheck._findings import precision
@@ -214,6 +216,7 @@ class Three:
 
     dtype: str
     layout: Layout
+    point: Vector
     outputs: Layout
     values: tuple[Vector, ...]
     gradients: tuple[Vector, ...]
@@ -260,7 +263,7 @@ class Three:
         values = tuple(value for value, _ in runs)
         gradients = tuple(backward.gradient for _, backward in runs)
         severed = found[1].severed - runs[2][1].severed
-        return cls(dtype, exact.layout, kernel.outputs, values, gradients, severed)
+        return cls(dtype, exact.layout, exact.point, kernel.outputs, values, gradients, severed)
 
     def forward(self, factors: Mapping[str, float]) -> str:
         """Whether the outputs are those of the reference."""
@@ -297,6 +300,8 @@ class Three:
         if text := beside.excess(factors):
             if number in self.severed:
                 text = "it has no gradient, and the reference has one"
+            elif cause := self._cause(leaf, units):
+                text += f"; {cause.text}"
             elif name := looks_like(found, truth, bits):
                 text += f"; {said_of(name)}"
             return Verdict.FAIL, f"{leaf.name} in {self.dtype}: {text}", beside
@@ -305,6 +310,15 @@ class Three:
             text = f"{leaf.name} in {self.dtype}: the reference itself is off by {percent(lost)}"
             return Verdict.INCONCLUSIVE, text, beside
         return Verdict.PASS, "", beside
+
+    def _cause(self, leaf: Leaf, units: Units) -> Cause | None:
+        """What mistake the gradient of a leaf looks like."""
+        found, usual, truth = (vector[leaf.part] for vector in self.gradients)
+        if not np.isfinite(found).all() or not truth.any():
+            return None
+        scale = np.abs(truth) + rms(truth)
+        wrong = np.abs(found - truth) > 4 * np.fmax(np.abs(usual - truth), units.worst * scale)
+        return because(leaf, found, truth, self.point[leaf.part], wrong, units.norm / norm(truth))
 
     def accounts(self, factors: Mapping[str, float]) -> dict[str, Account]:
         """What each leaf comes to."""

@@ -218,6 +218,12 @@ class Report(Written):
 
         return text(self)
 
+    def text(self, verbose: bool = False) -> str:
+        """The text of ``str()``; where ``verbose``, with every leaf, finding and note."""
+        from xgradcheck._text import plain, text
+
+        return plain(text(self, verbose))
+
     def to_dict(self) -> dict[str, Any]:
         """Plain dicts, lists, strings and numbers, under the names of the attributes.
 

@@ -11,9 +11,11 @@ import numpy as np
 
 from xgradcheck._adapters import Backward, Case, Problem, claim
 from xgradcheck._budget import Budget, Plan, budget_of, plan
+from xgradcheck._causes import with_causes
 from xgradcheck._constraints import Constraint, Tangent, tangents
 from xgradcheck._directions import uniform
 from xgradcheck._errors import InvalidCase
+from xgradcheck._judge import Verdict
 from xgradcheck._layout import DOUBLE, Layout, Vector, bits_of, to_bits
 from xgradcheck._measure import Stochastic, measure
 from xgradcheck._measured import FORWARD, REVERSE
@@ -278,6 +280,10 @@ def _judged(problem: Problem, phi: Phi, title: str, asked: Asked, started: float
         report = projected_outcome(problem, found, frame)
     else:
         report = outcome(problem, found, asked.steps, frame)
+    if report.verdict is Verdict.FAIL:
+        another = np.ones(1) if problem.unit_cotangent else cotangent_of(problem, asked.seed + 1)
+        report = with_causes(report, phi, found, another)
+        report = replace(report, elapsed_s=time.perf_counter() - started)
     return within_budget(report, phi.budget) if phi.budget.is_cut else report
 
 

@@ -3,6 +3,7 @@
 import io
 import math
 import os
+from collections import Counter
 from typing import TYPE_CHECKING
 
 from rich.console import Console, Group, RenderableType
@@ -13,10 +14,12 @@ from rich.text import Text
 from xgradcheck._judge import Verdict, percent
 
 if TYPE_CHECKING:
-    from xgradcheck._report import Element, LeafReport, ProbeReport, Report
+    from xgradcheck._report import Element, Finding, LeafReport, ProbeReport, Report
 
-SHOWN = 5
+SHOWN = 3
 """Of how many leaves the text shows the worst element."""
+ROWS, LINES = 12, 12
+"""How many leaves the table has, and how many findings and notes follow, unless all are wanted."""
 STYLES = {
     Verdict.PASS: "bold green",
     Verdict.FAIL: "bold red",
@@ -26,7 +29,7 @@ STYLES = {
 
 
 def plain(report: RenderableType) -> str:
-    """The report without colours, as wide as COLUMNS says, else 80."""
+    """A report without colours, as wide as COLUMNS says, else 80."""
     columns = os.environ.get("COLUMNS", "")
     width = max(int(columns), 60) if columns.isdecimal() else 80
     console = Console(file=io.StringIO(), width=width, color_system=None, force_terminal=False)
@@ -46,7 +49,7 @@ def element_name(leaf: "LeafReport", worst: "Element") -> str:
     return leaf.name + place + (f".{worst.component}" if worst.component else "")
 
 
-def worst_leaves(report: "Report") -> "list[LeafReport]":
+def worst_leaves(report: "Report", count: int = SHOWN) -> "list[LeafReport]":
     """The leaves whose worst element is shown first: the wrong ones, else the undecided, else the
     one that came nearest to its allowance.
     """
@@ -57,7 +60,7 @@ def worst_leaves(report: "Report") -> "list[LeafReport]":
     for verdict in (Verdict.FAIL, Verdict.INCONCLUSIVE):
         found = [leaf for leaf in shown if leaf.verdict is verdict and _has_element(leaf)]
         if found:
-            return found[:SHOWN]
+            return found[:count]
     # A leaf that is wrong elsewhere has no element to show here.
     return [] if report.verdict is Verdict.FAIL else shown[:1]
 
@@ -85,11 +88,13 @@ def worst_sentence(leaf: "LeafReport", is_stated: bool = False) -> str:
         return gives
     if largest == 0 or (leaf.verdict is Verdict.PASS and error > worst.allowed):
         return f"{gives} (zero, as far as can be seen)"
+    off = percent(error / largest)
     if worst.allowed > largest:
         return f"{gives} (off by {error:.1e}, allowed {worst.allowed:.1e} beside its neighbours)"
-    return (
-        f"{gives} (off by {percent(error / largest)}, allowed {percent(worst.allowed / largest)})"
-    )
+    ratio = f"ratio {worst.analytic / worst.truth:.3g}, " if worst.analytic and worst.truth else ""
+    if error < 0.005 * largest:
+        ratio = ""
+    return f"{gives} ({ratio}off by {off}, allowed {percent(worst.allowed / largest)})"
 
 
 def _digits(error: float, largest: float) -> int:
@@ -99,27 +104,51 @@ def _digits(error: float, largest: float) -> int:
     return min(max(6, 2 + math.ceil(-math.log10(error / largest))), 12)
 
 
-def text(report: "Report") -> RenderableType:
+def text(report: "Report", verbose: bool = False) -> RenderableType:
+    """The text: what is wrong first, with its place and its cause, and no more leaves, findings and
+    notes than a reader reads, unless ``verbose``.
+    """
     head = Text()
     head.append(str(report.verdict), STYLES[report.verdict])
     head.append(printable(f"  {report.name}: {_headline(report)}"))
     parts: list[RenderableType] = [head]
-    parts += [
-        Padding(
-            Text(printable(worst_sentence(leaf, report.coverage == "comparison"))), (0, 0, 0, 4)
-        )
-        for leaf in worst_leaves(report)
-    ]
-    parts += [Text(), _table(report), Text()]
+    worst = worst_leaves(report, len(report.leaves) if verbose else SHOWN)
+    told = {leaf.name for leaf in worst}
+    for leaf in worst:
+        sentence = worst_sentence(leaf, report.is_stated)
+        parts.append(Padding(Text(printable(sentence)), (0, 0, 0, 4)))
+        said = [finding for finding in report.findings if finding.leaf == leaf.name]
+        # The cause first, where one is known.
+        said.sort(key=lambda finding: finding.kind == "wrong gradient")
+        lines = [f"{finding.kind}: {_of_leaf(finding)}" for finding in said]
+        parts += [Padding(hanging(line), (0, 0, 0, 4)) for line in lines]
+    parts += [Text(), *_table(report, verbose), Text()]
     if report.probes:
         parts += [_probes(report), Text()]
-    said = [f"{finding.kind}: {finding.text}" for finding in report.findings]
-    said += [f"note: {note}" for note in report.notes]
+    others = [finding for finding in report.findings if finding.leaf not in told]
+    parts += _listed([f"{finding.kind}: {finding.text}" for finding in others], "findings", verbose)
+    parts += _listed([f"note: {note}" for note in report.notes], "notes", verbose)
     if report.skipped:
-        said.append(f"not checked: {'; '.join(report.skipped)}")
-    parts += [hanging(line) for line in said]
+        parts.append(hanging(f"not checked: {'; '.join(report.skipped)}"))
+    if report.replay:
+        parts.append(hanging(f"again: {report.replay}"))
     parts.append(Text(_foot(report), style="dim"))
     return Group(*parts)
+
+
+def _of_leaf(finding: "Finding") -> str:
+    """What a finding says, below the name of its leaf."""
+    for start in (f"{finding.leaf}, ", f"{finding.leaf}: "):
+        if finding.text.startswith(start):
+            return finding.text.removeprefix(start)
+    return finding.text
+
+
+def _listed(lines: list[str], what: str, verbose: bool) -> list[RenderableType]:
+    """Lines with a point before each; the first ones, where not all are wanted."""
+    if verbose or len(lines) <= LINES + 1:
+        return [*map(hanging, lines)]
+    return [*map(hanging, lines[:LINES]), hanging(f"and {len(lines) - LINES} more {what}")]
 
 
 def _headline(report: "Report") -> str:
@@ -172,8 +201,37 @@ def bare_table() -> Table:
     )
 
 
-def _table(report: "Report") -> Table:
+def _rows(report: "Report", verbose: bool) -> "tuple[list[LeafReport], list[LeafReport]]":
+    """The leaves that the table shows, and the others: those first that are wrong, then those in
+    which least would have been seen.
+    """
+    leaves = list(report.leaves.values())
+    if verbose or len(leaves) <= ROWS + 1:
+        return leaves, []
+    order = [Verdict.FAIL, Verdict.INCONCLUSIVE, Verdict.PASS, Verdict.SKIPPED]
+
+    def weight(leaf: "LeafReport") -> tuple[int, float, float]:
+        floor = leaf.floor if leaf.floor == leaf.floor else 0.0
+        distance = leaf.distance if leaf.distance == leaf.distance else 0.0
+        return order.index(leaf.verdict), -distance, -floor
+
+    chosen = {leaf.name for leaf in sorted(leaves, key=weight)[:ROWS]}
+    shown = [leaf for leaf in leaves if leaf.name in chosen]
+    return shown, [leaf for leaf in leaves if leaf.name not in chosen]
+
+
+def _rest(others: "list[LeafReport]") -> str:
+    """What is said of the leaves that the table does not show."""
+    counts = Counter(leaf.verdict for leaf in others)
+    verdicts = ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
+    floors = [leaf.floor for leaf in others if leaf.floor == leaf.floor]
+    floor = f", floor {max(floors):.0e} or less" if floors else ""
+    return f"and {len(others)} more leaves: {verdicts}{floor}"
+
+
+def _table(report: "Report", verbose: bool) -> list[RenderableType]:
     table = bare_table()
+    shown, others = _rows(report, verbose)
     # Where leaves are judged more than once, the shape stands below the name.
     low = any(leaf.judged != "float64" or leaf.rows for leaf in report.leaves.values())
     table.add_column("leaf", overflow="fold", ratio=None)
@@ -183,7 +241,7 @@ def _table(report: "Report") -> Table:
     table.add_column("grade", no_wrap=True)
     table.add_column("floor", justify="right", no_wrap=True)
     table.add_column("wrong", justify="right", no_wrap=True)
-    for leaf in report.leaves.values():
+    for leaf in shown:
         for number, row in enumerate(leaf.rows or (leaf,)):
             shape = str(list(leaf.shape))
             name = [leaf.name, f"  {shape}", ""][min(number, 2)]
@@ -196,7 +254,7 @@ def _table(report: "Report") -> Table:
                 _measured(f"{row.floor:.0e}"),
                 f"{row.wrong} of {row.size}" if row.wrong else "-",
             )
-    return table
+    return [table, Text(_rest(others), style="dim")] if others else [table]
 
 
 def _probes(report: "Report") -> Table:

@@ -1,0 +1,514 @@
+"""What kind of mistake a wrong gradient is: planted ones are called by their names, and random
+errors by none.
+"""
+
+import functools
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tests.bugs import BUGS, Bug
+from xgradcheck import Report, Verdict, check
+from xgradcheck._diagnose import Cause, Seen, cause_of
+from xgradcheck._layout import Leaf
+from xgradcheck._places import place_of
+
+report_on = functools.partial(check, raise_exception=False)
+SEEDS = 40
+
+Planted = tuple[np.ndarray, dict[str, np.ndarray]]
+Plant = Callable[[np.ndarray, np.ndarray, np.random.Generator], np.ndarray]
+
+
+def noise(like: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    return rng.normal(size=like.shape) * np.sqrt(np.mean(like**2))
+
+
+def with_tail(truth: np.ndarray, tail: Any) -> np.ndarray:
+    found = truth.copy().ravel()
+    found[-(found.size // 5) :] = np.broadcast_to(tail, found.size // 5)
+    return found.reshape(truth.shape)
+
+
+PLANTED: dict[str, tuple[set[str], Plant]] = {
+    "sign": ({"sign"}, lambda t, w, rng: -t),
+    "twice": ({"factor"}, lambda t, w, rng: 2 * t),
+    "half": ({"factor"}, lambda t, w, rng: t / 2),
+    "sum for mean": ({"factor"}, lambda t, w, rng: 32 * t),
+    "mean for sum": ({"factor"}, lambda t, w, rng: t / 32),
+    "some factor": ({"factor"}, lambda t, w, rng: 0.83 * t),
+    "zero": ({"zero"}, lambda t, w, rng: 0 * t),
+    "L2": ({"L2 term"}, lambda t, w, rng: t - 10 ** rng.uniform(-2, 0) * w),
+    "too much L2": ({"L2 term"}, lambda t, w, rng: t + 10 ** rng.uniform(-2, 0) * w),
+    "L1": ({"L1 term"}, lambda t, w, rng: t - 10 ** rng.uniform(-2, 0) * np.sign(w)),
+    "offset": ({"offset"}, lambda t, w, rng: t + 0.3),
+    "transposed": ({"transposed"}, lambda t, w, rng: t.T.reshape(t.shape)),
+    "reversed": ({"flipped"}, lambda t, w, rng: t[:, ::-1]),
+    "rolled": ({"rolled"}, lambda t, w, rng: np.roll(t, 1, 0)),
+    "shifted": (
+        {"shifted"},
+        lambda t, w, rng: np.concatenate([np.zeros_like(t[:1]), t[:-1]]),
+    ),
+    "rows permuted": ({"permuted", "rolled"}, lambda t, w, rng: t[rng.permutation(len(t))]),
+    "summed": ({"reduced"}, lambda t, w, rng: np.broadcast_to(t.sum(0), t.shape)),
+    "averaged": ({"reduced"}, lambda t, w, rng: np.full(t.shape, t.mean())),
+    "tail": ({"tail", "rows"}, lambda t, w, rng: with_tail(t, 7.0)),
+    "tail of zeros": ({"tail", "rows"}, lambda t, w, rng: with_tail(t, 0.0)),
+    "a row": (
+        {"rows"},
+        lambda t, w, rng: np.where(np.arange(len(t))[:, None] == 2, noise(t, rng), t),
+    ),
+    "a stride": (
+        {"stride", "columns"},
+        lambda t, w, rng: np.where(np.arange(t.size).reshape(t.shape) % 4 == 3, noise(t, rng), t),
+    ),
+    "a mask": ({"masked"}, lambda t, w, rng: np.where(rng.random(t.shape) < 0.4, 0, t)),
+    "clipped": ({"clipped"}, lambda t, w, rng: np.clip(t, -0.8, 0.8)),
+    "signs": ({"signs"}, lambda t, w, rng: np.abs(t)),
+    "factor of rows": (
+        {"factors"},
+        lambda t, w, rng: t * rng.uniform(0.3, 3, (len(t), 1)),
+    ),
+}
+
+
+def seen(found: np.ndarray, truth: np.ndarray, theta: np.ndarray, **more: Any) -> Seen:
+    leaf = Leaf("W", (0,), truth.shape, "float64", 0, ("W",))
+    flat, true = np.ravel(found).astype(float), truth.ravel()
+    bad = np.abs(flat - true) > 1e-5 * np.abs(true) + 1e-6
+    return Seen(leaf, flat, theta.ravel(), np.arange(flat.size), true, bad, 1e-6, **more)
+
+
+def drawn(rng: np.random.Generator, longest: int = 40) -> tuple[np.ndarray, np.ndarray]:
+    shape = tuple(rng.integers(5, longest, 2))
+    truth = rng.normal(size=shape) * np.exp(rng.normal(size=shape) * rng.uniform())
+    return truth, rng.normal(size=shape) * 0.3
+
+
+def known(truth: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """A truth as differences know it."""
+    return truth * (1 + 1e-6 * rng.normal(size=truth.shape))
+
+
+@pytest.mark.parametrize("kind", PLANTED)
+def test_a_planted_mistake_is_called_by_its_name(kind: str) -> None:
+    names, plant = PLANTED[kind]
+    found: Counter[str] = Counter()
+    for seed in range(SEEDS):
+        rng = np.random.default_rng([len(kind), seed])
+        truth, theta = drawn(rng)
+        gradient = plant(truth, theta, rng)
+        cause = cause_of(seen(gradient, known(truth, rng), theta))
+        found[cause.kind if cause else "none"] += 1
+    assert sum(found[name] for name in names) == SEEDS, found
+
+
+def test_random_errors_are_called_by_no_name() -> None:
+    for seed in range(3000):
+        rng = np.random.default_rng([99, seed])
+        truth, theta = drawn(rng, 15)
+        some = rng.random(truth.shape) < 0.5
+        gradient = [
+            truth + noise(truth, rng),
+            truth * rng.uniform(0.2, 3, truth.shape),
+            noise(truth, rng),
+            truth + 0.1 * noise(truth, rng) * some,
+        ][seed % 4]
+        assert cause_of(seen(gradient, known(truth, rng), theta)) is None, seed
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_of_few_elements_a_name_alone_tells(size: int) -> None:
+    truth = np.array([0.7, -1.3, 2.1])[:size]
+    theta = np.zeros(size)
+    named = cause_of(seen(-truth, truth, theta))
+    assert named is not None and named.kind == "sign"
+    for factor in (0.83, 3.0, 1.7):
+        assert cause_of(seen(factor * truth, truth, theta)) is None
+    many = cause_of(seen(3 * truth, truth, theta, extents=frozenset({3})))
+    assert many is not None and many.text == "dW = 3 * truth: a sum over 3 where a mean is meant?"
+
+
+@pytest.mark.parametrize(
+    ("factor", "text"),
+    [
+        (2.0, "2 * truth: twice too much"),
+        (0.5, "truth / 2: half is missing"),
+        (64.0, "64 * truth: a sum over 64 where a mean is meant?"),
+        (-1 / 64, "-truth / 64: a mean over 64 where a sum is meant?"),
+        (np.sqrt(8), "sqrt(8) * truth: a scale missing, or applied twice?"),
+        (7 / 8, "(7/8) * truth: counts of 7 and 8 exchanged?"),
+        (np.sqrt(8 / 7), "sqrt(8/7) * truth: counts of 7 and 8 exchanged?"),
+        (0.8312, "0.8312 * truth"),
+    ],
+)
+def test_a_factor_is_told_as_what_it_may_be(factor: float, text: str) -> None:
+    rng = np.random.default_rng(3)
+    truth = rng.normal(size=(4, 8))
+    told = seen(factor * truth, truth, truth, extents=frozenset({4, 8}))
+    assert cause_of(told) == Cause("factor", f"dW = {text}")
+
+
+def test_a_small_missing_term_is_no_factor_of_one() -> None:
+    rng = np.random.default_rng(5)
+    truth, theta = 100 * rng.normal(size=(6, 7)), rng.normal(size=(6, 7))
+    cause = cause_of(seen(truth - 1e-3 * theta, truth, theta))
+    assert cause is not None
+    assert cause.text == (
+        "dW = truth - 0.001 * W: the L2 term (lambda = 0.001) is missing from the gradient"
+    )
+
+
+def test_a_gradient_that_is_right_within_noise_has_no_cause() -> None:
+    truth = np.random.default_rng(0).normal(size=(5, 5))
+    assert cause_of(seen(truth * (1 + 1e-7), truth, truth)) is None
+    assert cause_of(seen(truth, truth, truth)) is None
+
+
+@pytest.mark.parametrize(
+    ("where", "shape", "words"),
+    [
+        (np.s_[2], (4, 5), "row 2"),
+        (np.s_[:, [1, 4]], (4, 5), "columns 1 and 4"),
+        (np.s_[-3:], (6, 5), "the last 3 of 6 rows"),
+        (np.s_[:, ::4], (3, 16), "every 4th column from 0"),
+        (np.s_[:, 2], (3, 4, 5), "[:, 2, :]"),
+        (np.s_[1:3], (4, 4, 5), "slices 1 and 2 along axis 0"),
+        (np.s_[-7:], (40,), "the last 7 of 40 elements"),
+        (np.s_[:5], (40,), "the first 5 of 40 elements"),
+        (np.s_[3::8], (64,), "every 8th element from 3"),
+        (np.s_[1:3, 2:5], (6, 8), "[1:3, 2:5]"),
+        (np.s_[4:9], (40,), "[4:9]"),
+        (np.s_[3, 4], (6, 8), None),
+        (np.s_[:], (6, 8), None),
+        (np.s_[[0, 2, 3, 5], [1, 1, 7, 0]], (6, 8), None),
+        (np.s_[1:], (3,), None),
+    ],
+)
+def test_a_place_is_told_as_a_reader_would_write_it(
+    where: Any, shape: tuple[int, ...], words: str | None
+) -> None:
+    mask = np.zeros(shape, bool)
+    mask[where] = True
+    place = place_of(mask.ravel(), shape)
+    assert (place and place.words) == words
+    if place is not None:
+        assert (place.inside == mask.ravel()).all()
+
+
+def test_elements_that_are_right_by_chance_do_not_hide_a_place() -> None:
+    mask = np.zeros((10, 30), bool)
+    mask[4] = True
+    mask[4, 7] = False
+    place = place_of(mask.ravel(), mask.shape)
+    assert place is not None and place.words == "row 4"
+    mask[5, 5] = True
+    assert place_of(mask.ravel(), mask.shape) is None
+
+
+def test_a_place_with_gaps_gives_way_to_one_that_is_full() -> None:
+    mask = np.zeros((4, 6), bool)
+    mask[1:, :3] = True
+    place = place_of(mask.ravel(), mask.shape)
+    assert place is not None and place.words == "[1:4, 0:3]"
+
+
+def test_a_mistake_in_a_part_alone_is_told_with_the_part() -> None:
+    truth = np.random.default_rng(1).normal(size=(6, 7))
+    gradient = truth.copy()
+    gradient[3] *= -1
+    cause = cause_of(seen(gradient, truth, truth))
+    assert cause == Cause("sign", "in row 3 dW = -truth: the sign is wrong")
+
+
+def test_the_rest_of_a_block_is_told_with_the_size_of_the_block() -> None:
+    truth = np.random.default_rng(1).normal(size=70)
+    gradient = np.where(np.arange(70) < 64, truth, 0)
+    cause = cause_of(seen(gradient, truth, truth))
+    assert cause == Cause(
+        "tail", "dW is zero in the last 6 of 70 elements: what is left beyond whole blocks of 64"
+    )
+
+
+# End to end: from the call to the sentence.
+
+
+def causes(report: Report) -> dict[str, str]:
+    """What is said of each leaf beside where it is wrong."""
+    plain = {"wrong gradient", "precision"}
+    return {found.leaf: found.text for found in report.findings if found.kind not in plain}
+
+
+def regularised(lost: float) -> Report:
+    rng = np.random.default_rng(0)
+    params = {"W1": rng.normal(size=(4, 3)), "b1": rng.normal(size=3)}
+    x = rng.normal(size=(5, 4))
+
+    def cost(params: dict[str, np.ndarray]) -> float:
+        z = x @ params["W1"] + params["b1"]
+        return float((np.tanh(z) ** 2).sum() / 2 + 0.005 * (params["W1"] ** 2).sum())
+
+    def gradient(params: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        a = np.tanh(x @ params["W1"] + params["b1"])
+        dz = a * (1 - a**2)
+        return {"dW1": x.T @ dz + (0.01 - lost) * params["W1"], "db1": dz.sum(0)}
+
+    return report_on(cost, params, grads=gradient)
+
+
+def test_a_missing_l2_term_is_told_with_its_lambda_in_the_names_of_the_user() -> None:
+    assert causes(regularised(lost=0.01)) == {
+        "params['W1']": "dW1 = truth - 0.01 * W1: the L2 term (lambda = 0.01) is missing from the "
+        "gradient"
+    }
+    right = regularised(lost=0.0)
+    assert right.verdict is Verdict.PASS and not right.findings
+
+
+class Tanh(torch.autograd.Function):
+    """tanh of a product, whose backward goes through ``spoil``."""
+
+    spoil: Callable[..., Any]
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(x, w)
+        return torch.tanh(x @ w)
+
+    @classmethod
+    def backward(cls, ctx: Any, grad: torch.Tensor) -> Any:
+        x, w = ctx.saved_tensors
+        slope = 1 - torch.tanh(x @ w) ** 2
+        delta = grad * slope
+        return delta @ w.T, cls.spoil(x.T @ delta, x, w, slope)
+
+
+def product(
+    shape: tuple[int, int], spoil: Callable[..., Any], dtype: torch.dtype = torch.float64
+) -> Report:
+    fn = type("Spoilt", (Tanh,), {"spoil": staticmethod(spoil)})
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(8, shape[0], dtype=dtype, generator=generator)
+    w = torch.randn(*shape, dtype=dtype, generator=generator) * 0.2
+
+    def tanh_of_product(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = fn.apply(x, w)
+        return out
+
+    return report_on(tanh_of_product, x, w)
+
+
+def changed(place: Any, by: float) -> Callable[..., torch.Tensor]:
+    def change(g: torch.Tensor, *others: Any) -> torch.Tensor:
+        g = g.clone()
+        g[place] *= by
+        return g
+
+    return change
+
+
+SPOILT: dict[str, tuple[Callable[..., torch.Tensor], str]] = {
+    "sign": (lambda g, *_: -g, "dw = -truth: the sign is wrong"),
+    "mean": (lambda g, *_: g / 8, "dw = truth / 8: a mean over 8 where a sum is meant?"),
+    "zero": (lambda g, *_: 0 * g, "dw is zero: cut off from the output, or never written"),
+    "L2": (
+        lambda g, x, w, s: g + 0.01 * w,
+        "dw = truth + 0.01 * w: the gradient has an L2 term (lambda = 0.01) that the function "
+        "lacks",
+    ),
+    "rolled": (lambda g, *_: g.roll(1, 0), "dw = truth rolled by 1 along axis 0"),
+    "last rows": (changed(np.s_[-3:], 0.0), "dw is zero in the last 3 of {} rows"),
+    "a row": (changed(np.s_[5], -1.0), "in row 5 dw = -truth: the sign is wrong"),
+    "a column": (changed(np.s_[:, 5], 2.0), "in column 5 dw = 2 * truth: twice too much"),
+    "cotangent": (
+        lambda g, x, w, s: x.T @ s,
+        "dw does not change with the cotangent: what comes in is not used",
+    ),
+    "strided zeros": (changed(np.s_[:, 3::4], 0.0), "dw is zero in {}"),
+}
+
+
+@pytest.mark.parametrize("shape", [(12, 9), (60, 100)], ids=["sweep", "projection"])
+@pytest.mark.parametrize("kind", SPOILT)
+def test_the_cause_is_told_from_all_coordinates_and_from_some(
+    kind: str, shape: tuple[int, int]
+) -> None:
+    spoil, text = SPOILT[kind]
+    report = product(shape, spoil)
+    assert report.verdict is Verdict.FAIL
+    rest = shape[0] if "rows" in text else "columns 3 and 7"
+    rest = "every 4th column from 3" if shape[1] == 100 and "rows" not in text else rest
+    assert causes(report) == {"w": text.format(rest)}
+
+
+@pytest.mark.parametrize("kind", ["sign", "last rows", "cotangent"])
+def test_the_cause_is_told_below_float64(kind: str) -> None:
+    spoil, text = SPOILT[kind]
+    assert causes(product((12, 9), spoil, torch.float32)) == {"w": text.format(12)}
+
+
+def test_random_errors_have_no_cause_however_many_coordinates_are_known() -> None:
+    def spoil(g: torch.Tensor, *others: Any) -> torch.Tensor:
+        return g + 0.1 * torch.randn(g.shape, generator=torch.Generator().manual_seed(0)).to(g)
+
+    for shape in ((12, 9), (60, 100)):
+        report = product(shape, spoil)
+        assert report.verdict is Verdict.FAIL and not causes(report)
+
+
+def test_a_gradient_of_an_earlier_call_is_called_stale() -> None:
+    kept: dict[Any, torch.Tensor] = {}
+
+    def spoil(g: torch.Tensor, *others: Any) -> torch.Tensor:
+        return kept.setdefault((g.shape, g.dtype), g + 0.1 * g.flip(0))
+
+    (text,) = causes(product((12, 9), spoil)).values()
+    assert text.startswith("dw is the same under another cotangent and at another point: ")
+    assert "(stale)" in text
+
+
+def test_a_point_of_an_earlier_call_is_called_stale() -> None:
+    old = np.array([0.3, -0.7, 1.1, 0.4, 2.0])
+
+    def gradient(cotangent: np.ndarray, x: np.ndarray) -> np.ndarray:
+        return cotangent * np.cos(old)
+
+    x = np.array([1.3, 0.2, -1.0, 0.9, 0.1])
+    report = report_on(lambda x: np.sin(x), x, grads=gradient)
+    (text,) = causes(report).values()
+    assert text.startswith("dx is the same at another point, where the truth is not")
+
+
+def test_a_wrong_gradient_of_a_linear_function_is_not_called_stale() -> None:
+    a = np.random.default_rng(0).normal(size=(5, 5))
+    b = np.random.default_rng(1).normal(size=(5, 5))
+    report = report_on(lambda x: a @ x, np.arange(5.0) + 0.5, grads=lambda u, x: b.T @ u)
+    assert report.verdict is Verdict.FAIL and not causes(report)
+
+
+def softmax(z: np.ndarray) -> np.ndarray:
+    e = np.exp(z - z.max())
+    return np.asarray(e / e.sum())
+
+
+def test_the_diagonal_of_a_jacobian_alone_is_told() -> None:
+    z = np.array([0.3, -1.2, 0.8, 1.9, -0.4])
+    report = report_on(softmax, z, grads=lambda u, z: u * softmax(z) * (1 - softmax(z)))
+    (text,) = causes(report).values()
+    assert text.startswith("dz = the diagonal of the Jacobian times the cotangent")
+
+
+def test_a_function_whose_jacobian_is_diagonal_is_not_told_so() -> None:
+    x = np.array([0.3, -1.2, 0.8, 1.9, -0.4])
+    report = report_on(lambda x: np.sin(x), x, grads=lambda u, x: u * (np.cos(x) + 1e-3 * x**2))
+    assert report.verdict is Verdict.FAIL and not causes(report)
+
+
+def test_a_straight_through_gradient_is_the_cotangent() -> None:
+    x = np.array([0.3, -1.2, 0.8, 1.9, -0.4])
+    report = report_on(lambda x: np.sin(x), x, grads=lambda u, x: u.copy())
+    (text,) = causes(report).values()
+    assert text == "dx = the cotangent: the derivative of the function itself is missing"
+
+
+def test_gradients_that_are_exchanged_are_told() -> None:
+    a, b = np.arange(1.0, 7.0), np.linspace(-1.0, 2.3, 6)
+    report = report_on(
+        lambda a, b: np.sin(a) * b**2,
+        a,
+        b,
+        grads=lambda u, a, b: (2 * u * b * np.sin(a), u * np.cos(a) * b**2),
+        wrt=(0, 1),
+    )
+    assert causes(report) == {"a": "da = the gradient of b", "b": "db = the gradient of a"}
+
+
+def test_a_complex_gradient_that_is_conjugated_is_told() -> None:
+    class Square(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, z: torch.Tensor) -> torch.Tensor:
+            ctx.save_for_backward(z)
+            return z * z
+
+        @staticmethod
+        def backward(ctx: Any, grad: torch.Tensor) -> torch.Tensor:
+            (z,) = ctx.saved_tensors
+            return (grad * (2 * z).conj()).conj()
+
+    def square(z: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = Square.apply(z)
+        return out
+
+    z = torch.randn(6, dtype=torch.complex128, generator=torch.Generator().manual_seed(0))
+    assert causes(report_on(square, z)) == {"z": "dz = the complex conjugate of the truth"}
+
+
+def test_a_kernel_is_told_what_its_gradient_is_beside_that_of_its_reference() -> None:
+    fn = type("Spoilt", (Tanh,), {"spoil": staticmethod(changed(np.s_[-3:], 0.0))})
+    generator = torch.Generator().manual_seed(1)
+    x, w = (torch.randn(*shape, generator=generator) for shape in ((8, 24), (24, 36)))
+
+    def plain(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+        return torch.tanh(x @ w)
+
+    report = report_on(fn.apply, x, w, reference=plain, dtypes=("float32", "bfloat16"))
+    said = [finding.text for finding in report.findings if finding.leaf == "w"]
+    assert said and all("dw is zero in the last 3 of 24 rows" in text for text in said)
+
+
+def test_looking_for_the_cause_leaves_the_world_as_it_was() -> None:
+    x = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
+    before, state = x.detach().clone(), torch.get_rng_state()
+
+    class Random(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+            return x * torch.rand(3, dtype=x.dtype)
+
+        @staticmethod
+        def backward(ctx: Any, grad: torch.Tensor) -> torch.Tensor:
+            return -grad
+
+    assert report_on(Random.apply, x).verdict is Verdict.FAIL
+    assert torch.equal(x, before) and x.grad is None
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_backward_that_refuses_another_cotangent_is_judged_all_the_same() -> None:
+    first: list[np.ndarray] = []
+
+    def gradient(u: np.ndarray, x: np.ndarray) -> np.ndarray:
+        first.append(u) if not first else None
+        if not np.array_equal(u, first[0]):
+            raise RuntimeError("another cotangent")
+        return -u * np.cos(x)
+
+    report = report_on(lambda x: np.sin(x), np.array([0.3, 1.0, 2.2]), grads=gradient)
+    assert report.verdict is Verdict.FAIL
+    assert causes(report) == {"x": "dx = -truth: the sign is wrong"}
+
+
+WITH_A_PATTERN = [bug for bug in BUGS if bug.cause]
+
+
+@pytest.mark.parametrize("bug", WITH_A_PATTERN, ids=lambda bug: bug.title)
+def test_a_planted_bug_is_named_in_the_first_ten_lines(bug: Bug) -> None:
+    report = bug.run(True, 0)
+    found = [finding for finding in report.findings if finding.kind == bug.cause]
+    assert found, [(finding.kind, finding.text) for finding in report.findings]
+    assert found[0].leaf in bug.leaf
+    first = " ".join(" ".join(str(report).splitlines()[:10]).split())
+    assert f"{bug.cause}:" in first
+
+
+def test_many_planted_bugs_have_a_pattern() -> None:
+    assert len(WITH_A_PATTERN) >= 30
+
+
+@pytest.mark.parametrize("bug", BUGS, ids=lambda bug: bug.title)
+def test_the_mended_twin_of_a_planted_bug_has_no_cause(bug: Bug) -> None:
+    assert not bug.run(False, 0).findings

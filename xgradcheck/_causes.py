@@ -1,0 +1,310 @@
+"""What is known of each wrong leaf, put before the rules; and the mistakes that only another
+cotangent or another point shows.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from xgradcheck._diagnose import Cause, Seen, cause_of
+from xgradcheck._differences import norm
+from xgradcheck._judge import Verdict
+from xgradcheck._kinds import Kind
+from xgradcheck._layout import DOUBLE, Leaf, Mask, Positions, Vector
+from xgradcheck._measured import Measured, Run
+from xgradcheck._phi import Phi
+from xgradcheck._projected import Projected
+from xgradcheck._projection import Suspect
+from xgradcheck._report import Finding, Report
+
+SAME = 1e-12
+"""Two gradients that are nearer than that, relative, are the same."""
+FEW = 6
+"""Elements that are measured anew, of the Jacobian's diagonal or at another point."""
+AWAY = 0.3
+"""How far away another point is, as a share of the leaf's scale."""
+
+STALE = "it is that of an earlier call (stale), or a constant"
+SAMPLED, RIGHT = 32, 256
+"""Elements of a leaf that are differenced where a search has found none, and those that are looked
+at, where the others are right.
+"""
+
+
+def with_causes(
+    report: Report, phi: Phi, found: Projected | list[Measured], another: Vector
+) -> Report:
+    """The report with the causes of what is wrong, each behind what else is said of its leaf;
+    ``another`` is a cotangent of other numbers.
+    """
+    wrong = [
+        number
+        for number, leaf in enumerate(phi.problem.layout)
+        if report.leaves[leaf.name].verdict is Verdict.FAIL and number not in phi.tangents
+    ]
+    if not wrong:
+        return report
+    looked = _Looked(phi, found, another)
+    findings = [*report.findings]
+    for number in wrong:
+        leaf = phi.problem.layout.leaves[number]
+        entry = report.leaves[leaf.name]
+        rows = [n for n, row in enumerate(entry.rows or (entry,)) if row.verdict is Verdict.FAIL]
+        said = [n for n, finding in enumerate(findings) if finding.leaf == leaf.name]
+        if any(findings[n].kind in ("no gradient", "not finite", "kink") for n in said):
+            continue
+        if (cause := looked.cause(number, rows[0] if rows else 0)) is not None:
+            findings.insert(said[-1] + 1 if said else len(findings), _finding(leaf, cause))
+            # A mistake of that size is no rounding.
+            findings = [x for x in findings if (x.leaf, x.kind) != (leaf.name, "precision")]
+    return replace(report, findings=tuple(findings), evaluations=phi.evaluations)
+
+
+def _finding(leaf: Leaf, cause: Cause) -> Finding:
+    return Finding(leaf.name, cause.kind, cause.text)
+
+
+class _Looked:
+    """One problem, and what was measured of it."""
+
+    def __init__(self, phi: Phi, found: Projected | list[Measured], another: Vector) -> None:
+        self.phi, self.found, self.layout = phi, found, phi.problem.layout
+        self.runs: Sequence[Run] = (
+            found.runs if isinstance(found, Projected) else [row.run for row in found]
+        )
+        sizes = (*self.layout, *phi.problem.outputs)
+        self.extents = frozenset(n for leaf in sizes for n in leaf.shape if n > 1)
+        own = self.runs[-1].backward.gradient
+        self.under_another = _tried(lambda: self._again(another), own.size)
+        self.elsewhere, self.moved = self._elsewhere()
+
+    def _again(self, cotangent: Vector) -> Vector:
+        problem = self.phi.problem
+        if problem.unit_cotangent or self.runs[-1].mode != "reverse":
+            raise ValueError("there is no other cotangent")
+        return problem.gradient(cotangent).gradient
+
+    def _elsewhere(self) -> tuple[Vector | None, Vector]:
+        """The gradient at another point, and that point."""
+        problem = self.phi.problem
+        scale, _ = self.phi.scales()
+        moved = problem.point + AWAY * scale * np.cos(np.arange(scale.size))
+        if not problem.can_move or self.phi.is_bound:
+            return None, moved
+
+        def there() -> Vector:
+            with problem.at(moved):
+                return problem.gradient(self.phi.cotangent).gradient
+
+        return _tried(there, moved.size), moved
+
+    def cause(self, number: int, row: int) -> Cause | None:
+        """What is wrong with one leaf."""
+        seen = self._seen(number, row)
+        if seen is None:
+            return None
+        found = cause_of(seen)
+        if found is not None and found.kind == "zero":
+            return found
+        if self._is_same(self.under_another, number):
+            if self._is_same(self.elsewhere, number):
+                text = f"{seen.name} is the same under another cotangent and at another point: "
+                return Cause("stale", f"{text}{STALE}")
+            text = f"{seen.name} does not change with the cotangent: what comes in is not used"
+            return Cause("cotangent", text)
+        return found or self._stale(number, seen) or self._diagonal(number, seen)
+
+    def _is_same(self, other: Vector | None, number: int) -> bool:
+        if other is None:
+            return False
+        part = self.layout.leaves[number].part
+        own = self.runs[-1].backward.gradient[part]
+        return norm(other[part] - own) <= SAME * norm(own)
+
+    def _seen(self, number: int, row: int) -> Seen | None:
+        leaf = self.layout.leaves[number]
+        gradient = self.runs[row].backward.gradient[leaf.part]
+        places, truth, bar, bad = self._known(number, row)
+        usable = np.isfinite(gradient[places]) & np.isfinite(truth) & np.isfinite(bar)
+        places, truth, bar = places[usable], truth[usable], bar[usable]
+        size = norm(truth)
+        if not np.isfinite(gradient).all() or not places.size or not size:
+            return None
+        bits = self.runs[row].bits or DOUBLE
+        return Seen(
+            leaf,
+            gradient,
+            self.phi.problem.point[leaf.part],
+            places,
+            truth,
+            bad,
+            max(norm(bar) / size, 2.0**-bits),
+            self.phi.unit or 1.0,
+            self.extents,
+            dict(self._others(number, row)),
+        )
+
+    def _known(self, number: int, row: int) -> tuple[Positions, Vector, Vector, Mask | None]:
+        """Where the truth of a leaf is known, what it is, its bars, and what is wrong."""
+        leaf, found = self.layout.leaves[number], self.found
+        if not isinstance(found, Projected):
+            return _swept(found[row], leaf)
+        gradient = self.runs[row].backward.gradient[leaf.part]
+        known: dict[int, tuple[float, float]] = {}
+        suspect, bad = found.projection.suspects.get(number), None
+        if suspect is not None:
+            bad = _suspected(suspect, leaf)
+            for position, off in suspect.off.items():
+                given = float(gradient[position - leaf.start])
+                known[position - leaf.start] = given + off.by, off.bar
+        restricted = found.restricted
+        if restricted is not None and number in restricted.numbers:
+            part = restricted.layout.leaves[restricted.numbers.index(number)]
+            places, truth, bar, wrong = _swept(found.looked[row], part)
+            if part.size == leaf.size:
+                return places, truth, bar, wrong
+            positions = restricted.places[part.part] - leaf.start
+            for place, value, width in zip(positions[places], truth, bar, strict=True):
+                known[int(place)] = float(value), float(width)
+        if not known:
+            places, truth, bar = self._sampled(leaf)
+            return places, truth, bar, _where_zero(gradient, places, truth, bar)
+        if bad is not None:
+            # What directions certify without these is right.
+            for place in _some(np.flatnonzero(~bad), RIGHT):
+                known.setdefault(int(place), (float(gradient[place]), 0.0))
+        places = np.array(sorted(known), np.intp)
+        values = np.array([known[int(place)] for place in places])
+        return places, values[:, 0], values[:, 1], bad
+
+    def _sampled(self, leaf: Leaf) -> tuple[Positions, Vector, Vector]:
+        """Differences at some elements."""
+        places = _some(np.arange(leaf.size), SAMPLED)
+        slopes = [_slopes(self.phi, leaf.start + places, wide) for wide in (1.0, 2.0)]
+        if slopes[0] is None or slopes[1] is None:
+            return np.empty(0, np.intp), np.empty(0), np.empty(0)
+        return places, slopes[0], np.abs(slopes[1] - slopes[0])
+
+    def _others(self, number: int, row: int) -> Iterator[tuple[str, Vector]]:
+        """What a gradient may be instead of the truth."""
+        leaf, problem = self.layout.leaves[number], self.phi.problem
+        if problem.outputs.size == leaf.size and leaf.size > 1:
+            yield (
+                "the cotangent: the derivative of the function itself is missing",
+                self.phi.cotangent,
+            )
+        if problem.point[leaf.part].any():
+            yield f"{leaf.name} itself", problem.point[leaf.part]
+        for place, other in enumerate(self.layout):
+            if place == number or other.size != leaf.size:
+                continue
+            truth = self.runs[row].backward.gradient[other.part]
+            if not isinstance(self.found, Projected):
+                truth = self.found[row].truth.value[other.part]
+            yield f"the gradient of {other.name}", truth
+
+    def _stale(self, number: int, seen: Seen) -> Cause | None:
+        """The same gradient at another point, where the truth is another."""
+        if not self._is_same(self.elsewhere, number) or self.elsewhere is None:
+            return None
+        some = _spread(seen.places.size)
+        with self.phi.problem.at(self.moved), self.phi.anew() as there:
+            slopes = _slopes(there, seen.leaf.start + seen.places[some])
+        truth = seen.truth[some]
+        if slopes is None or norm(slopes - truth) <= 0.01 * norm(truth):
+            return None
+        text = f"{seen.name} is the same at another point, where the truth is not: {STALE}"
+        return Cause("stale", text)
+
+    def _diagonal(self, number: int, seen: Seen) -> Cause | None:
+        """What each element does to its own output alone."""
+        leaf, outputs = seen.leaf, self.phi.problem.outputs
+        if outputs.size != leaf.size or seen.places.size < 2 or outputs.size < 2:
+            return None
+        some = _spread(seen.places.size)
+        own = np.zeros(len(some))
+        for n, place in enumerate(seen.places[some]):
+            alone = np.zeros_like(self.phi.cotangent)
+            alone[place] = self.phi.cotangent[place]
+            with self.phi.anew(alone) as other:
+                slope = _slopes(other, np.array([leaf.start + int(place)]))
+            if slope is None:
+                return None
+            own[n] = slope[0]
+        close = min(1e-4 if self.phi.problem.bits == DOUBLE else 2e-2, 0.1 * seen.apart)
+        if not norm(seen.found[some] - own) <= close * norm(own):
+            return None
+        text = (
+            f"{seen.name} = the diagonal of the Jacobian times the cotangent: what an element does "
+            f"to the other outputs is missing"
+        )
+        return Cause("diagonal", text)
+
+
+def _spread(count: int) -> Positions:
+    """A few of so many, from the first to the last."""
+    return np.unique(np.linspace(0, count - 1, FEW).astype(np.intp))
+
+
+def _some(places: Positions, count: int) -> Positions:
+    """Some of them, spread at random and always the same."""
+    if places.size <= count:
+        return places
+    return np.sort(np.random.default_rng(0xCA05E).choice(places, count, replace=False))
+
+
+def _suspected(suspect: Suspect, leaf: Leaf) -> Mask:
+    """Which elements a search has found to be wrong."""
+    whole = np.zeros(leaf.size, bool)
+    for node in suspect.dense:
+        places = node.places
+        if isinstance(places, slice):
+            places = np.arange(places.start, places.stop, places.step)
+        whole[places - leaf.start] = True
+    whole[np.array([*suspect.lone], np.intp) - leaf.start] = True
+    return whole
+
+
+def _where_zero(gradient: Vector, places: Positions, truth: Vector, bar: Vector) -> Mask | None:
+    """All zeros of a gradient, where those that were looked at are what is wrong with it."""
+    found = gradient[places]
+    wrong = np.abs(found - truth) > 0.01 * np.abs(truth) + bar
+    if wrong.sum() < 3 or found[wrong].any() or (np.abs(truth) > bar)[~wrong & (found == 0)].any():
+        return None
+    return np.asarray(gradient == 0)
+
+
+def _swept(row: Measured, leaf: Leaf) -> tuple[Positions, Vector, Vector, Mask]:
+    """What the differences of one leaf say, where they are slopes."""
+    part, truth = leaf.part, row.truth
+    gradient, value, bar = row.backward.gradient[part], truth.value[part], truth.bar[part]
+    root = float(np.sqrt(np.mean(value**2))) if leaf.size else 0.0
+    allowed = row.allowance.allowed(gradient, value, root) + row.run.excused[part]
+    with np.errstate(invalid="ignore"):
+        bad = ~(np.abs(gradient - value) - bar <= allowed)
+    # What was right at once was not looked at again.
+    is_slope = (truth.settled[part] | ~bad) & (truth.kinds[part] <= Kind.EDGE)
+    places = np.flatnonzero(is_slope)
+    return places, value[places], bar[places], bad
+
+
+def _slopes(phi: Phi, index: Positions, wide: float = 1.0) -> Vector | None:
+    """Central differences, good enough to know a cause by; None where there are none."""
+    try:
+        scale, _ = phi.scales()
+        steps = wide * 2.0 ** (-phi.problem.bits / 3) * scale[index]
+        above, below = phi.pairs(index, steps)
+    except Exception:  # nothing that was only tried may hide what was found
+        return None
+    slope = (above - below) / (2 * steps)
+    return slope if np.isfinite(slope).all() else None
+
+
+def _tried(run: Callable[[], Vector], size: int) -> Vector | None:
+    """A gradient, where there is one: what a backward pass refuses here is no news."""
+    try:
+        gradient = run()
+    except Exception:
+        return None
+    return gradient if gradient.size == size and np.isfinite(gradient).all() else None

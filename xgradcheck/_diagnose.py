@@ -1,0 +1,475 @@
+"""What kind of mistake turns the truth into the gradient that was found.
+
+Each rule knows one kind of mistake and says what the gradient would be if that were all. It counts
+only where it leaves next to nothing unexplained, and ten times less than there was: otherwise a
+small missing term reads as a factor of 1.00. Where no rule does, nothing is said.
+"""
+
+import functools
+import itertools
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
+
+import numpy as np
+
+from xgradcheck._differences import norm
+from xgradcheck._layout import Leaf, Mask, Positions, Vector
+from xgradcheck._places import place_of
+
+CLOSE, CLOSER = 1e-2, 1e-4
+"""What a rule may leave unexplained, relative, and where only few elements are known."""
+MANY, FEWEST = 16, 4
+"""Elements from which on many are known, and those that a pattern takes."""
+BETTER, TERM = 10.0, 0.05
+"""By how much a rule has to be better than none, and what share of the difference a missing term
+may leave.
+"""
+NAMED = 0.01
+"""How near a factor comes to a number that it is called by, at most."""
+NOTHING = 1e-6
+"""What is zero beside a truth."""
+PERMUTED = 4096
+"""Slices that are looked for in another order, at most."""
+
+
+class Cause(NamedTuple):
+    """A mistake: its ``kind``, and the sentence that says it."""
+
+    kind: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A wrong gradient of one leaf, and what is known of its truth."""
+
+    leaf: Leaf
+    gradient: Vector
+    """All of the leaf."""
+    point: Vector
+    places: Positions
+    """Where the truth is known, inside the leaf."""
+    truth: Vector
+    """At these places."""
+    bad: Mask | None = None
+    """Which elements are wrong, of the whole leaf; None where that is not known."""
+    noise: float = 0.0
+    """How well the truth is known, relative to its norm."""
+    unit: float = 1.0
+    """What a scalar output was multiplied by."""
+    extents: frozenset[int] = frozenset()
+    """Along the axes of arguments and outputs: of what a sum or a mean may be taken."""
+    others: Mapping[str, Vector] = field(default_factory=dict)
+    """What it may be instead, by what that is called: gradients of other leaves, the cotangent."""
+
+    @functools.cached_property
+    def found(self) -> Vector:
+        """The gradient where the truth is known."""
+        return self.gradient[self.places]
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the truth is known of every element, in order."""
+        return self.places.size == self.gradient.size
+
+    @functools.cached_property
+    def apart(self) -> float:
+        """How far gradient and truth are from each other, relative."""
+        size = max(norm(self.truth), norm(self.found))
+        return norm(self.found - self.truth) / size if size else 0.0
+
+    @property
+    def close(self) -> float:
+        """How much a rule may leave unexplained."""
+        few = CLOSE if self.places.size >= MANY else CLOSER
+        return min(max(few, 4 * self.noise), self.apart / BETTER)
+
+    @property
+    def name(self) -> str:
+        """The gradient, by the name that a user gives it: dW1."""
+        path = self.leaf.path
+        # params['W1'] is W1 to whoever writes its backward pass.
+        is_key = len(path) == 2 and isinstance(path[0], int)
+        for name in (self.leaf.name, path[1] if is_key else ""):
+            if isinstance(name, str) and name.isidentifier():
+                return f"d{name}"
+        return f"grad({self.leaf.name})"
+
+    @property
+    def theta(self) -> str:
+        """The leaf itself, by the same name."""
+        return self.leaf.name if self.name.startswith("grad(") else self.name[1:]
+
+
+def beside(
+    leaf: Leaf, gradient: Vector, truth: Vector, point: Vector, wrong: Mask, noise: float
+) -> Cause | None:
+    """The mistake that explains a gradient beside one that is known."""
+    return cause_of(Seen(leaf, gradient, point, np.arange(leaf.size), truth, wrong, noise))
+
+
+def cause_of(seen: Seen) -> Cause | None:
+    """The one mistake that explains a gradient; None where none does."""
+    if not 0 < seen.apart < math.inf or seen.apart <= 4 * seen.noise:
+        return None
+    return next((cause for rule in RULES if (cause := rule(seen)) is not None), None)
+
+
+def _off(found: Vector, expected: Vector) -> float:
+    """What is left of a gradient that is expected to be this, relative; infinite for zeros."""
+    size = norm(expected.ravel())
+    return norm((found - expected).ravel()) / size if size else math.inf
+
+
+def _zero(seen: Seen) -> Cause | None:
+    if norm(seen.found) > NOTHING * norm(seen.truth):
+        return None
+    return Cause("zero", f"{seen.name} is zero: cut off from the output, or never written")
+
+
+def _instead(seen: Seen) -> Cause | None:
+    """Another gradient, the cotangent, the leaf itself."""
+    if seen.places.size < FEWEST:
+        return None
+    for called, other in seen.others.items():
+        for sign in (1, -1):
+            if _off(seen.found, sign * other[seen.places]) <= seen.close:
+                return Cause("another", f"{seen.name} = {'-' * (sign < 0)}{called}")
+    return None
+
+
+def _factor(seen: Seen) -> Cause | None:
+    truth, found = seen.truth, seen.found
+    squared = float(truth @ truth)
+    if not squared:
+        return None
+    factor = float(found @ truth) / squared
+    if not factor:
+        return None
+    off = _off(found, factor * truth)
+    gained = max(norm(truth - found) / BETTER, 4 * seen.noise * norm(truth))
+    if off > max(CLOSE if truth.size >= MANY else CLOSER, 4 * seen.noise) or (
+        off * norm(found) > gained
+    ):
+        return None
+    return _called(seen, factor, 4 * (seen.noise + off))
+
+
+def _called(seen: Seen, factor: float, unsure: float) -> Cause | None:
+    """A factor by its name. One or two elements have some factor always: only a name tells."""
+    near = min(max(unsure, 1e-6), NAMED)
+    is_sure = seen.truth.size >= FEWEST
+
+    def is_about(number: float) -> bool:
+        return abs(factor / number - 1) <= near
+
+    def is_near(number: float, to: float) -> bool:
+        # Among many whole numbers some number is near by chance.
+        return abs(number / to - 1) <= min(near, 0.01 / to)
+
+    if is_about(-1):
+        return Cause("sign", f"{seen.name} = -truth: the sign is wrong")
+    for number, text in ((2.0, "2 * truth: twice too much"), (0.5, "truth / 2: half is missing")):
+        if is_about(number):
+            return Cause("factor", f"{seen.name} = {text}")
+    sign = "-" * (factor < 0)
+    for number, by in ((abs(factor), "{} * truth"), (1 / abs(factor), "truth / {}")):
+        whole, square = round(number), round(number**2)
+        if whole >= 2 and is_near(number, whole) and (is_sure or whole in seen.extents):
+            way, meant = ("sum", "a mean") if number == abs(factor) else ("mean", "a sum")
+            text = f"{sign}{by.format(whole)}: a {way} over {whole} where {meant} is meant?"
+            return Cause("factor", f"{seen.name} = {text}")
+        if square >= 2 and is_sure and is_near(number**2, square):
+            text = f"{sign}{by.format(f'sqrt({square})')}: a scale missing, or applied twice?"
+            return Cause("factor", f"{seen.name} = {text}")
+    if not is_sure:
+        return None
+    for n in sorted(seen.extents - {1, 2}):
+        for ratio, by in ((n / (n - 1), f"{n}/{n - 1}"), ((n - 1) / n, f"{n - 1}/{n}")):
+            for number, named in ((ratio, f"({by})"), (math.sqrt(ratio), f"sqrt({by})")):
+                if is_about(number):
+                    text = f"{named} * truth: counts of {n - 1} and {n} exchanged?"
+                    return Cause("factor", f"{seen.name} = {text}")
+    return Cause("factor", f"{seen.name} = {factor:.4g} * truth")
+
+
+def _conjugate(seen: Seen) -> Cause | None:
+    leaf = seen.leaf
+    if not leaf.is_complex or seen.places.size < FEWEST:
+        return None
+    sign = np.where(2 * seen.places < leaf.size, 1.0, -1.0)
+    if _off(seen.found, sign * seen.truth) > seen.close:
+        return None
+    return Cause("conjugate", f"{seen.name} = the complex conjugate of the truth")
+
+
+def _terms(seen: Seen) -> Cause | None:
+    """A term that is missing, or that the function lacks: L2, L1, a constant."""
+    if seen.places.size < FEWEST:
+        return None
+    missing = seen.truth - seen.found
+    theta = seen.point[seen.places]
+    close = max(
+        TERM if missing.size >= MANY else CLOSER, 4 * seen.noise * norm(seen.truth) / norm(missing)
+    )
+    bases = [("constant", "", np.ones(theta.size))]
+    if np.ptp(np.abs(theta)) > 0:
+        bases += [("L2 term", "", theta), ("L1 term", "sign", np.sign(theta))]
+    found = []
+    for kind, of, base in bases:
+        if not (squared := float(base @ base)):
+            continue
+        size = float(missing @ base) / squared
+        off = _off(missing, size * base)
+        if off <= close:
+            found.append((off, kind, of, size / seen.unit))
+    if not found:
+        return None
+    _, kind, of, size = min(found)
+    sign, unit = "+-"[size > 0], "" if seen.unit == 1 else " per unit of the output"
+    if kind == "constant":
+        text = f"truth {sign} {abs(size):.4g}{unit}: off by a constant"
+        return Cause("offset", f"{seen.name} = {text}")
+    term = f"{of}({seen.theta})" if of else seen.theta
+    text = f"{seen.name} = truth {sign} {abs(size):.4g} * {term}: "
+    if size > 0:
+        text += f"the {kind} (lambda = {size:.4g}) is missing from the gradient"
+    else:
+        text += f"the gradient has an {kind} (lambda = {-size:.4g}) that the function lacks"
+    return Cause(kind, text)
+
+
+class _Moved(NamedTuple):
+    """Where the truth would be found in the gradient: for each place that is known its position,
+    and whether it has one.
+    """
+
+    kind: str
+    words: str
+    where: Positions
+    has: Mask | None = None
+
+
+def _moved(seen: Seen) -> Cause | None:
+    """The same numbers in other places."""
+    if seen.places.size < FEWEST or seen.leaf.size < FEWEST:
+        return None
+    best: tuple[float, _Moved] | None = None
+    for way in _ways(seen.leaf.grid, seen.places):
+        has = np.ones(seen.places.size, bool) if way.has is None else way.has
+        if has.sum() < max(FEWEST, seen.places.size / 2):
+            continue
+        off = _off(seen.gradient[way.where[has]], seen.truth[has])
+        if off <= seen.close and (best is None or off < 0.1 * best[0]):
+            best = off, way
+    if best is None:
+        return None
+    return Cause(best[1].kind, f"{seen.name} = truth {best[1].words}")
+
+
+def _ways(shape: tuple[int, ...], places: Positions) -> "itertools.chain[_Moved]":
+    index = [np.asarray(axis) for axis in np.unravel_index(places, shape)]
+    return itertools.chain(
+        _transposed(shape, places, index),
+        *(_along(shape, index, axis) for axis in range(len(shape))),
+    )
+
+
+def _transposed(shape: tuple[int, ...], places: Positions, index: list[Positions]) -> list[_Moved]:
+    found = []
+    for a, b in itertools.combinations(range(len(shape)), 2):
+        if shape[a] == shape[b] > 1:
+            turned = [*index]
+            turned[a], turned[b] = index[b], index[a]
+            axes = "" if len(shape) == 2 else f" (axes {a} and {b})"
+            where = np.ravel_multi_index(turned, shape)
+            found.append(_Moved("transposed", f"transposed{axes}", where))
+    if len(shape) > 1 and shape[-1] != shape[-2] and min(shape[-2:]) > 1:
+        rows, columns = shape[-2:]
+        block, inside = np.divmod(places, rows * columns)
+        for one in (rows, columns):
+            other = rows * columns // one
+            where = block * rows * columns + inside % one * other + inside // one
+            words = "transposed, in the memory of its own shape"
+            found.append(_Moved("transposed", words, where))
+    return found
+
+
+def _along(shape: tuple[int, ...], index: list[Positions], axis: int) -> list[_Moved]:
+    length = shape[axis]
+    if length < 3:
+        return []
+
+    def at(moved: Positions) -> Positions:
+        return np.asarray(np.ravel_multi_index([*index[:axis], moved, *index[axis + 1 :]], shape))
+
+    own, of = index[axis], f" along axis {axis}" if len(shape) > 1 else ""
+    found = [_Moved("flipped", f"reversed{of}", at(length - 1 - own))]
+    for by in (1, -1, 2, -2):
+        found.append(_Moved("rolled", f"rolled by {by}{of}", at((own + by) % length)))
+    for by in (1, -1, 2, -2):
+        if length >= 4:
+            has = (own + by >= 0) & (own + by < length)
+            where = at((own + by) % length)
+            found.append(_Moved("shifted", f"shifted by {by}{of}", where, has))
+    return found
+
+
+def _permuted(seen: Seen) -> Cause | None:
+    """Slices in another order."""
+    if not seen.is_whole:
+        return None
+    shape = seen.leaf.grid
+    gradient, truth = seen.gradient.reshape(shape), seen.truth.reshape(shape)
+    if len(shape) == 1:
+        # Sorted numbers are near each other by chance.
+        close = 0.01 * min(seen.close, CLOSER)
+        is_other = seen.leaf.size >= 8 and _off(np.sort(gradient), np.sort(truth)) <= close
+        text = f"{seen.name} holds the truth's elements in another order"
+        return Cause("permuted", text) if is_other else None
+    for axis, length in enumerate(shape):
+        rows, others = (np.moveaxis(x, axis, 0).reshape(length, -1) for x in (gradient, truth))
+        if not 3 <= length <= PERMUTED or others.shape[1] < 3 or length * rows.size > 1e8:
+            continue
+        order = _matched(rows, others)
+        if order is None or _off(rows, others[order]) > seen.close:
+            continue
+        what = ("rows", "columns")[axis] if len(shape) == 2 else f"slices along axis {axis}"
+        first = int(np.flatnonzero(order != np.arange(length))[0])
+        text = (
+            f"{seen.name} holds the truth's {what} in another order: at {first} is that of "
+            f"{order[first]}"
+        )
+        return Cause("permuted", text)
+    return None
+
+
+def _matched(rows: Vector, others: Vector) -> Positions | None:
+    """For each row the one that is nearest to it; None unless each is one row's."""
+    squares = (rows**2).sum(1)[:, None] + (others**2).sum(1) - 2 * rows @ others.T
+    order = squares.argmin(1)
+    return order if len(np.unique(order)) == len(order) else None
+
+
+def _reduced(seen: Seen) -> Cause | None:
+    """Summed, or averaged, over axes that the leaf has, and spread out again."""
+    shape = seen.leaf.grid
+    if not seen.is_whole or len(shape) > 4:
+        return None
+    gradient, truth = seen.gradient.reshape(shape), seen.truth.reshape(shape)
+    long = [axis for axis, length in enumerate(shape) if length > 1]
+    for count in range(1, len(long) + 1):
+        for axes in itertools.combinations(long, count):
+            if np.ptp(gradient, axis=axes).max() > CLOSER * np.abs(gradient).max():
+                continue
+            for way, reduce in (("summed", np.sum), ("averaged", np.mean)):
+                whole = np.broadcast_to(reduce(truth, axis=axes, keepdims=True), shape)
+                if _off(gradient, whole) <= seen.close:
+                    over = "all its elements" if len(axes) == len(shape) else _axes(axes)
+                    text = f"{seen.name} = truth {way} over {over}"
+                    return Cause("reduced", f"{text}: an axis too many")
+    return None
+
+
+def _axes(axes: tuple[int, ...]) -> str:
+    return f"axis {axes[0]}" if len(axes) == 1 else f"axes {', '.join(map(str, axes))}"
+
+
+def _partly(seen: Seen) -> Cause | None:
+    """Wrong in one place, or in one way in some elements."""
+    bad = seen.bad
+    if bad is None or not 0 < bad.sum() < bad.size:
+        return None
+    zeros = seen.gradient == 0
+    is_real = not seen.leaf.is_complex
+    if is_real and not (bad & ~zeros).any() and place_of(zeros, seen.leaf.shape) is not None:
+        # A zero in place of little is hard to see.
+        bad = zeros
+    place = place_of(bad, seen.leaf.shape) if is_real else None
+    inside = bad if place is None else place.inside
+    where = f"at {int(bad.sum())} of {bad.size} elements" if place is None else f"in {place.words}"
+    known = inside[seen.places]
+    truth = seen.truth[known]
+    size = max(norm(seen.truth), norm(seen.found)) / math.sqrt(seen.truth.size)
+    if known.sum() >= 2 and np.abs(truth).max() <= NOTHING * size:
+        text = f"{seen.name} is not zero {where}, where the truth is: a mask is missing?"
+        return Cause("unmasked", text)
+    is_zero = np.abs(seen.gradient[inside]).max() <= NOTHING * size
+    if place is None:
+        if is_zero and bad.sum() >= 3 and bad.size >= MANY:
+            return Cause("masked", f"{seen.name} is zero {where}: a mask?")
+        return None
+    if is_zero:
+        return Cause(place.kind, f"{seen.name} is zero {where}{_block(seen, inside)}")
+    own = replace(seen, places=seen.places[known], truth=truth, bad=None, others={})
+    if known.sum() >= FEWEST and (found := _factor(own)) is not None:
+        return Cause(found.kind, f"{where} {found.text}")
+    return Cause(place.kind, f"{seen.name} is wrong {where} alone")
+
+
+def _block(seen: Seen, inside: Mask) -> str:
+    """What a tail may be the rest of."""
+    first = int(np.flatnonzero(inside)[0])
+    tile = next((tile for tile in (1024, 512, 256, 128, 64, 32, 16, 8) if first % tile == 0), 0)
+    if not first or not tile or not inside[first:].all() or inside.size - first >= tile:
+        return ""
+    return f": what is left beyond whole blocks of {tile}"
+
+
+def _magnitudes(seen: Seen) -> Cause | None:
+    """Right but for signs, or cut off at a size."""
+    truth, found = seen.truth, seen.found
+    if truth.size < MANY:
+        return None
+    count = int((found * truth < 0).sum())
+    close = seen.close if count >= FEWEST else min(seen.close, CLOSER)
+    if count and norm(np.abs(found) - np.abs(truth)) <= close * norm(truth):
+        text = f"{seen.name} has the truth's sizes and, at {count} of {truth.size} elements, "
+        return Cause("signs", text + "the wrong sign")
+    top = float(np.abs(found).max())
+    at_top = np.abs(found) >= 0.999 * top
+    if at_top.sum() >= 3 and _off(found, np.clip(truth, -top, top)) <= seen.close:
+        return Cause("clipped", f"{seen.name} = truth clipped to ±{top:.4g}")
+    return None
+
+
+def _factors(seen: Seen) -> Cause | None:
+    """A factor for each row, column, slice."""
+    shape = seen.leaf.grid
+    if not seen.is_whole or len(shape) < 2:
+        return None
+    for axis, length in enumerate(shape):
+        if length < 2:
+            continue
+        rows, others = (
+            np.moveaxis(x.reshape(shape), axis, 0).reshape(length, -1)
+            for x in (seen.gradient, seen.truth)
+        )
+        if others.shape[1] < FEWEST:
+            continue
+        squares = np.maximum((others**2).sum(1), np.finfo(float).tiny)
+        factors = (rows * others).sum(1) / squares
+        if _off(rows, factors[:, None] * others) <= seen.close:
+            what = ("row", "column")[axis] if len(shape) == 2 else f"slice along axis {axis}"
+            some = ", ".join(f"{factor:.3g}" for factor in factors[:3])
+            more = ", ..." if length > 3 else ""
+            return Cause("factors", f"each {what} of {seen.name} has its own factor: {some}{more}")
+    return None
+
+
+Rule = Callable[[Seen], Cause | None]
+RULES: tuple[Rule, ...] = (
+    _zero,
+    _factor,
+    _conjugate,
+    _terms,
+    _moved,
+    _instead,
+    _permuted,
+    _reduced,
+    _partly,
+    _magnitudes,
+    _factors,
+)

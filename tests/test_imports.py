@@ -228,8 +228,8 @@ MAY_IMPORT = {
     | {"_as_run", "_errors", "_generic", "_measured", "_phi", "_projected", "_projection"}
     | {"_rows"},
     "_findings": NUMBERS
-    | {"_adapters", "_generic", "_localise", "_measured", "_projection", "_report", "_slopes"}
-    | {"_truth"},
+    | {"_adapters", "_generic", "_localise", "_measured", "_places", "_projection", "_report"}
+    | {"_slopes", "_truth"},
     "_precision": NUMBERS,
     "_sensitivity": NUMBERS | {"_report"},
     "_outcome": NUMBERS
@@ -238,8 +238,26 @@ MAY_IMPORT = {
     "_projected_outcome": NUMBERS
     | {"_adapters", "_directions", "_findings", "_measured", "_outcome", "_projected"}
     | {"_projection", "_report", "_sensitivity"},
+    "_places": NUMBERS,
+    "_diagnose": NUMBERS | {"_places"},
+    "_causes": NUMBERS | {"_diagnose", "_measured", "_phi", "_projected", "_projection", "_report"},
     "_memory": {"_budget", "_errors"},
     "_probes": NUMBERS | {"_adapters", "_report"},
+    "_pytest_traceback": set(),
+    "_pytest_options": {"_budget", "_errors"},
+    "_pytest_summary": {"_text"},
+    "_pytest_records": {"_errors", "_html", "_report"}
+    | {"_pytest_options", "_pytest_summary", "_pytest_traceback"},
+    "_outcomes": {"_judge", "_report"},
+    "_junit": {"_outcomes"},
+    "_markdown": {"_bench_report", "_bench_text", "_outcomes", "_report", "_text"},
+    "_diff": WORDS,
+    "_cli_options": NUMBERS
+    | {"_bench", "_constraints", "_measured", "_probes", "_stages", "_stated"},
+    "_cli_inputs": {"_adapters", "_errors", "_tree"},
+    "_cli_targets": {"_adapters", "_errors"},
+    "_cli_arguments": {"_adapters", "_cli_inputs", "_errors"},
+    "_cli_cases": WORDS | {"_cli_inputs", "_cli_options", "_cli_targets"},
     "backends": set(),
 }
 
@@ -263,7 +281,7 @@ def test_an_import_against_the_direction_is_noticed():
 @pytest.mark.parametrize("verb", ["_check", "_audit", "_cli", "_pytest_plugin", "__main__"])
 def test_a_verb_is_imported_by_the_faces_alone(verb):
     users = {module for module, imported in GRAPH.items() if verb in imported}
-    assert users <= {"__init__", "__main__", "_cli", "_pytest_plugin"}
+    assert users <= {"__init__", "__main__", "_cli_run", "_pytest_plugin"}
 
 
 @pytest.mark.parametrize("path", ADAPTERS, ids=lambda path: path.name)

@@ -60,7 +60,11 @@ def from_numpy(array: Any) -> Any:
 
 def cast(array: Any, dtype: str) -> Any:
     """The same numbers in another dtype, which is named as the core has it."""
-    return array.astype(dtype)
+    try:
+        kind = np.dtype(dtype)
+    except TypeError:
+        raise InvalidCase(f"NumPy has no {dtype}: import ml_dtypes, which brings it.") from None
+    return array.astype(kind)
 
 
 def array_of(value: Any) -> Any:

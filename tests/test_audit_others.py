@@ -1,6 +1,9 @@
 """The verb audit over functions of JAX and of NumPy."""
 
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -184,3 +187,26 @@ def test_a_check_sees_a_backward_by_hand_that_writes_to_its_arguments() -> None:
 
     report = check(squares, X.copy(), grads=into_the_cotangent, raise_exception=False)
     assert "the backward pass writes to the cotangent," in str(report)
+
+
+WITHOUT_BFLOAT16 = """
+import sys
+sys.modules["ml_dtypes"] = None  # as where it is not installed
+import numpy as np
+from xgradcheck import InvalidCase, audit, check
+
+def tanh(x): return np.tanh(x)
+def slope(u, x): return u * (1 - np.tanh(x) ** 2)
+
+x = np.linspace(-1.1, 2.0, 6)
+(probe,) = audit(tanh, x, grads=slope, probes=["dtypes"]).probes
+print(probe.verdict, probe.trials)
+"""
+
+
+def test_numpy_is_audited_in_the_dtypes_that_it_has() -> None:
+    command = [sys.executable, "-c", WITHOUT_BFLOAT16]
+    finished = subprocess.run(
+        command, capture_output=True, text=True, cwd=Path(__file__).parents[1]
+    )
+    assert finished.stdout == "PASS ('in float32', 'in float16')\n", finished.stderr

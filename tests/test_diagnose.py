@@ -80,7 +80,7 @@ def seen(found: np.ndarray, truth: np.ndarray, theta: np.ndarray, **more: Any) -
     leaf = Leaf("W", (0,), truth.shape, "float64", 0, ("W",))
     flat, true = np.ravel(found).astype(float), truth.ravel()
     bad = np.abs(flat - true) > 1e-5 * np.abs(true) + 1e-6
-    return Seen(leaf, flat, theta.ravel(), np.arange(flat.size), true, bad, 1e-6, **more)
+    return Seen(leaf, flat, theta.ravel(), np.arange(flat.size), true, 0 * true, bad, 1e-6, **more)
 
 
 def drawn(rng: np.random.Generator, longest: int = 40) -> tuple[np.ndarray, np.ndarray]:
@@ -232,6 +232,20 @@ def test_the_rest_of_a_block_is_told_with_the_size_of_the_block() -> None:
     assert cause == Cause(
         "tail", "dW is zero in the last 6 of 70 elements: what is left beyond whole blocks of 64"
     )
+
+
+def test_blocks_are_counted_in_rows_where_rows_are_lost() -> None:
+    truth = np.random.default_rng(1).normal(size=(20, 3))
+    for first, said in ((16, ": what is left beyond whole blocks of 16"), (18, "")):
+        gradient = truth.copy()
+        gradient[first:] = 0
+        cause = cause_of(seen(gradient, truth, truth))
+        assert cause is not None and cause.text.endswith(said)
+        assert ("blocks" in cause.text) == bool(said)
+    gradient = truth[:3].copy()
+    gradient[2] = 0
+    cause = cause_of(seen(gradient, truth[:3], truth[:3]))
+    assert cause == Cause("rows", "dW is zero in row 2")
 
 
 # End to end: from the call to the sentence.

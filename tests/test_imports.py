@@ -200,7 +200,7 @@ MAY_IMPORT = {
     "_handed": SEAM,
     "_progress": set(),
     "_text": {"_judge"},
-    "_report": WORDS | {"_budget", "_text"},
+    "_report": WORDS | {"_budget", "_evidence", "_html", "_text"},
     "_constraints": {"_errors", "_layout"},
     "_phi": NUMBERS | {"_adapters", "_budget", "_constraints", "_progress"},
     "_budget": {"_errors"},
@@ -240,7 +240,9 @@ MAY_IMPORT = {
     | {"_projection", "_report", "_sensitivity"},
     "_places": NUMBERS,
     "_diagnose": NUMBERS | {"_places"},
-    "_causes": NUMBERS | {"_diagnose", "_measured", "_phi", "_projected", "_projection", "_report"},
+    "_evidence": NUMBERS,
+    "_causes": NUMBERS
+    | {"_diagnose", "_evidence", "_measured", "_phi", "_projected", "_projection", "_report"},
     "_memory": {"_budget", "_errors"},
     "_probes": NUMBERS | {"_adapters", "_report"},
     "_pytest_traceback": set(),
@@ -257,7 +259,9 @@ MAY_IMPORT = {
     "_cli_inputs": {"_adapters", "_errors", "_tree"},
     "_cli_targets": {"_adapters", "_errors"},
     "_cli_arguments": {"_adapters", "_cli_inputs", "_errors"},
-    "_cli_cases": WORDS | {"_cli_inputs", "_cli_options", "_cli_targets"},
+    "_cli_words": WORDS | {"_cli_inputs"},
+    "_cli_case_files": WORDS | {"_cli_options", "_cli_targets", "_cli_words"},
+    "_cli_cases": {"_cli_case_files", "_cli_options", "_cli_words", "_errors"},
     "backends": set(),
 }
 

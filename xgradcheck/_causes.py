@@ -9,6 +9,7 @@ import numpy as np
 
 from xgradcheck._diagnose import Cause, Seen, cause_of
 from xgradcheck._differences import norm
+from xgradcheck._evidence import EXPONENTS, Evidence, Steps, evidence_of
 from xgradcheck._judge import Verdict
 from xgradcheck._kinds import Kind
 from xgradcheck._layout import DOUBLE, Leaf, Mask, Positions, Vector
@@ -16,7 +17,7 @@ from xgradcheck._measured import Measured, Run
 from xgradcheck._phi import Phi
 from xgradcheck._projected import Projected
 from xgradcheck._projection import Suspect
-from xgradcheck._report import Finding, Report
+from xgradcheck._report import Finding, Leaves, Report
 
 SAME = 1e-12
 """Two gradients that are nearer than that, relative, are the same."""
@@ -25,6 +26,10 @@ FEW = 6
 AWAY = 0.3
 """How far away another point is, as a share of the leaf's scale."""
 
+PLAIN = ("no gradient", "not finite", "kink")
+"""Findings that say by themselves what is wrong."""
+DRAWN = 3
+"""Of how many leaves the steps are drawn."""
 STALE = "it is that of an earlier call (stale), or a constant"
 SAMPLED, RIGHT = 32, 256
 """Elements of a leaf that are differenced where a search has found none, and those that are looked
@@ -46,19 +51,21 @@ def with_causes(
     if not wrong:
         return report
     looked = _Looked(phi, found, another)
-    findings = [*report.findings]
+    findings, leaves = [*report.findings], Leaves(report.leaves)
     for number in wrong:
         leaf = phi.problem.layout.leaves[number]
         entry = report.leaves[leaf.name]
         rows = [n for n, row in enumerate(entry.rows or (entry,)) if row.verdict is Verdict.FAIL]
         said = [n for n, finding in enumerate(findings) if finding.leaf == leaf.name]
-        if any(findings[n].kind in ("no gradient", "not finite", "kink") for n in said):
+        seen = looked.seen(number, rows[0] if rows else 0)
+        if seen is None or any(findings[n].kind in PLAIN for n in said):
             continue
-        if (cause := looked.cause(number, rows[0] if rows else 0)) is not None:
+        leaves[leaf.name] = replace(entry, evidence=looked.evidence(seen))
+        if (cause := looked.cause(number, seen)) is not None:
             findings.insert(said[-1] + 1 if said else len(findings), _finding(leaf, cause))
             # A mistake of that size is no rounding.
             findings = [x for x in findings if (x.leaf, x.kind) != (leaf.name, "precision")]
-    return replace(report, findings=tuple(findings), evaluations=phi.evaluations)
+    return replace(report, leaves=leaves, findings=tuple(findings), evaluations=phi.evaluations)
 
 
 def _finding(leaf: Leaf, cause: Cause) -> Finding:
@@ -70,6 +77,7 @@ class _Looked:
 
     def __init__(self, phi: Phi, found: Projected | list[Measured], another: Vector) -> None:
         self.phi, self.found, self.layout = phi, found, phi.problem.layout
+        self.drawn = 0
         self.runs: Sequence[Run] = (
             found.runs if isinstance(found, Projected) else [row.run for row in found]
         )
@@ -99,11 +107,8 @@ class _Looked:
 
         return _tried(there, moved.size), moved
 
-    def cause(self, number: int, row: int) -> Cause | None:
+    def cause(self, number: int, seen: Seen) -> Cause | None:
         """What is wrong with one leaf."""
-        seen = self._seen(number, row)
-        if seen is None:
-            return None
         found = cause_of(seen)
         if found is not None and found.kind == "zero":
             return found
@@ -122,7 +127,40 @@ class _Looked:
         own = self.runs[-1].backward.gradient[part]
         return norm(other[part] - own) <= SAME * norm(own)
 
-    def _seen(self, number: int, row: int) -> Seen | None:
+    def evidence(self, seen: Seen) -> Evidence:
+        """What a leaf was judged by, with steps of all sizes at its worst element where a sweep,
+        which costs many evaluations, was made in float64.
+        """
+        steps = None
+        if not isinstance(self.found, Projected) and self.drawn < DRAWN:
+            self.drawn += 1
+            steps = self._steps(seen)
+        return evidence_of(seen.places, seen.gradient, seen.truth, seen.bars, seen.bad, steps)
+
+    def _steps(self, seen: Seen) -> Steps | None:
+        phi, leaf = self.phi, seen.leaf
+        if min(phi.problem.bits, self.layout.bits) < DOUBLE:
+            return None
+        worst = int(np.argmax(np.abs(seen.truth - seen.found)))
+        place = int(seen.places[worst])
+        scale = float(phi.scales()[0][leaf.start + place])
+        steps = scale * 2.0 ** -np.array(EXPONENTS, float)
+        try:
+            above, below = phi.pairs(np.full(steps.size, leaf.start + place), steps)
+        except Exception:  # nothing that was only tried may hide what was found
+            return None
+        return Steps(
+            leaf.index(leaf.start + place),
+            steps,
+            above,
+            below,
+            float(seen.found[worst]),
+            float(seen.truth[worst]),
+            float(seen.bars[worst]),
+        )
+
+    def seen(self, number: int, row: int) -> Seen | None:
+        """What is known of one leaf; None where that is nothing."""
         leaf = self.layout.leaves[number]
         gradient = self.runs[row].backward.gradient[leaf.part]
         places, truth, bar, bad = self._known(number, row)
@@ -138,6 +176,7 @@ class _Looked:
             self.phi.problem.point[leaf.part],
             places,
             truth,
+            bar,
             bad,
             max(norm(bar) / size, 2.0**-bits),
             self.phi.unit or 1.0,

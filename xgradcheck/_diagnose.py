@@ -16,7 +16,7 @@ import numpy as np
 
 from xgradcheck._differences import norm
 from xgradcheck._layout import Leaf, Mask, Positions, Vector
-from xgradcheck._places import place_of
+from xgradcheck._places import Place, place_of
 
 CLOSE, CLOSER = 1e-2, 1e-4
 """What a rule may leave unexplained, relative, and where only few elements are known."""
@@ -53,6 +53,8 @@ class Seen:
     """Where the truth is known, inside the leaf."""
     truth: Vector
     """At these places."""
+    bars: Vector
+    """How far off that may be."""
     bad: Mask | None = None
     """Which elements are wrong, of the whole leaf; None where that is not known."""
     noise: float = 0.0
@@ -107,7 +109,8 @@ def beside(
     leaf: Leaf, gradient: Vector, truth: Vector, point: Vector, wrong: Mask, noise: float
 ) -> Cause | None:
     """The mistake that explains a gradient beside one that is known."""
-    return cause_of(Seen(leaf, gradient, point, np.arange(leaf.size), truth, wrong, noise))
+    places, bars = np.arange(leaf.size), noise * np.abs(truth)
+    return cause_of(Seen(leaf, gradient, point, places, truth, bars, wrong, noise))
 
 
 def cause_of(seen: Seen) -> Cause | None:
@@ -402,20 +405,25 @@ def _partly(seen: Seen) -> Cause | None:
             return Cause("masked", f"{seen.name} is zero {where}: a mask?")
         return None
     if is_zero:
-        return Cause(place.kind, f"{seen.name} is zero {where}{_block(seen, inside)}")
-    own = replace(seen, places=seen.places[known], truth=truth, bad=None, others={})
+        return Cause(place.kind, f"{seen.name} is zero {where}{_block(seen, place)}")
+    own = replace(
+        seen, places=seen.places[known], truth=truth, bars=seen.bars[known], bad=None, others={}
+    )
     if known.sum() >= FEWEST and (found := _factor(own)) is not None:
         return Cause(found.kind, f"{where} {found.text}")
     return Cause(place.kind, f"{seen.name} is wrong {where} alone")
 
 
-def _block(seen: Seen, inside: Mask) -> str:
-    """What a tail may be the rest of."""
-    first = int(np.flatnonzero(inside)[0])
-    tile = next((tile for tile in (1024, 512, 256, 128, 64, 32, 16, 8) if first % tile == 0), 0)
-    if not first or not tile or not inside[first:].all() or inside.size - first >= tile:
+def _block(seen: Seen, place: Place) -> str:
+    """What a tail, of elements or of rows, may be the rest of."""
+    shape = seen.leaf.shape
+    if place.kind not in ("tail", "rows") or (place.kind == "tail" and len(shape) > 1):
         return ""
-    return f": what is left beyond whole blocks of {tile}"
+    first = int(np.flatnonzero(place.inside)[0]) // math.prod(shape[1:])
+    rest = shape[0] - first
+    tile = next((tile for tile in (1024, 512, 256, 128, 64, 32, 16, 8) if first % tile == 0), 0)
+    is_rest = place.inside[first * math.prod(shape[1:]) :].all()
+    return f": what is left beyond whole blocks of {tile}" if is_rest and 0 < rest < tile else ""
 
 
 def _magnitudes(seen: Seen) -> Cause | None:

@@ -18,6 +18,7 @@ from xgradcheck._diagnose import Cause
 from xgradcheck._diagnose import beside as because
 from xgradcheck._differences import norm, rms
 from xgradcheck._errors import InvalidCase
+from xgradcheck._evidence import evidence_of
 from xgradcheck._findings import precision
 from xgradcheck._judge import Judged, Verdict, distance, grade, percent
 from xgradcheck._layout import BITS, DOUBLE, Layout, Leaf, Mask, Vector, bits_of
@@ -348,6 +349,10 @@ class Three:
             baseline=beside.norm,
             sensitivity=_sensitivity(leaf, truth, units, factors),
         )
+        if verdict is Verdict.FAIL and np.isfinite(found).all():
+            bars = np.fmax(known, WORST * 2.0**-bits * scale)
+            places = np.arange(leaf.size)
+            entry = replace(entry, evidence=evidence_of(places, found, truth, bars, failed))
         return entry, said, []
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from xgradcheck._budget import Plan
 from xgradcheck._errors import GradientInconclusive, GradientMismatch, XGradCheckError
+from xgradcheck._evidence import Evidence
 from xgradcheck._judge import Grade, Verdict
 
 if TYPE_CHECKING:
@@ -81,6 +82,8 @@ class LeafReport:
     """What errors would have been caught; None where nothing tells."""
     rows: "tuple[LeafReport, ...]" = ()
     """Where it was judged more than once, each outcome; the gravest is told here as well."""
+    evidence: Evidence | None = field(default=None, compare=False, repr=False)
+    """Of a wrong leaf, the numbers that the page draws; no part of the data."""
 
     @property
     def size(self) -> int:
@@ -249,6 +252,26 @@ class Report(Written):
             "plan": None if self.plan is None else asdict(self.plan),
             "replay": self.replay,
         }
+
+    def to_html(self, path: str | os.PathLike[str] | None = None) -> str:
+        """A page of its own: what is wrong, its pictures, every leaf and probe; written to ``path``
+        too, where one is given. One file that needs no other, light and dark, wide and narrow.
+
+        Raises ``InvalidCase`` where jinja2 or matplotlib is not installed: they come with
+        ``xgradcheck[report]``.
+        """
+        from xgradcheck._html import page
+
+        text = page([(self.name, self)])
+        if path is not None:
+            FilePath(path).write_text(text, encoding="utf-8")
+        return text
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        from xgradcheck._html import fragment
+
+        return fragment(self)
 
     def error(self) -> XGradCheckError | None:
         """The exception that this verdict calls for; None for PASS."""

@@ -110,7 +110,7 @@ def text(report: "Report", verbose: bool = False) -> RenderableType:
     """
     head = Text()
     head.append(str(report.verdict), STYLES[report.verdict])
-    head.append(printable(f"  {report.name}: {_headline(report)}"))
+    head.append(printable(f"  {report.name}: {headline(report)}"))
     parts: list[RenderableType] = [head]
     worst = worst_leaves(report, len(report.leaves) if verbose else SHOWN)
     told = {leaf.name for leaf in worst}
@@ -151,7 +151,7 @@ def _listed(lines: list[str], what: str, verbose: bool) -> list[RenderableType]:
     return [*map(hanging, lines[:LINES]), hanging(f"and {len(lines) - LINES} more {what}")]
 
 
-def _headline(report: "Report") -> str:
+def headline(report: "Report") -> str:
     leaves = list(report.leaves.values())
     wrong = [leaf for leaf in leaves if leaf.verdict is Verdict.FAIL]
     unsure = [leaf for leaf in leaves if leaf.verdict is Verdict.INCONCLUSIVE]

@@ -1,0 +1,74 @@
+"""What a wrong leaf was judged by, kept for pictures: numbers beside numbers, and no verdicts."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from xgradcheck._layout import Mask, Positions, Vector
+
+KEPT, MARKED = 1 << 16, 1 << 24
+"""Elements that are kept: a picture shows no more; and elements of a leaf of which each is marked.
+"""
+EXPONENTS = range(0, 49, 3)
+"""The steps of one element are its scale times two to the minus these."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Steps:
+    """phi beside one element of a leaf, at steps of all sizes."""
+
+    index: tuple[int, ...]
+    steps: Vector
+    above: Vector
+    below: Vector
+    analytic: float
+    truth: float
+    error_bar: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Evidence:
+    """A gradient beside its truth: at the elements of which that is known, or at some of them."""
+
+    places: Positions
+    """Where they lie in the leaf, in the order of memory."""
+    analytic: Vector
+    truth: Vector
+    error_bar: Vector
+    size: int
+    """How many elements the leaf has."""
+    known: int
+    """Of how many of them the truth is known."""
+    packed: npt.NDArray[np.uint8] | None = None
+    """Which elements are wrong, eight to a byte."""
+    steps: Steps | None = None
+
+    @property
+    def wrong(self) -> Mask | None:
+        """Which elements are wrong, those too that only a search has told of."""
+        if self.packed is None:
+            return None
+        return np.unpackbits(self.packed, count=self.size).astype(bool)
+
+
+def evidence_of(
+    places: Positions,
+    gradient: Vector,
+    truth: Vector,
+    bar: Vector,
+    wrong: Mask | None = None,
+    steps: Steps | None = None,
+) -> Evidence:
+    """Evidence from a gradient of a whole leaf, and its truth at ``places``: those that are off by
+    most, and others at random, where they are many.
+    """
+    known = places.size
+    if known > KEPT:
+        off = np.abs(gradient[places] - truth)
+        worst = np.argpartition(off, -KEPT // 4)[-KEPT // 4 :]
+        others = np.random.default_rng(0xE71D).choice(known, KEPT - worst.size, replace=False)
+        chosen = np.unique(np.concatenate([worst, others]))
+        places, truth, bar = places[chosen], truth[chosen], bar[chosen]
+    packed = None if wrong is None or wrong.size > MARKED else np.packbits(wrong)
+    return Evidence(places, gradient[places], truth, bar, gradient.size, known, packed, steps)

@@ -84,6 +84,13 @@ def from_numpy(array: Any) -> torch.Tensor:
     return torch.from_numpy(np.array(array))
 
 
+def read_file(path: Any, as_tensors: bool) -> Any:
+    """What a file of tensors holds, or the same as NumPy arrays."""
+    from .torch_files import read  # only the command asks
+
+    return read(path, as_tensors)
+
+
 def cast(tensor: torch.Tensor, dtype: str) -> torch.Tensor:
     """The same numbers in another dtype, which is named as the core has it."""
     return tensor.detach().to(getattr(torch, dtype)).requires_grad_(tensor.requires_grad)
@@ -140,6 +147,14 @@ def flags() -> dict[str, str]:
         found["device"] = torch.cuda.get_device_name()
         found["cuda"] = str(torch.version.cuda)
     return {f"torch {name}": value for name, value in found.items()}
+
+
+def devices() -> dict[str, str]:
+    """What torch could run on."""
+    if not torch.cuda.is_available():
+        return {"torch devices": "cpu"}
+    names = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
+    return {"torch devices": ", ".join(["cpu", *names]), "torch cuda": str(torch.version.cuda)}
 
 
 @dataclass(slots=True)

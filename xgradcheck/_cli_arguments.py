@@ -1,0 +1,118 @@
+"""From words to the arguments of a function: ``f64[4,8]``, files and literals."""
+
+import ast
+import re
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from xgradcheck._adapters import adapter
+from xgradcheck._cli_inputs import Spread, is_file, is_part, part_of, read, spread
+from xgradcheck._errors import InvalidCase
+
+DTYPES = {
+    "f64": "float64", "f32": "float32", "f16": "float16", "c128": "complex128", "c64": "complex64",
+    "i64": "int64", "i32": "int32", "i16": "int16", "i8": "int8", "u8": "uint8", "bool": "bool",
+}  # fmt: skip
+ARRAY = re.compile(r"(?P<dtype>[a-z]+\d*)\[(?P<shape>[\d,\s]*)\](?:<(?P<below>\d+))?")
+KEYWORD = re.compile(r"(?P<name>[A-Za-z_]\w*)=(?P<value>.+)", re.DOTALL)
+
+
+def arguments(
+    written: Sequence[Any],
+    named: Mapping[str, Any],
+    inputs: str | None,
+    fn: Any,
+    backend: str,
+    seed: int,
+    folder: Path,
+) -> tuple[list[Any], dict[str, Any]]:
+    """The arguments that these mean: text is a word of the command, anything else itself."""
+    args: list[Any] = []
+    kwargs: dict[str, Any] = {}
+    if inputs is not None:
+        _add(args, kwargs, None, spread(read(folder / inputs, backend), fn, True))
+    parts: list[tuple[str | None, Any]] = [(None, value) for value in written]
+    parts += named.items()
+    for number, (name, value) in enumerate(parts):
+        keyword = KEYWORD.fullmatch(value) if isinstance(value, str) and name is None else None
+        if keyword:
+            name, value = keyword["name"], keyword["value"]
+        rng = np.random.default_rng([seed, number])
+        if isinstance(value, str) and is_file(value) and not is_part(value):
+            value = spread(read(folder / value, backend), fn, not args)
+        else:
+            value = _valued(value, partial(_one, rng=rng, folder=folder, backend=backend))
+        _add(args, kwargs, name, value)
+    own = adapter(backend).from_numpy
+    return [_owned(value, own) for value in args], {k: _owned(v, own) for k, v in kwargs.items()}
+
+
+def _add(args: list[Any], kwargs: dict[str, Any], name: str | None, value: Any) -> None:
+    if isinstance(value, Spread):
+        args += value.positional
+        kwargs |= value.named
+    elif name is None:
+        args.append(value)
+    else:
+        kwargs[name] = value
+
+
+def _valued(value: Any, one: Callable[[str], Any]) -> Any:
+    """What a case file may nest: dicts and lists, the text in them words."""
+    if isinstance(value, str):
+        return one(value)
+    if type(value) is dict:
+        return {key: _valued(part, one) for key, part in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(_valued(part, one) for part in value)
+    return value
+
+
+def _owned(value: Any, own: Callable[[Any], Any]) -> Any:
+    """The same with arrays of the framework in place of NumPy's."""
+    if isinstance(value, np.ndarray):
+        return own(value)
+    if type(value) is dict:
+        return {key: _owned(part, own) for key, part in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(_owned(part, own) for part in value)
+    return value
+
+
+def _one(text: str, rng: np.random.Generator, folder: Path, backend: str) -> Any:
+    if is_part(text):
+        return part_of(text, folder, backend)
+    if is_file(text):
+        return read(folder / text, backend)
+    if (array := ARRAY.fullmatch(text)) is not None:
+        return _drawn(text, array, rng)
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        raise InvalidCase(
+            f"{text!r} is no argument: write an array as f64[4,8] or i64[4]<10, a file as "
+            f"point.npz, or a literal."
+        ) from None
+
+
+def _drawn(text: str, array: re.Match[str], rng: np.random.Generator) -> Any:
+    dtype = DTYPES.get(array["dtype"])
+    if dtype is None:
+        raise InvalidCase(f"{text!r} has an unknown dtype; the dtypes are {', '.join(DTYPES)}.")
+    shape = tuple(int(extent) for extent in array["shape"].replace(" ", "").split(",") if extent)
+    kind = np.dtype(dtype)
+    if kind.kind in "iub":
+        below = int(array["below"] or 2)
+        if below < 1:
+            raise InvalidCase(f"{text!r} has no integer to draw: give a bound of 1 or more.")
+        return rng.integers(below, size=shape).astype(kind)
+    if array["below"]:
+        raise InvalidCase(f"{text!r}: only integers have a bound.")
+    values = rng.standard_normal(shape)
+    return np.asarray(
+        values + 1j * rng.standard_normal(shape) if kind.kind == "c" else values, dtype=kind
+    )

@@ -1,0 +1,122 @@
+"""From the words of the command to functions: what a target means, and which framework it is of."""
+
+import ast
+import importlib
+import importlib.util
+import sys
+import zlib
+from pathlib import Path
+from types import FunctionType, ModuleType
+from typing import Any
+
+from xgradcheck._adapters import BACKENDS, Case, adapter
+from xgradcheck._errors import InvalidCase
+
+FRAMEWORK_OF = {
+    "torch": "torch",
+    "jax": "jax",
+    "flax": "jax",
+    "equinox": "jax",
+    "optax": "jax",
+    "haiku": "jax",
+}
+
+
+def named(written: Any, folder: Path) -> Any:
+    """The function that an option names; what is no text is the function itself."""
+    return load(written, folder)[0] if written and isinstance(written, str) else written
+
+
+def load(written: str, folder: Path) -> tuple[Any, ModuleType]:
+    """The function that ``file.py:name`` or ``package.module:name`` means, and its module."""
+    where, _, name = written.rpartition(":")
+    if not where or not name:
+        raise InvalidCase(
+            f"{written!r} is no target: write file.py:function or package.module:function."
+        )
+    try:
+        module = (
+            module_from_file(folder / where)
+            if where.endswith(".py")
+            else importlib.import_module(where)
+        )
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{where}.".startswith(f"{error.name}."):
+            raise
+        raise InvalidCase(
+            f"there is no module {where!r}: give a file, path/to/{where}.py:{name}."
+        ) from None
+    found: Any = module
+    for part in name.split("."):
+        if not hasattr(found, part):
+            names = (
+                ", ".join(
+                    n for n, v in vars(module).items() if callable(v) and not n.startswith("_")
+                )
+                or "nothing"
+            )
+            raise InvalidCase(f"{where} has no {name!r}; what can be called there: {names}.")
+        found = getattr(found, part)
+    return found, module
+
+
+def module_from_file(path: Path) -> ModuleType:
+    """The module that a file holds; a file is run once."""
+    if not path.is_file():
+        raise InvalidCase(
+            f"there is no file {path}: give the path of the Python file, then :function."
+        )
+    find_neighbours(path.resolve().parent)
+    name = f"_xgradcheck_{zlib.crc32(str(path.resolve()).encode()):08x}_{path.stem}"
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
+def find_neighbours(folder: Path) -> None:
+    """As ``python file.py`` does, so that the file finds those beside it."""
+    if str(folder) not in sys.path:
+        sys.path.insert(0, str(folder))
+
+
+def owner_of(case: Case) -> str | None:
+    """The framework whose arrays are in a call already; None where there are none, or several."""
+    found = [n for n in BACKENDS if n in sys.modules and adapter(n).owns(case.contents)]
+    return found[0] if len(found) == 1 else None
+
+
+def backend_of(fn: Any, module: ModuleType | None, written: str) -> str:
+    """The one framework that the target's file imports; NumPy where it imports neither."""
+    owner = getattr(fn, "__self__", None)  # Function.apply belongs to the class that was written
+    written_by = owner if isinstance(owner, type) else fn
+    own = isinstance(written_by, type | FunctionType)
+    home = sys.modules.get(written_by.__module__, module) if own else module
+    found = sorted({FRAMEWORK_OF[root] for root in _imports(home) if root in FRAMEWORK_OF})
+    if len(found) > 1:
+        raise InvalidCase(
+            f"{written} imports {' and '.join(found)}: say which one is meant with --backend."
+        )
+    return found[0] if found else "numpy"
+
+
+def _imports(module: ModuleType | None) -> set[str]:
+    """The packages that a module's source imports; none where there is no source."""
+    path = Path(getattr(module, "__file__", None) or "")
+    if path.suffix != ".py":
+        return set()
+    roots = set()
+    for node in ast.walk(ast.parse(path.read_bytes())):
+        if isinstance(node, ast.Import):
+            roots |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            roots.add(node.module.partition(".")[0])
+    return roots

@@ -24,7 +24,7 @@ JOBS ?= 2
 # On a machine with a GPU, JAX warns of a CUDA build that is not installed; all of this runs on the CPU.
 export JAX_PLATFORMS ?= cpu
 
-.PHONY: help demo test check slow oldest-jax bench dist format clean FORCE
+.PHONY: help demo test check slow oldest-jax docs-outputs bench dist format clean FORCE
 .DEFAULT_GOAL := help
 
 help:
@@ -33,6 +33,7 @@ help:
 	@echo 'make slow    the slow tests alone'
 	@echo 'make check   formatting, lint, types and the tests'
 	@echo 'make oldest-jax   the tests of JAX, with the oldest version that is supported'
+	@echo 'make docs-outputs   rewrites the outputs in docs/ and the README with what is printed'
 	@echo 'make bench   every script in benchmarks/'
 	@echo 'make dist    wheel and sdist, into dist/'
 	@echo 'make format  formats the code and applies the safe fixes of the linter'
@@ -63,6 +64,9 @@ check: $(VENV)/installed
 	$(RUN) -m ruff check .
 	$(RUN) -m mypy
 	$(RUN) -m pytest -n $(JOBS) $(PYTEST_ARGS)
+
+docs-outputs: $(VENV)/installed
+	$(RUN) -m tests.documents $(wildcard docs/*.md) README.md
 
 bench: $(VENV)/installed
 	@set -e; for script in $(or $(filter-out benchmarks/_%,$(wildcard benchmarks/*.py)),$(error no script in benchmarks/)); do \

@@ -26,12 +26,12 @@ FRAMEWORK_ATTRIBUTES = {
     "named_parameters", "no_grad", "requires_grad", "requires_grad_", "state_dict", "tree_util",
 }  # fmt: skip
 
-LOADED = "import sys, xgradcheck; print(*sorted({'torch', 'jax', 'numpy'} & sys.modules.keys()))"
+LOADED = "import sys; from xgradcheck import *; print(*sorted({'torch', 'jax', 'numpy'} & sys.modules.keys()))"
 IMPORT_MS = """
 import time
 import numpy
 start = time.perf_counter()
-import xgradcheck
+from xgradcheck import *
 print(1000 * (time.perf_counter() - start))
 """
 LIMIT_MS = 100
@@ -114,6 +114,17 @@ GRAPH = {path.stem: own_imports(path.read_text(encoding="utf-8")) for path in CO
 
 def test_the_package_loads_no_framework(tmp_path):
     assert python(LOADED, CHECKOUT, tmp_path).split() == ["numpy"]
+
+
+def test_a_package_of_which_nothing_is_used_does_not_load_numpy(tmp_path):
+    code = "import sys, xgradcheck; print('numpy' in sys.modules, 'rich' in sys.modules)"
+    assert python(code, CHECKOUT, tmp_path).split() == ["False", "False"]
+    assert python(code.replace(";", "; xgradcheck.check;", 1), CHECKOUT, tmp_path)[:4] == "True"
+
+
+def test_a_name_that_the_package_lacks_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="has no attribute 'chekc'"):
+        xgradcheck.chekc  # noqa: B018
 
 
 @pytest.mark.parametrize("framework", ["torch", "jax"])
@@ -296,9 +307,9 @@ def test_an_adapter_knows_the_seam_and_neither_steps_nor_verdicts_nor_text(path)
 def test_the_public_names_are_one_list():
     public = {
         name
-        for name, value in vars(xgradcheck).items()
-        if not name.startswith("_") and not inspect.ismodule(value)
-    }
+        for name in dir(xgradcheck)
+        if not name.startswith("_") and not inspect.ismodule(getattr(xgradcheck, name))
+    } - {"TYPE_CHECKING", "Any"}
     assert public == set(xgradcheck.__all__)
     assert public == {
         "ALL", "BenchReport", "Grade", "GradientInconclusive", "GradientMismatch", "InvalidCase",

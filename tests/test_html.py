@@ -102,7 +102,7 @@ def test_a_wrong_leaf_has_all_pictures_and_a_right_one_has_none() -> None:
 
 def test_a_leaf_that_was_searched_has_the_pictures_of_what_was_looked_at() -> None:
     page = product((60, 100), changed(np.s_[:, -3:], 0.5)).to_html()
-    assert Read(page).captions == PICTURES
+    assert Read(page).captions == WITH_STEPS
     assert "of 6,000 elements that were looked at" in words(page)
 
 

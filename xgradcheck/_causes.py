@@ -9,7 +9,7 @@ import numpy as np
 
 from xgradcheck._diagnose import Cause, Seen, cause_of
 from xgradcheck._differences import norm
-from xgradcheck._evidence import EXPONENTS, Evidence, Steps, evidence_of
+from xgradcheck._evidence import Evidence, Steps, evidence_of
 from xgradcheck._judge import Verdict
 from xgradcheck._kinds import Kind
 from xgradcheck._layout import DOUBLE, Leaf, Mask, Positions, Vector
@@ -28,8 +28,6 @@ AWAY = 0.3
 
 PLAIN = ("no gradient", "not finite", "kink")
 """Findings that say by themselves what is wrong."""
-DRAWN = 3
-"""Of how many leaves the steps are drawn."""
 STALE = "it is that of an earlier call (stale), or a constant"
 SAMPLED, RIGHT = 32, 256
 """Elements of a leaf that are differenced where a search has found none, and those that are looked
@@ -57,10 +55,11 @@ def with_causes(
         entry = report.leaves[leaf.name]
         rows = [n for n, row in enumerate(entry.rows or (entry,)) if row.verdict is Verdict.FAIL]
         said = [n for n, finding in enumerate(findings) if finding.leaf == leaf.name]
-        seen = looked.seen(number, rows[0] if rows else 0)
+        row = rows[0] if rows else 0
+        seen = looked.seen(number, row)
         if seen is None or any(findings[n].kind in PLAIN for n in said):
             continue
-        leaves[leaf.name] = replace(entry, evidence=looked.evidence(seen))
+        leaves[leaf.name] = replace(entry, evidence=looked.evidence(number, row, seen))
         if (cause := looked.cause(number, seen)) is not None:
             findings.insert(said[-1] + 1 if said else len(findings), _finding(leaf, cause))
             # A mistake of that size is no rounding.
@@ -77,7 +76,6 @@ class _Looked:
 
     def __init__(self, phi: Phi, found: Projected | list[Measured], another: Vector) -> None:
         self.phi, self.found, self.layout = phi, found, phi.problem.layout
-        self.drawn = 0
         self.runs: Sequence[Run] = (
             found.runs if isinstance(found, Projected) else [row.run for row in found]
         )
@@ -127,36 +125,39 @@ class _Looked:
         own = self.runs[-1].backward.gradient[part]
         return norm(other[part] - own) <= SAME * norm(own)
 
-    def evidence(self, seen: Seen) -> Evidence:
-        """What a leaf was judged by, with steps of all sizes at its worst element where a sweep,
-        which costs many evaluations, was made in float64.
-        """
-        steps = None
-        if not isinstance(self.found, Projected) and self.drawn < DRAWN:
-            self.drawn += 1
-            steps = self._steps(seen)
+    def evidence(self, number: int, row: int, seen: Seen) -> Evidence:
+        """What a leaf was judged by, with the steps that were taken at its worst element."""
+        steps = self._steps(number, row, seen)
         return evidence_of(seen.places, seen.gradient, seen.truth, seen.bars, seen.bad, steps)
 
-    def _steps(self, seen: Seen) -> Steps | None:
-        phi, leaf = self.phi, seen.leaf
-        if min(phi.problem.bits, self.layout.bits) < DOUBLE:
+    def _steps(self, number: int, row: int, seen: Seen) -> Steps | None:
+        found, leaf = self.found, seen.leaf
+        where: Positions | None = None
+        if not isinstance(found, Projected):
+            truth = found[row].truth
+        elif found.restricted is not None and number in found.restricted.numbers:
+            truth, where = found.looked[row].truth, found.restricted.places
+        else:
             return None
-        worst = int(np.argmax(np.abs(seen.truth - seen.found)))
-        place = int(seen.places[worst])
-        scale = float(phi.scales()[0][leaf.start + place])
-        steps = scale * 2.0 ** -np.array(EXPONENTS, float)
-        try:
-            above, below = phi.pairs(np.full(steps.size, leaf.start + place), steps)
-        except Exception:  # nothing that was only tried may hide what was found
+        taken = {place: place if where is None else int(where[place]) for place in truth.rungs}
+        off = {
+            place: abs(truth.value[place] - seen.gradient[position - leaf.start])
+            for place, position in taken.items()
+            if leaf.part.start <= position < leaf.part.stop
+        }
+        if not off:
             return None
+        worst = max(off, key=lambda place: off[place])
+        steps, above, below = truth.rungs[worst][:, np.argsort(truth.rungs[worst][0])]
+        known = np.isfinite(steps)
         return Steps(
-            leaf.index(leaf.start + place),
-            steps,
-            above,
-            below,
-            float(seen.found[worst]),
-            float(seen.truth[worst]),
-            float(seen.bars[worst]),
+            leaf.index(taken[worst]),
+            steps[known],
+            above[known],
+            below[known],
+            float(seen.gradient[taken[worst] - leaf.start]),
+            float(truth.value[worst]),
+            float(truth.bar[worst]),
         )
 
     def seen(self, number: int, row: int) -> Seen | None:

@@ -10,13 +10,11 @@ from xgradcheck._layout import Mask, Positions, Vector
 KEPT, MARKED = 1 << 16, 1 << 24
 """Elements that are kept: a picture shows no more; and elements of a leaf of which each is marked.
 """
-EXPONENTS = range(0, 49, 3)
-"""The steps of one element are its scale times two to the minus these."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Steps:
-    """phi beside one element of a leaf, at steps of all sizes."""
+    """phi beside one element of a leaf, at the steps that were taken."""
 
     index: tuple[int, ...]
     steps: Vector

@@ -266,9 +266,9 @@ def _remainder(axes: Axes, steps: Steps) -> None:
 
 
 def _order(steps: Vector, rest: Vector) -> str:
-    """Like which power of the step a remainder falls, where most steps agree."""
-    h, size = np.log(steps), np.log(rest)
-    slopes = np.diff(size) / np.diff(h)
-    middle = slopes[1:5] if slopes.size > 5 else slopes
-    order = float(np.median(middle)) if middle.size else math.nan
+    """Like which power of the step a remainder falls, at wide ones, where noise is least."""
+    if steps.size < 3:
+        return "too small to tell"
+    h, size = np.log(steps[-3:]), np.log(rest[-3:])
+    order = float(np.median(np.diff(size) / np.diff(h)))
     return f"like h^{order:.1f}" if np.isfinite(order) else "too small to tell"

@@ -259,6 +259,9 @@ def _look_again(work: Sweep, truth: Truth, leaf: Leaf, index: Positions) -> tupl
         truth.remainder[int(index[place])] = remainder_order(
             climbed.rungs[:, :, place], gradient[place], work.noise.sigma
         )
+    if (wrong & ~none).any():
+        worst = int(np.argmax(np.where(wrong & ~none, np.abs(gradient - best.near(gradient)), -1)))
+        truth.rungs[int(index[worst])] = climbed.rungs[:, :, worst].copy()
     wrong, undecided = wrong & ~none, undecided | none
     doubtful = np.flatnonzero(undecided & ~none & best.settled)
     if work.method == AUTO and doubtful.size and work.phi.can_be_complex:

@@ -39,6 +39,8 @@ class Truth:
     """Where phi bends so much more than it slopes that the slope may be rounding."""
     kinds: Kinds = field(init=False)
     remainder: dict[int, float] = field(default_factory=dict)
+    rungs: dict[int, Vector] = field(default_factory=dict)
+    """At some wrong elements, the worst among them: steps, and phi above and below."""
     sides: dict[int, tuple[float, float]] = field(default_factory=dict)
     """At kinks: the slopes ahead and behind."""
 
@@ -51,7 +53,17 @@ class Truth:
     def copy(self) -> "Truth":
         """Another truth that knows the same."""
         own = copy.copy(self)
-        for name in ("value", "bar", "settled", "still", "analytic", "kinds", "remainder", "sides"):
+        for name in (
+            "value",
+            "bar",
+            "settled",
+            "still",
+            "analytic",
+            "kinds",
+            "remainder",
+            "sides",
+            "rungs",
+        ):
             setattr(own, name, getattr(self, name).copy())
         return own
 

@@ -155,6 +155,31 @@ def test_probes_are_a_matrix_of_their_trials() -> None:
             assert f'title="{trial}: ' in text.replace("&#39;", "'")
 
 
+def test_the_trials_that_failed_are_marked_and_no_others() -> None:
+    torch = pytest.importorskip("torch")
+
+    class Square(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Any) -> Any:
+            ctx.save_for_backward(x)
+            return x**2
+
+        @staticmethod
+        def backward(ctx: Any, grad: Any) -> Any:
+            (x,) = ctx.saved_tensors
+            return 2 * x * torch.as_strided(grad, grad.shape, (grad.shape[1], 1))
+
+    x = torch.linspace(-1.1, 1.3, 12, dtype=torch.float64).reshape(3, 4)
+    report = audit(Square.apply, x, probes="layout", raise_exception=False)
+    (probe,) = report.probes
+    assert 0 < len(probe.failed) < len(probe.trials) and {*probe.failed} <= {*probe.trials}
+    text = report.to_html()
+    assert text.count('listitem" class="FAIL"') == len(probe.failed)
+    # What is wrong stands before what is right, and once.
+    assert text.index("<h2>Probes") < text.index("<h2>Leaves")
+    assert words(text).count(report.findings[0].text) == 1
+
+
 def test_a_page_is_written_and_returned(tmp_path: Path) -> None:
     target = tmp_path / "page.html"
     text = one_wrong_element().to_html(target)

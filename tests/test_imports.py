@@ -26,7 +26,11 @@ FRAMEWORK_ATTRIBUTES = {
     "named_parameters", "no_grad", "requires_grad", "requires_grad_", "state_dict", "tree_util",
 }  # fmt: skip
 
-LOADED = "import sys; from xgradcheck import *; print(*sorted({'torch', 'jax', 'numpy'} & sys.modules.keys()))"
+LOADED = """
+import sys
+from xgradcheck import *
+print(*sorted({'torch', 'jax', 'numpy'} & sys.modules.keys()))
+"""
 IMPORT_MS = """
 import time
 import numpy

@@ -196,19 +196,20 @@ def _sliced(
 
     rows = rows_of(case, adapter, batch)
     huge = HUGE if large is True else int(large) or None
-    done, said, reason = list[str](), list[Finding](), ""
+    done, failed, said, reason = list[str](), list[str](), list[Finding](), ""
     try:
         for trial in of_slices(rows, seed, huge, memory):
             done.append(trial.what)
             if trial.fault:
+                failed.append(trial.what)
                 said.append(Finding("", "slices", f"{trial.what}: {trial.fault}"))
     except Dependent as refusal:
         reason = str(refusal)
     if not done:
         return _skipped("slices", reason)
     verdict, refused = Verdict.of([Verdict.FAIL] * bool(said)), (reason,) * bool(reason)
-    holds = PROBES["slices"]
-    return ProbeReport("slices", verdict, holds, tuple(done), "", tuple(said), refused)
+    told = tuple(said), refused, tuple(failed)
+    return ProbeReport("slices", verdict, PROBES["slices"], tuple(done), "", *told)
 
 
 Checked = Callable[..., Report]
@@ -286,7 +287,9 @@ def _differenced(
     said = [replace(finding, kind=probe) for finding in found.findings]
     if probe == "second order" and found.verdict is Verdict.FAIL:
         said.append(Finding("", probe, REFUSE))
-    return ProbeReport(probe, found.verdict, holds, tuple(found.leaves), findings=tuple(said))
+    failed = [name for name, leaf in found.leaves.items() if leaf.verdict is Verdict.FAIL]
+    told = tuple(said), (), tuple(failed)
+    return ProbeReport(probe, found.verdict, holds, tuple(found.leaves), "", *told)
 
 
 def _failed(probe: ProbeReport) -> ProbeReport:

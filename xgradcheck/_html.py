@@ -89,7 +89,12 @@ def _shown(name: str, report: "Report", drawing: Any, pictured: int) -> dict[str
     ]
     if report.precision != "float64":
         facts.insert(2, ("computed in", report.precision))
-    others = [finding for finding in report.findings if finding.leaf not in told]
+    probed = {probe.name for probe in report.probes}
+    others = [
+        finding
+        for finding in report.findings
+        if finding.leaf not in told and finding.kind not in probed
+    ]
     cause = next((text for card in cards for text in card["causes"] + card["said"]), "")
     brief = cause or next((finding.text for finding in report.findings), "")
     return {
@@ -101,6 +106,7 @@ def _shown(name: str, report: "Report", drawing: Any, pictured: int) -> dict[str
         "uncarded": _uncarded(len(grave) - len(cards)),
         "rows": [row for leaf in leaves for row in _rows(leaf)],
         "probes": [_probe(probe) for probe in report.probes],
+        "probes_first": any(probe.verdict is Verdict.FAIL for probe in report.probes),
         "findings": [printable(f"{finding.kind}: {finding.text}") for finding in others],
         "notes": [
             printable(note)
@@ -186,14 +192,9 @@ def _probe(probe: "ProbeReport") -> dict[str, Any]:
     from xgradcheck._text import printable
 
     said = [finding.text for finding in probe.findings]
-    blamed = [trial for trial in probe.trials if any(trial in text for text in said)]
-    trials = [
-        (
-            printable(trial),
-            str(probe.verdict) if not blamed or trial in blamed else str(Verdict.PASS),
-        )
-        for trial in probe.trials
-    ]
+    verdicts = dict.fromkeys(probe.failed, Verdict.FAIL)
+    usual = Verdict.PASS if probe.failed else probe.verdict
+    trials = [(printable(trial), str(verdicts.get(trial, usual))) for trial in probe.trials]
     trials += [(printable(what), str(Verdict.SKIPPED)) for what in probe.refused]
     return {
         "name": probe.name,

@@ -113,13 +113,7 @@ MACROS = """
 </article>
 {% endmacro %}
 
-{% macro body(one, heading) %}
-<{{ heading }}>{{ badge(one.report.verdict) }}{{ one.title }}</{{ heading }}>
-<p class="lead">{{ one.headline }}</p>
-<dl class="facts">{% for name, value in one.facts %}<div><dt>{{ name }}</dt><dd>{{ value }}</dd>
-</div>{% endfor %}</dl>
-{% for card in one.cards %}{{ leaf_card(card) }}{% endfor %}
-{% if one.uncarded %}<p class="dim">{{ one.uncarded }}</p>{% endif %}
+{% macro leaves(one) %}
 {% if one.rows %}
 <h2>Leaves</h2>
 <div class="scroll"><table class="sortable">
@@ -135,6 +129,9 @@ MACROS = """
 <p class="dim">Distance is ‖g &minus; t‖ / (‖g‖ + ‖t‖); the floor is the smallest relative error
 of the leaf that this run would have seen.</p>
 {% endif %}
+{% endmacro %}
+
+{% macro probes(one) %}
 {% if one.probes %}
 <h2>Probes</h2>
 <div class="scroll"><table>
@@ -150,6 +147,18 @@ class="{{ probe.verdict }}">{{ text }}</span>{% endfor %}</td>
 {% endfor %}</div></td></tr>
 {% endfor %}</tbody></table></div>
 {% endif %}
+{% endmacro %}
+
+{% macro body(one, heading) %}
+<{{ heading }}>{{ badge(one.report.verdict) }}{{ one.title }}</{{ heading }}>
+<p class="lead">{{ one.headline }}</p>
+<dl class="facts">{% for name, value in one.facts %}<div><dt>{{ name }}</dt><dd>{{ value }}</dd>
+</div>{% endfor %}</dl>
+{% for card in one.cards %}{{ leaf_card(card) }}{% endfor %}
+{% if one.uncarded %}<p class="dim">{{ one.uncarded }}</p>{% endif %}
+{{ probes(one) if one.probes_first }}
+{{ leaves(one) }}
+{{ probes(one) if not one.probes_first }}
 {% if one.findings %}<h2>Findings</h2>{{ listed(one.findings) }}{% endif %}
 {% if one.notes %}<h2>Notes</h2>{{ listed(one.notes) }}{% endif %}
 {% if one.report.replay %}<h2>Again</h2><p><code>{{ one.report.replay }}</code></p>{% endif %}

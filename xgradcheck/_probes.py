@@ -213,7 +213,7 @@ def _of_repetition(problem: Problem, cotangent: Vector) -> Iterator[Trial]:
 
 def judged(name: str, trials: Iterable[Trial], usual: Usual) -> ProbeReport:
     """What a probe came to."""
-    done, faults, refusals = list[str](), list[str](), list[str]()
+    done, faults, refusals = list[str](), list[tuple[str, str]](), list[str]()
     for trial in _whole(trials, name):
         fault = usual.fault(trial)
         if trial.error is not None and trial.refuses:
@@ -221,15 +221,15 @@ def judged(name: str, trials: Iterable[Trial], usual: Usual) -> ProbeReport:
             continue
         done.append(trial.what)
         if fault:
-            faults.append(fault)
+            faults.append((trial.what, fault))
     if not done:
         reason = refusals[0] if refusals else NOTHING.get(name, "there is nothing to try")
         return ProbeReport(name, Verdict.SKIPPED, PROBES[name], reason=reason)
-    said = [Finding("", name, fault) for fault in faults[:SAID]]
+    said = [Finding("", name, fault) for _, fault in faults[:SAID]]
     if len(faults) > SAID:
         said.append(Finding("", name, f"{len(faults) - SAID} more trials of {len(done)} fail"))
     verdict = Verdict.FAIL if faults else Verdict.PASS
-    told = tuple(said), tuple(refusals)
+    told = tuple(said), tuple(refusals), tuple(what for what, _ in faults)
     return ProbeReport(name, verdict, PROBES[name], tuple(done), "", *told)
 
 
@@ -276,7 +276,7 @@ def varied(
         text = f"wrong at {_listed([*wrong])}; right at {_listed(right) or 'none of these'}"
         said.append(Finding("", name, text))
     verdict = Verdict.FAIL if wrong else Verdict.PASS
-    told = tuple(said), tuple(refusals)
+    told = tuple(said), tuple(refusals), tuple(wrong)
     return ProbeReport(name, verdict, PROBES[name], tuple(done), "", *told)
 
 

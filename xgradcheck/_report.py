@@ -122,6 +122,8 @@ class ProbeReport:
     findings: tuple[Finding, ...] = ()
     refused: tuple[str, ...] = ()
     """What could not be tried, and why: "under vmap: raises RuntimeError: ..."."""
+    failed: tuple[str, ...] = ()
+    """Which of the trials went wrong."""
 
 
 class Leaves(dict[str, LeafReport]):
@@ -311,6 +313,7 @@ def _probe_to_dict(probe: ProbeReport) -> dict[str, Any]:
         "trials": list(probe.trials),
         "reason": probe.reason,
         "refused": list(probe.refused),
+        "failed": list(probe.failed),
         "findings": [_finding_to_dict(finding) for finding in probe.findings],
     }
 

@@ -281,3 +281,40 @@ def test_errors_of_any_size_can_be_looked_at() -> None:
         assert looks_like(truth * size, np.zeros(9), 24) == ""
     for size in (1e-300, 1.0, 1e300):
         assert looks_like(truth * error * size, truth * size, 24) == "bfloat16"
+
+
+def saturated(x: Tensor, weight: Tensor, head: Tensor) -> Tensor:
+    """Most of whose elements lose digits in 1 - tanh(z)^2, and some of them nearly all."""
+    return torch.tanh(x @ weight) @ head
+
+
+def saturated_kernel(factor: float) -> Any:
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        x, weight, head = ctx.saved_tensors
+        hidden = torch.tanh(x @ weight)
+        inner = (grad @ head.T) * (1 - hidden.square())
+        return factor * (inner @ weight.T), x.T @ inner, hidden.T @ grad
+
+    def forward(ctx: Any, *args: Tensor) -> Tensor:
+        ctx.save_for_backward(*args)
+        return saturated(*args)
+
+    return function(forward, backward, "Saturated")
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_a_factor_of_a_few_units_is_seen_where_few_elements_lose_much(seed: int) -> None:
+    args = [
+        normal(*shape, seed=3 * seed + n) for n, shape in enumerate([(16, 24), (24, 25), (25, 8)])
+    ]
+    unit = 2.0**-23
+    for factor, verdict in ((1.0, Verdict.PASS), (1 + 3 * unit, Verdict.FAIL)):
+        report = check(
+            saturated_kernel(factor),
+            *args,
+            reference=saturated,
+            dtypes="float32",
+            seed=seed,
+            raise_exception=False,
+        )
+        assert report.verdict is verdict, str(report)

@@ -41,12 +41,19 @@ SHARED = 0.25
 """Units of rounding, a quarter of those allowed, that a factor may be off by which all elements
 share: the scale of a norm, say.
 """
+MIDWAY = 0.75
+"""The same of the middle element, where errors are shared by rows and few decide: three roundings.
+"""
 DRAWN = 2.0
 """What is beside the error of a reference, over the root of how many elements it is of: it is a
 sample, too, and three deviations below its mean it is that much too small.
 """
 DRIFTS = 2.5
 """How many times what errors of random signs add up to."""
+MIDDLE, LARGE, LOOKED_AT = 24, 0.1, 1 << 18
+"""How many elements the middle of their relative errors takes, how large they are beside the rms,
+and how many are looked at.
+"""
 LUCK = 4.0
 """Of n numbers the reference may be right by chance: units of rounding over the root of n."""
 
@@ -85,6 +92,8 @@ class Units:
     norm: float
     worst: float
     bias: float
+    shift: float
+    """That of the middle of the relative errors: few elements that lose much do not move it."""
 
     @classmethod
     def of(cls, usual: Vector, truth: Vector, bits: int) -> "Units":
@@ -97,10 +106,13 @@ class Units:
         # What errors of that size add up to along the gradient where their signs are random.
         drift = norm(known * (truth / max(size, tiny)))
         chance = COHERENT * unit * size / np.sqrt(truth.size) + DRIFTS * drift
+        middle, spread = _middle(known, truth)
+        sample = 1 + DRAWN / np.sqrt(count)
         return cls(
-            norm=max(lost * (1 + DRAWN / np.sqrt(count)), lucky * unit * size, tiny),
-            worst=max(_worst(known, truth), lucky * WORST * unit),
+            norm=max(lost * sample, lucky * unit * size, tiny),
+            worst=max(_worst(known, truth) * sample, lucky * WORST * unit),
             bias=max(along / 2, chance, SHARED * unit * size, tiny),
+            shift=max(abs(middle) / 2, spread, MIDWAY * unit),
         )
 
 
@@ -111,6 +123,23 @@ def _count(error: Vector) -> float:
         return float(error.size)
     squares = (error / largest) ** 2
     return float(squares.sum() ** 2 / (squares @ squares))
+
+
+def _middle(error: Vector, truth: Vector) -> tuple[float, float]:
+    """The median of the relative errors, and its standard deviation; infinite where there are few.
+
+    That of a median of n normal numbers is 1.25 / sqrt(n) of theirs, which is 1.48 times the median
+    of their distances from the middle.
+    """
+    every = max(1, truth.size // LOOKED_AT)
+    error, truth = error[::every], truth[::every]
+    large = (np.abs(truth) > LARGE * rms(truth)) & np.isfinite(error)
+    if np.count_nonzero(large) < MIDDLE:
+        return 0.0, np.inf
+    relative = error[large] / truth[large]
+    middle = float(np.median(relative))
+    spread = 1.48 * float(np.median(np.abs(relative - middle)))
+    return middle, 1.25 * spread / np.sqrt(relative.size)
 
 
 def _worst(error: Vector, truth: Vector) -> float:
@@ -124,7 +153,8 @@ def ratios(found: Vector, truth: Vector, units: Units) -> Ratios:
         return Ratios(np.inf, np.inf, np.inf)
     error = found - truth
     along = abs(float(error @ truth)) / max(norm(truth), float(np.finfo(float).tiny))
-    return Ratios(norm(error) / units.norm, _worst(error, truth) / units.worst, along / units.bias)
+    bias = max(along / units.bias, abs(_middle(error, truth)[0]) / units.shift)
+    return Ratios(norm(error) / units.norm, _worst(error, truth) / units.worst, bias)
 
 
 def beside_reference(
@@ -364,7 +394,7 @@ def _sensitivity(
     seen = np.fmin(factors["worst"] * units.worst * (np.abs(truth) + rms(truth)), whole)
     if (found := of_elements(leaf, truth, seen)) is None:
         return None
-    scale = min(whole, factors["bias"] * units.bias) / norm(truth)
+    scale = min(whole / norm(truth), factors["bias"] * min(units.bias / norm(truth), units.shift))
     return replace(found, scale=min(found.scale, scale))
 
 

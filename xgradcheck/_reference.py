@@ -107,7 +107,7 @@ class Units:
         drift = norm(known * (truth / max(size, tiny)))
         chance = COHERENT * unit * size / np.sqrt(truth.size) + DRIFTS * drift
         middle, spread = _middle(known, truth)
-        sample = 1 + DRAWN / np.sqrt(count)
+        sample = 1 + DRAWN / float(np.sqrt(count))
         return cls(
             norm=max(lost * sample, lucky * unit * size, tiny),
             worst=max(_worst(known, truth) * sample, lucky * WORST * unit),

@@ -2,6 +2,7 @@
 cotangent or another point shows.
 """
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
@@ -10,10 +11,11 @@ import numpy as np
 from xgradcheck._diagnose import Cause, Seen, cause_of
 from xgradcheck._differences import norm
 from xgradcheck._evidence import Evidence, Steps, evidence_of
+from xgradcheck._generic import LARGE
 from xgradcheck._judge import Verdict
 from xgradcheck._kinds import Kind
 from xgradcheck._layout import DOUBLE, Leaf, Mask, Positions, Vector
-from xgradcheck._measured import Measured, Run
+from xgradcheck._measured import REVERSE, Measured, Run
 from xgradcheck._phi import Phi
 from xgradcheck._projected import Projected
 from xgradcheck._projection import Suspect
@@ -81,29 +83,38 @@ class _Looked:
         )
         sizes = (*self.layout, *phi.problem.outputs)
         self.extents = frozenset(n for leaf in sizes for n in leaf.shape if n > 1)
-        own = self.runs[-1].backward.gradient
-        self.under_another = _tried(lambda: self._again(another), own.size)
-        self.elsewhere, self.moved = self._elsewhere()
+        self.another = another
+        # More backward passes, and vectors as long as all leaves, are for what is not large.
+        self.may_run = (
+            self.layout.size <= LARGE and not phi.budget.is_cut and self.runs[-1].mode == REVERSE
+        )
 
-    def _again(self, cotangent: Vector) -> Vector:
+    @functools.cached_property
+    def under_another(self) -> Vector | None:
+        """The gradient under another cotangent; None where there is none."""
         problem = self.phi.problem
-        if problem.unit_cotangent or self.runs[-1].mode != "reverse":
-            raise ValueError("there is no other cotangent")
-        return problem.gradient(cotangent).gradient
+        if not self.may_run or problem.unit_cotangent:
+            return None
+        return _tried(lambda: problem.gradient(self.another).gradient)
 
-    def _elsewhere(self) -> tuple[Vector | None, Vector]:
-        """The gradient at another point, and that point."""
-        problem = self.phi.problem
+    @functools.cached_property
+    def moved(self) -> Vector:
+        """Another point."""
         scale, _ = self.phi.scales()
-        moved = problem.point + AWAY * scale * np.cos(np.arange(scale.size))
-        if not problem.can_move or self.phi.is_bound:
-            return None, moved
+        return self.phi.problem.point + AWAY * scale * np.cos(np.arange(scale.size))
+
+    @functools.cached_property
+    def elsewhere(self) -> Vector | None:
+        """The gradient at that point; None where there is none."""
+        problem = self.phi.problem
+        if not self.may_run or not problem.can_move or self.phi.is_bound:
+            return None
 
         def there() -> Vector:
-            with problem.at(moved):
+            with problem.at(self.moved):
                 return problem.gradient(self.phi.cotangent).gradient
 
-        return _tried(there, moved.size), moved
+        return _tried(there)
 
     def cause(self, number: int, seen: Seen) -> Cause | None:
         """What is wrong with one leaf."""
@@ -212,7 +223,8 @@ class _Looked:
             return places, truth, bar, _where_zero(gradient, places, truth, bar)
         if bad is not None:
             # What directions certify without these is right.
-            for place in _some(np.flatnonzero(~bad), RIGHT):
+            some = _some(leaf.size, 4 * RIGHT)
+            for place in some[~bad[some]][:RIGHT]:
                 known.setdefault(int(place), (float(gradient[place]), 0.0))
         places = np.array(sorted(known), np.intp)
         values = np.array([known[int(place)] for place in places])
@@ -220,7 +232,7 @@ class _Looked:
 
     def _sampled(self, leaf: Leaf) -> tuple[Positions, Vector, Vector]:
         """Differences at some elements."""
-        places = _some(np.arange(leaf.size), SAMPLED)
+        places = _some(leaf.size, SAMPLED)
         slopes = [_slopes(self.phi, leaf.start + places, wide) for wide in (1.0, 2.0)]
         if slopes[0] is None or slopes[1] is None:
             return np.empty(0, np.intp), np.empty(0), np.empty(0)
@@ -287,11 +299,11 @@ def _spread(count: int) -> Positions:
     return np.unique(np.linspace(0, count - 1, FEW).astype(np.intp))
 
 
-def _some(places: Positions, count: int) -> Positions:
-    """Some of them, spread at random and always the same."""
-    if places.size <= count:
-        return places
-    return np.sort(np.random.default_rng(0xCA05E).choice(places, count, replace=False))
+def _some(size: int, count: int) -> Positions:
+    """Some elements of a leaf of that size, always the same."""
+    if size <= count:
+        return np.arange(size)
+    return np.unique(np.random.default_rng(0xCA05E).integers(size, size=count))
 
 
 def _suspected(suspect: Suspect, leaf: Leaf) -> Mask:
@@ -341,10 +353,10 @@ def _slopes(phi: Phi, index: Positions, wide: float = 1.0) -> Vector | None:
     return slope if np.isfinite(slope).all() else None
 
 
-def _tried(run: Callable[[], Vector], size: int) -> Vector | None:
+def _tried(run: Callable[[], Vector]) -> Vector | None:
     """A gradient, where there is one: what a backward pass refuses here is no news."""
     try:
         gradient = run()
     except Exception:
         return None
-    return gradient if gradient.size == size and np.isfinite(gradient).all() else None
+    return gradient if np.isfinite(gradient).all() else None

@@ -11,7 +11,6 @@ import numpy as np
 
 from xgradcheck._adapters import Backward, Case, Problem, claim
 from xgradcheck._budget import Budget, Plan, budget_of, plan
-from xgradcheck._causes import with_causes
 from xgradcheck._constraints import Constraint, Tangent, tangents
 from xgradcheck._directions import uniform
 from xgradcheck._errors import InvalidCase
@@ -281,6 +280,8 @@ def _judged(problem: Problem, phi: Phi, title: str, asked: Asked, started: float
     else:
         report = outcome(problem, found, asked.steps, frame)
     if report.verdict is Verdict.FAIL:
+        from xgradcheck._causes import with_causes  # only what is wrong asks
+
         another = np.ones(1) if problem.unit_cotangent else cotangent_of(problem, asked.seed + 1)
         report = with_causes(report, phi, found, another)
         report = replace(report, elapsed_s=time.perf_counter() - started)

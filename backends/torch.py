@@ -700,7 +700,8 @@ class TorchProblem:
 
     def _cut(self, cotangent: Vector) -> list[torch.Tensor]:
         parts = _handed.cut(cotangent, self.outputs)
-        return [torch.from_numpy(part).to(self._device) for part in parts]
+        # The parts of a complex number put together are a number, and no array.
+        return [torch.from_numpy(np.asarray(part)).to(self._device) for part in parts]
 
     def pushed(self, cotangent: Vector) -> Backward:
         if self.is_handed:

@@ -474,6 +474,143 @@ def test_a_kernel_is_told_what_its_gradient_is_beside_that_of_its_reference() ->
     assert said and all("dw is zero in the last 3 of 24 rows" in text for text in said)
 
 
+def spread_over(count: int, *places: int) -> np.ndarray:
+    """Ones, and zeros at these places."""
+    return np.where(np.isin(np.arange(count), places), 0.0, 1.0)
+
+
+X = np.random.default_rng(0).normal(size=20)
+NEAR_FIVE = 5 + 0.05 * np.random.default_rng(1).normal(size=(4, 5))
+SHARES = np.random.default_rng(2).dirichlet(np.ones(6))
+
+# What one rule says of the mistake of another, where nothing keeps it from that.
+MISTAKABLE: dict[str, tuple[Callable[..., Any], np.ndarray, Callable[..., Any], str]] = {
+    "two elements of an elementwise function": (
+        lambda x: np.sin(x),
+        X,
+        lambda u, x: u * np.cos(x) + np.where(np.isin(np.arange(20), [6, 13]), 3.0, 0.0),
+        "",
+    ),
+    "the end of a constant gradient": (
+        lambda x: x.mean(),
+        X,
+        lambda x: spread_over(20, 18, 19) / 20,
+        "dx is zero in the last 2 of 20 elements",
+    ),
+    "a column of a constant gradient": (
+        lambda x: x.sum(1),
+        X.reshape(4, 5),
+        lambda u, x: u[:, None] * spread_over(5, 4),
+        "dx is zero in column 4",
+    ),
+    "a constant beside values of one sign": (
+        lambda p: (p * np.log(p)).sum(),
+        SHARES,
+        lambda p: np.log(p),
+        "dp = truth - 1: off by a constant",
+    ),
+    "one element that is larger than all others": (
+        lambda x: np.exp(x),
+        np.where(np.arange(20) == 3, 8.0, X),
+        lambda u, x: u * np.exp(x) * np.where(np.arange(20) == 3, -1, 1),
+        "",
+    ),
+    "a slope that is constant by pieces": (
+        lambda x: x / (1 + np.exp(-1.7 * x)),
+        X,
+        lambda u, x: u * (x > 0),
+        "",
+    ),
+    "another formula where the point is nearly constant": (
+        lambda x: (x**3).sum(),
+        NEAR_FIVE,
+        lambda x: np.cos(100 * x),
+        "",
+    ),
+    "zeros that are right beside those that are not": (
+        lambda x: np.sin(x[:10]),
+        X,
+        lambda u, x: np.r_[u * np.cos(x[:10]) * spread_over(10, 8, 9), np.zeros(10)],
+        "",
+    ),
+    "a factor that no axis has": (
+        lambda x: x**3,
+        X.reshape(4, 5),
+        lambda u, x: u * x**2,
+        "dx = truth / 3",
+    ),
+    "a kernel that is reversed along both axes": (
+        lambda x: np.sin(x) * X.reshape(4, 5),
+        X.reshape(4, 5) + 0.3,
+        lambda u, x: (u * X.reshape(4, 5) * np.cos(x))[::-1, ::-1],
+        "dx = truth reversed along axes 0 and 1",
+    ),
+    "a factor of rows of which one is right": (
+        lambda x: np.sin(x) * X.reshape(4, 5),
+        X.reshape(4, 5) + 0.3,
+        lambda u, x: u * X.reshape(4, 5) * np.cos(x) * np.arange(1.0, 5.0)[:, None],
+        "each row of dx has its own factor: 1, 2, 3, ...",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", MISTAKABLE)
+def test_no_rule_speaks_of_the_mistake_of_another(what: str) -> None:
+    fn, point, grads, text = MISTAKABLE[what]
+    report = report_on(fn, point, grads=grads)
+    assert report.verdict is Verdict.FAIL
+    assert "".join(causes(report).values()) == text
+
+
+def test_a_cotangent_that_is_not_used_is_not_called_stale_where_the_truth_stays() -> None:
+    row = np.arange(1.0, 5.0)
+    w = np.random.default_rng(0).normal(size=(3, 4))
+    report = report_on(lambda w: w @ row, w, grads=lambda u, w: np.tile(row, (3, 1)))
+    (text,) = causes(report).values()
+    assert text == "dw does not change with the cotangent: what comes in is not used"
+
+
+def test_few_random_wrong_elements_have_no_cause() -> None:
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        x = rng.normal(size=rng.integers(9, 50))
+        bad = rng.choice(x.size, rng.integers(1, 4), replace=False)
+        noise = np.zeros(x.size)
+        noise[bad] = rng.normal(size=bad.size) + 1
+
+        def grads(u: np.ndarray, x: np.ndarray, noise: np.ndarray = noise) -> np.ndarray:
+            return u * np.cos(x) + noise
+
+        report = report_on(lambda x: np.sin(x), x, grads=grads)
+        said = [text for text in causes(report).values() if "alone" not in text]
+        assert report.verdict is Verdict.FAIL and not said, (seed, said)
+
+
+def test_axes_of_a_complex_leaf_are_those_of_the_user() -> None:
+    class Square(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, z: torch.Tensor) -> torch.Tensor:
+            ctx.save_for_backward(z)
+            return z * z
+
+        @staticmethod
+        def backward(ctx: Any, grad: torch.Tensor) -> torch.Tensor:
+            (z,) = ctx.saved_tensors
+            return (grad * (2 * z).conj()).roll(1, 0)
+
+    def square(z: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = Square.apply(z)
+        return out
+
+    z = torch.randn(4, 5, dtype=torch.complex128, generator=torch.Generator().manual_seed(0))
+    assert causes(report_on(square, z)) == {"z": "dz = truth rolled by 1 along axis 0"}
+
+
+def test_a_complex_number_is_an_output() -> None:
+    z = torch.tensor([0.3 + 0.4j, 1.2 - 0.7j], dtype=torch.complex128)
+    assert report_on(lambda z: (z * z).sum(), z).verdict is Verdict.PASS
+
+
 def test_looking_for_the_cause_leaves_the_world_as_it_was() -> None:
     x = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
     before, state = x.detach().clone(), torch.get_rng_state()

@@ -62,7 +62,7 @@ def with_causes(
         if seen is None or any(findings[n].kind in PLAIN for n in said):
             continue
         leaves[leaf.name] = replace(entry, evidence=looked.evidence(number, row, seen))
-        if (cause := looked.cause(number, seen)) is not None:
+        if (cause := looked.cause(number, row, seen)) is not None:
             findings.insert(said[-1] + 1 if said else len(findings), _finding(leaf, cause))
             # A mistake of that size is no rounding.
             findings = [x for x in findings if (x.leaf, x.kind) != (leaf.name, "precision")]
@@ -86,7 +86,9 @@ class _Looked:
         self.another = another
         # More backward passes, and vectors as long as all leaves, are for what is not large.
         self.may_run = (
-            self.layout.size <= LARGE and not phi.budget.is_cut and self.runs[-1].mode == REVERSE
+            self.layout.size <= LARGE
+            and not phi.budget.is_cut
+            and any(run.mode == REVERSE for run in self.runs)
         )
 
     @functools.cached_property
@@ -99,9 +101,10 @@ class _Looked:
 
     @functools.cached_property
     def moved(self) -> Vector:
-        """Another point."""
+        """Another point, where every sign is another: what is constant by pieces moves, too."""
         scale, _ = self.phi.scales()
-        return self.phi.problem.point + AWAY * scale * np.cos(np.arange(scale.size))
+        far = AWAY * np.cos(np.arange(scale.size))
+        return -self.phi.problem.point * (1 + far) - far * scale
 
     @functools.cached_property
     def elsewhere(self) -> Vector | None:
@@ -116,13 +119,15 @@ class _Looked:
 
         return _tried(there)
 
-    def cause(self, number: int, seen: Seen) -> Cause | None:
+    def cause(self, number: int, row: int, seen: Seen) -> Cause | None:
         """What is wrong with one leaf."""
         found = cause_of(seen)
         if found is not None and found.kind == "zero":
             return found
+        if self.runs[row].mode != REVERSE:
+            return found
         if self._is_same(self.under_another, number):
-            if self._is_same(self.elsewhere, number):
+            if self._is_stale(number, seen):
                 text = f"{seen.name} is the same under another cotangent and at another point: "
                 return Cause("stale", f"{text}{STALE}")
             text = f"{seen.name} does not change with the cotangent: what comes in is not used"
@@ -133,7 +138,8 @@ class _Looked:
         if other is None:
             return False
         part = self.layout.leaves[number].part
-        own = self.runs[-1].backward.gradient[part]
+        last = [run for run in self.runs if run.mode == REVERSE][-1]
+        own = last.backward.gradient[part]
         return norm(other[part] - own) <= SAME * norm(own)
 
     def evidence(self, number: int, row: int, seen: Seen) -> Evidence:
@@ -193,6 +199,7 @@ class _Looked:
             max(norm(bar) / size, 2.0**-bits),
             self.phi.unit or 1.0,
             self.extents,
+            [other.path[-1:] for other in self.layout].count(leaf.path[-1:]) == 1,
             dict(self._others(number, row)),
         )
 
@@ -241,11 +248,13 @@ class _Looked:
     def _others(self, number: int, row: int) -> Iterator[tuple[str, Vector]]:
         """What a gradient may be instead of the truth."""
         leaf, problem = self.layout.leaves[number], self.phi.problem
-        if problem.outputs.size == leaf.size and leaf.size > 1:
+        if problem.outputs.size == leaf.size and leaf.size > 1 and not leaf.is_complex:
             yield (
                 "the cotangent: the derivative of the function itself is missing",
                 self.phi.cotangent,
             )
+        if leaf.is_complex:
+            return
         if problem.point[leaf.part].any():
             yield f"{leaf.name} itself", problem.point[leaf.part]
         for place, other in enumerate(self.layout):
@@ -258,23 +267,30 @@ class _Looked:
 
     def _stale(self, number: int, seen: Seen) -> Cause | None:
         """The same gradient at another point, where the truth is another."""
-        if not self._is_same(self.elsewhere, number) or self.elsewhere is None:
+        if not self._is_stale(number, seen):
             return None
+        text = f"{seen.name} is the same at another point, where the truth is not: {STALE}"
+        return Cause("stale", text)
+
+    def _is_stale(self, number: int, seen: Seen) -> bool:
+        if not self._is_same(self.elsewhere, number) or self.elsewhere is None:
+            return False
+        if seen.gradient.size > 1 and not np.ptp(np.abs(seen.gradient)):
+            return False  # cut off at one size everywhere
         some = _spread(seen.places.size)
         with self.phi.problem.at(self.moved), self.phi.anew() as there:
             slopes = _slopes(there, seen.leaf.start + seen.places[some])
         truth = seen.truth[some]
-        if slopes is None or norm(slopes - truth) <= 0.01 * norm(truth):
-            return None
-        text = f"{seen.name} is the same at another point, where the truth is not: {STALE}"
-        return Cause("stale", text)
+        return slopes is not None and norm(slopes - truth) > 0.01 * norm(truth)
 
     def _diagonal(self, number: int, seen: Seen) -> Cause | None:
         """What each element does to its own output alone."""
         leaf, outputs = seen.leaf, self.phi.problem.outputs
         if outputs.size != leaf.size or seen.places.size < 2 or outputs.size < 2:
             return None
-        some = _spread(seen.places.size)
+        # Those that are off by most, and others.
+        worst = np.argsort(-np.abs(seen.found - seen.truth))[: FEW // 2]
+        some = np.unique([*worst, *_spread(seen.places.size)])
         own = np.zeros(len(some))
         for n, place in enumerate(seen.places[some]):
             alone = np.zeros_like(self.phi.cotangent)
@@ -284,8 +300,9 @@ class _Looked:
             if slope is None:
                 return None
             own[n] = slope[0]
-        close = min(1e-4 if self.phi.problem.bits == DOUBLE else 2e-2, 0.1 * seen.apart)
-        if not norm(seen.found[some] - own) <= close * norm(own):
+        close = 1e-4 if self.phi.problem.bits == DOUBLE else 2e-2
+        left, apart = seen.found[some] - own, seen.truth[some] - own
+        if not (norm(left) <= close * norm(own) and 10 * norm(left) <= norm(apart)):
             return None
         text = (
             f"{seen.name} = the diagonal of the Jacobian times the cotangent: what an element does "

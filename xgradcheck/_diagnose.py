@@ -28,6 +28,8 @@ may leave.
 """
 NAMED = 0.01
 """How near a factor comes to a number that it is called by, at most."""
+SMALL = 4
+"""Up to here a whole factor may be anything."""
 NOTHING = 1e-6
 """What is zero beside a truth."""
 PERMUTED = 4096
@@ -63,6 +65,8 @@ class Seen:
     """What a scalar output was multiplied by."""
     extents: frozenset[int] = frozenset()
     """Along the axes of arguments and outputs: of what a sum or a mean may be taken."""
+    has_own_key: bool = True
+    """Whether no other leaf has the last key of its path."""
     others: Mapping[str, Vector] = field(default_factory=dict)
     """What it may be instead, by what that is called: gradients of other leaves, the cotangent."""
 
@@ -93,16 +97,27 @@ class Seen:
         """The gradient, by the name that a user gives it: dW1."""
         path = self.leaf.path
         # params['W1'] is W1 to whoever writes its backward pass.
-        is_key = len(path) == 2 and isinstance(path[0], int)
-        for name in (self.leaf.name, path[1] if is_key else ""):
+        is_key = self.has_own_key and len(path) == 2 and isinstance(path[0], int)
+        for name in (self.leaf.names[0], path[1] if is_key else ""):
             if isinstance(name, str) and name.isidentifier():
                 return f"d{name}"
-        return f"grad({self.leaf.name})"
+        return f"grad({self.leaf.names[0]})"
 
     @property
     def theta(self) -> str:
         """The leaf itself, by the same name."""
-        return self.leaf.name if self.name.startswith("grad(") else self.name[1:]
+        return self.leaf.names[0] if self.name.startswith("grad(") else self.name[1:]
+
+    @functools.cached_property
+    def is_all_over(self) -> bool:
+        """Whether most of what is not zero is wrong: one large element hides all others in a
+        norm.
+        """
+        if self.bad is None:
+            return True
+        size = norm(self.truth) / math.sqrt(self.truth.size)
+        some = np.maximum(np.abs(self.truth), np.abs(self.found)) > NOTHING * size
+        return bool(np.count_nonzero(self.bad[self.places][some]) >= 0.5 * np.count_nonzero(some))
 
 
 def beside(
@@ -117,7 +132,8 @@ def cause_of(seen: Seen) -> Cause | None:
     """The one mistake that explains a gradient; None where none does."""
     if not 0 < seen.apart < math.inf or seen.apart <= 4 * seen.noise:
         return None
-    return next((cause for rule in RULES if (cause := rule(seen)) is not None), None)
+    rules = (*OF_ALL, *OF_SOME) if seen.is_all_over else OF_SOME
+    return next((cause for rule in rules if (cause := rule(seen)) is not None), None)
 
 
 def _off(found: Vector, expected: Vector) -> float:
@@ -157,6 +173,12 @@ def _factor(seen: Seen) -> Cause | None:
         off * norm(found) > gained
     ):
         return None
+    # Beside a truth that is nearly constant every gradient that is has a factor.
+    varied = norm(truth - truth.mean())
+    if truth.size >= FEWEST and varied > NOTHING * norm(truth):
+        left = norm(found - factor * truth)
+        if left > max(abs(factor) * varied / BETTER, 4 * seen.noise * norm(truth)):
+            return None
     return _called(seen, factor, 4 * (seen.noise + off))
 
 
@@ -181,6 +203,8 @@ def _called(seen: Seen, factor: float, unsure: float) -> Cause | None:
     for number, by in ((abs(factor), "{} * truth"), (1 / abs(factor), "truth / {}")):
         whole, square = round(number), round(number**2)
         if whole >= 2 and is_near(number, whole) and (is_sure or whole in seen.extents):
+            if whole <= SMALL and whole not in seen.extents:
+                return Cause("factor", f"{seen.name} = {sign}{by.format(whole)}")
             way, meant = ("sum", "a mean") if number == abs(factor) else ("mean", "a sum")
             text = f"{sign}{by.format(whole)}: a {way} over {whole} where {meant} is meant?"
             return Cause("factor", f"{seen.name} = {text}")
@@ -210,7 +234,7 @@ def _conjugate(seen: Seen) -> Cause | None:
 
 def _terms(seen: Seen) -> Cause | None:
     """A term that is missing, or that the function lacks: L2, L1, a constant."""
-    if seen.places.size < FEWEST:
+    if seen.places.size < FEWEST or seen.leaf.is_complex:
         return None
     missing = seen.truth - seen.found
     theta = seen.point[seen.places]
@@ -219,22 +243,26 @@ def _terms(seen: Seen) -> Cause | None:
     )
     bases = [("constant", "", np.ones(theta.size))]
     if np.ptp(np.abs(theta)) > 0:
-        bases += [("L2 term", "", theta), ("L1 term", "sign", np.sign(theta))]
+        bases.append(("L2 term", "", theta))
+        if np.ptp(np.sign(theta)) > 0:
+            bases.append(("L1 term", "sign", np.sign(theta)))
     found = []
     for kind, of, base in bases:
         if not (squared := float(base @ base)):
             continue
         size = float(missing @ base) / squared
         off = _off(missing, size * base)
-        if off <= close:
+        # What is left has to be little beside the gradient, too.
+        if off <= close and off * norm(missing) <= norm(seen.found) / BETTER:
             found.append((off, kind, of, size / seen.unit))
-    if not found:
+    found.sort()
+    # Values that are nearly constant do not tell one from the other.
+    if not found or (len(found) > 1 and found[0][0] * BETTER > found[1][0]):
         return None
-    _, kind, of, size = min(found)
-    sign, unit = "+-"[size > 0], "" if seen.unit == 1 else " per unit of the output"
+    _, kind, of, size = found[0]
+    sign = "+-"[size > 0]
     if kind == "constant":
-        text = f"truth {sign} {abs(size):.4g}{unit}: off by a constant"
-        return Cause("offset", f"{seen.name} = {text}")
+        return Cause("offset", f"{seen.name} = truth {sign} {abs(size):.4g}: off by a constant")
     term = f"{of}({seen.theta})" if of else seen.theta
     text = f"{seen.name} = truth {sign} {abs(size):.4g} * {term}: "
     if size > 0:
@@ -260,11 +288,17 @@ def _moved(seen: Seen) -> Cause | None:
     if seen.places.size < FEWEST or seen.leaf.size < FEWEST:
         return None
     best: tuple[float, _Moved] | None = None
-    for way in _ways(seen.leaf.grid, seen.places):
+    for way in _ways(seen.leaf.grid, seen.places, seen.leaf.is_complex):
         has = np.ones(seen.places.size, bool) if way.has is None else way.has
         if has.sum() < max(FEWEST, seen.places.size / 2):
             continue
-        off = _off(seen.gradient[way.where[has]], seen.truth[has])
+        truth = seen.truth[has]
+        # Two numbers that stand for all find a place for each other in many ways.
+        if np.count_nonzero(np.abs(truth) > 0.01 * np.abs(truth).max(initial=0.0)) < FEWEST:
+            continue
+        off = _off(seen.gradient[way.where[has]], truth)
+        if off * BETTER > _off(seen.found[has], truth):
+            continue
         if off <= seen.close and (best is None or off < 0.1 * best[0]):
             best = off, way
     if best is None:
@@ -272,24 +306,41 @@ def _moved(seen: Seen) -> Cause | None:
     return Cause(best[1].kind, f"{seen.name} = truth {best[1].words}")
 
 
-def _ways(shape: tuple[int, ...], places: Positions) -> "itertools.chain[_Moved]":
+def _ways(shape: tuple[int, ...], places: Positions, is_complex: bool) -> "itertools.chain[_Moved]":
     index = [np.asarray(axis) for axis in np.unravel_index(places, shape)]
+    first = 1 if is_complex else 0  # the axis of real and imaginary parts
     return itertools.chain(
-        _transposed(shape, places, index),
-        *(_along(shape, index, axis) for axis in range(len(shape))),
+        _transposed(shape, places, index, first),
+        *(_along(shape, index, axis, first) for axis in range(first, len(shape))),
+        _flipped(shape, index, first),
     )
 
 
-def _transposed(shape: tuple[int, ...], places: Positions, index: list[Positions]) -> list[_Moved]:
+def _flipped(shape: tuple[int, ...], index: list[Positions], first: int) -> list[_Moved]:
+    """Reversed along two axes, as the kernel of a convolution."""
     found = []
-    for a, b in itertools.combinations(range(len(shape)), 2):
+    for a, b in itertools.combinations(range(first, len(shape)), 2):
+        if min(shape[a], shape[b]) > 1:
+            turned = [*index]
+            for axis in (a, b):
+                turned[axis] = shape[axis] - 1 - index[axis]
+            words = f"reversed along axes {a - first} and {b - first}"
+            found.append(_Moved("flipped", words, np.ravel_multi_index(turned, shape)))
+    return found
+
+
+def _transposed(
+    shape: tuple[int, ...], places: Positions, index: list[Positions], first: int
+) -> list[_Moved]:
+    found = []
+    for a, b in itertools.combinations(range(first, len(shape)), 2):
         if shape[a] == shape[b] > 1:
             turned = [*index]
             turned[a], turned[b] = index[b], index[a]
-            axes = "" if len(shape) == 2 else f" (axes {a} and {b})"
+            axes = "" if len(shape) - first == 2 else f" (axes {a - first} and {b - first})"
             where = np.ravel_multi_index(turned, shape)
             found.append(_Moved("transposed", f"transposed{axes}", where))
-    if len(shape) > 1 and shape[-1] != shape[-2] and min(shape[-2:]) > 1:
+    if len(shape) - first > 1 and shape[-1] != shape[-2] and min(shape[-2:]) > 1:
         rows, columns = shape[-2:]
         block, inside = np.divmod(places, rows * columns)
         for one in (rows, columns):
@@ -300,16 +351,18 @@ def _transposed(shape: tuple[int, ...], places: Positions, index: list[Positions
     return found
 
 
-def _along(shape: tuple[int, ...], index: list[Positions], axis: int) -> list[_Moved]:
+def _along(shape: tuple[int, ...], index: list[Positions], axis: int, first: int) -> list[_Moved]:
     length = shape[axis]
-    if length < 3:
+    if length < 2:
         return []
 
     def at(moved: Positions) -> Positions:
         return np.asarray(np.ravel_multi_index([*index[:axis], moved, *index[axis + 1 :]], shape))
 
-    own, of = index[axis], f" along axis {axis}" if len(shape) > 1 else ""
+    own, of = index[axis], f" along axis {axis - first}" if len(shape) - first > 1 else ""
     found = [_Moved("flipped", f"reversed{of}", at(length - 1 - own))]
+    if length < 3:
+        return found
     for by in (1, -1, 2, -2):
         found.append(_Moved("rolled", f"rolled by {by}{of}", at((own + by) % length)))
     for by in (1, -1, 2, -2):
@@ -322,7 +375,7 @@ def _along(shape: tuple[int, ...], index: list[Positions], axis: int) -> list[_M
 
 def _permuted(seen: Seen) -> Cause | None:
     """Slices in another order."""
-    if not seen.is_whole:
+    if not seen.is_whole or seen.leaf.is_complex:
         return None
     shape = seen.leaf.grid
     gradient, truth = seen.gradient.reshape(shape), seen.truth.reshape(shape)
@@ -359,7 +412,7 @@ def _matched(rows: Vector, others: Vector) -> Positions | None:
 def _reduced(seen: Seen) -> Cause | None:
     """Summed, or averaged, over axes that the leaf has, and spread out again."""
     shape = seen.leaf.grid
-    if not seen.is_whole or len(shape) > 4:
+    if not seen.is_whole or len(shape) > 4 or seen.leaf.is_complex:
         return None
     gradient, truth = seen.gradient.reshape(shape), seen.truth.reshape(shape)
     long = [axis for axis, length in enumerate(shape) if length > 1]
@@ -381,23 +434,24 @@ def _axes(axes: tuple[int, ...]) -> str:
 
 
 def _partly(seen: Seen) -> Cause | None:
-    """Wrong in one place, or in one way in some elements."""
+    """Wrong in one way in one place, or in some elements."""
     bad = seen.bad
-    if bad is None or not 0 < bad.sum() < bad.size:
+    if bad is None or not 0 < bad.sum() < bad.size or seen.leaf.is_complex:
         return None
-    zeros = seen.gradient == 0
-    is_real = not seen.leaf.is_complex
-    if is_real and not (bad & ~zeros).any() and place_of(zeros, seen.leaf.shape) is not None:
-        # A zero in place of little is hard to see.
-        bad = zeros
-    place = place_of(bad, seen.leaf.shape) if is_real else None
+    size = max(norm(seen.truth), norm(seen.found)) / math.sqrt(seen.truth.size)
+    if not seen.gradient[bad].any():
+        # A zero in place of little is hard to see; where the truth is zero, too, it is right.
+        hard = seen.places[(seen.found == 0) & (np.abs(seen.truth) > NOTHING * size)]
+        wider = bad.copy()
+        wider[hard] = True
+        bad = wider if place_of(wider, seen.leaf.shape) is not None else bad
+    place = place_of(bad, seen.leaf.shape)
     inside = bad if place is None else place.inside
     where = f"at {int(bad.sum())} of {bad.size} elements" if place is None else f"in {place.words}"
     known = inside[seen.places]
     truth = seen.truth[known]
-    size = max(norm(seen.truth), norm(seen.found)) / math.sqrt(seen.truth.size)
     if known.sum() >= 2 and np.abs(truth).max() <= NOTHING * size:
-        text = f"{seen.name} is not zero {where}, where the truth is: a mask is missing?"
+        text = f"{seen.name} is not zero {where}, where the truth is zero: a mask is missing?"
         return Cause("unmasked", text)
     is_zero = np.abs(seen.gradient[inside]).max() <= NOTHING * size
     if place is None:
@@ -411,7 +465,17 @@ def _partly(seen: Seen) -> Cause | None:
     )
     if known.sum() >= FEWEST and (found := _factor(own)) is not None:
         return Cause(found.kind, f"{where} {found.text}")
-    return Cause(place.kind, f"{seen.name} is wrong {where} alone")
+    return None
+
+
+def _placed(seen: Seen) -> Cause | None:
+    """Wrong in one place, whatever it is that is wrong there."""
+    if seen.bad is None or seen.leaf.is_complex:
+        return None
+    place = place_of(seen.bad, seen.leaf.shape)
+    if place is None:
+        return None
+    return Cause(place.kind, f"{seen.name} is wrong in {place.words} alone")
 
 
 def _block(seen: Seen, place: Place) -> str:
@@ -432,9 +496,9 @@ def _magnitudes(seen: Seen) -> Cause | None:
     if truth.size < MANY:
         return None
     count = int((found * truth < 0).sum())
-    close = seen.close if count >= FEWEST else min(seen.close, CLOSER)
-    if count and norm(np.abs(found) - np.abs(truth)) <= close * norm(truth):
-        text = f"{seen.name} has the truth's sizes and, at {count} of {truth.size} elements, "
+    if count >= FEWEST and norm(np.abs(found) - np.abs(truth)) <= seen.close * norm(truth):
+        some = f"at {count} of {truth.size} elements" if seen.is_whole else "at some elements"
+        text = f"{seen.name} has the truth's sizes and, {some}, "
         return Cause("signs", text + "the wrong sign")
     top = float(np.abs(found).max())
     at_top = np.abs(found) >= 0.999 * top
@@ -446,7 +510,7 @@ def _magnitudes(seen: Seen) -> Cause | None:
 def _factors(seen: Seen) -> Cause | None:
     """A factor for each row, column, slice."""
     shape = seen.leaf.grid
-    if not seen.is_whole or len(shape) < 2:
+    if not seen.is_whole or len(shape) < 2 or seen.leaf.is_complex:
         return None
     for axis, length in enumerate(shape):
         if length < 2:
@@ -468,16 +532,7 @@ def _factors(seen: Seen) -> Cause | None:
 
 
 Rule = Callable[[Seen], Cause | None]
-RULES: tuple[Rule, ...] = (
-    _zero,
-    _factor,
-    _conjugate,
-    _terms,
-    _moved,
-    _instead,
-    _permuted,
-    _reduced,
-    _partly,
-    _magnitudes,
-    _factors,
-)
+OF_ALL: tuple[Rule, ...] = (_zero, _factor, _conjugate, _terms, _moved, _instead, _reduced)
+"""What holds for a whole leaf."""
+OF_SOME: tuple[Rule, ...] = (_permuted, _partly, _magnitudes, _factors, _terms, _placed)
+"""What may leave most of a leaf right."""

@@ -6,8 +6,10 @@ import numpy as np
 
 from xgradcheck._layout import Mask
 
-FULL = 0.75
-"""What share of a place has to be wrong: some elements are right by chance, as zeros are."""
+FULL, FEW = 0.75, 32
+"""What share of a place has to be wrong: some elements are right by chance, as zeros are. All of it
+in arrays of few elements, where much looks like a place by chance.
+"""
 WHOLE = 0.95
 """What share is as good as all of it."""
 STRIDES = (2, 3, 4, 8, 16, 32, 64, 128)
@@ -40,6 +42,8 @@ def place_of(mask: Mask, shape: tuple[int, ...]) -> Place | None:
     count, size = int(mask.sum()), mask.size
     if not 1 < count < size or size < FEWEST:
         return None
+    # A matrix of one row or column is a vector.
+    shape = tuple(length for length in shape if length > 1)
     ways = (
         _slices(mask.reshape(shape)) if len(shape) > 1 else None,
         _end(mask, shape),
@@ -53,17 +57,21 @@ def place_of(mask: Mask, shape: tuple[int, ...]) -> Place | None:
 
 def _fills(mask: Mask, inside: Mask) -> bool:
     """Whether a mask is nearly all of a place, and nothing else."""
-    return not mask[~inside].any() and mask.sum() >= FULL * inside.sum()
+    return not mask[~inside].any() and mask.sum() >= _full(mask) * inside.sum()
+
+
+def _full(mask: Mask) -> float:
+    return FULL if mask.size >= FEW else 1.0
 
 
 def _slices(mask: Mask) -> Place | None:
     """Whole rows, columns, slices along one axis."""
     for axis, length in enumerate(mask.shape):
-        if length < 2:
+        if length < 2 or mask.size // length < 3:
             continue
         others = tuple(other for other in range(mask.ndim) if other != axis)
         share = mask.mean(axis=others)
-        on = share >= FULL
+        on = share >= _full(mask)
         if not on.any() or on.all() or share[~on].any():
             continue
         where = np.flatnonzero(on)
@@ -123,7 +131,7 @@ def _stride(mask: Mask, shape: tuple[int, ...]) -> Place | None:
         if mask.size < 4 * stride:
             return None
         share = np.bincount(number[mask] % stride, minlength=stride) / np.bincount(number % stride)
-        on = share >= FULL
+        on = share >= _full(mask)
         if on.sum() != 1 or share[~on].any():
             continue
         phase = int(np.flatnonzero(on)[0])

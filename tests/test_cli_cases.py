@@ -764,3 +764,127 @@ def test_fifty_cases_in_three_frameworks_take_less_than_a_minute():
     counted = "50 cases: 35 PASS, 15 FAIL as expected; "
     assert finished.stdout.splitlines()[-1].startswith(counted)
     assert max(map(len, finished.stdout.splitlines())) <= 80
+
+
+# What a user's file may do to the others, and to the command.
+
+
+@pytest.mark.parametrize("jobs", ["0", "1", "2"])
+def test_files_find_the_modules_beside_them_and_not_those_of_others(folder, run, jobs):
+    for name, factor in (("one", 2.0), ("two", 3.0)):
+        (folder / name).mkdir()
+        (folder / name / "helper.py").write_text(f"FACTOR = {factor}\n", encoding="utf-8")
+        text = (
+            "from helper import FACTOR\n"
+            "def cost(W): return (W**2).sum()\n"
+            "def slope(W):\n    import helper\n    assert helper.FACTOR == FACTOR\n"
+            "    return FACTOR * W\n"
+        )
+        (folder / name / "own.py").write_text(text, encoding="utf-8")
+    cases = [
+        f'[[case]]\nname = "{name} {n}"\ntarget = "{name}/own.py:cost"\nargs = ["f64[3]"]\n'
+        f'grads = "{name}/own.py:slope"\nexpect = "{verdict}"\n'
+        for n in (1, 2)
+        for name, verdict in (("one", "PASS"), ("two", "FAIL"))
+    ]
+    (folder / "cases.toml").write_text("\n".join(cases), encoding="utf-8")
+    status, out, err = run("cases.toml", "--jobs", jobs)
+    assert status == 0, out + err
+
+
+def test_a_case_that_ends_its_process_is_an_error_without_jobs_too(folder, run):
+    case = (
+        '[[case]]\nname = "{0}"\ntarget = "ops.py:{0}"\nargs = ["f64[2]"]\ngrads = "ops.py:right"\n'
+    )
+    text = "".join(case.format(name) for name in ("dies", "cost"))
+    (folder / "cases.toml").write_text(text, encoding="utf-8")
+    status, _, err = run("cases.toml", "--json", "report.json")
+    assert status == 2 and "exit status 7" in err
+    told = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    assert [case["verdict"] for case in told["cases"]] == ["ERROR", "PASS"]
+
+
+def test_a_case_that_changes_the_folder_moves_no_report(folder, run):
+    (folder / "moves.py").write_text(
+        "import os\ndef cost(W):\n    os.chdir('/')\n    return (W**2).sum()\n"
+        "def slope(W): return 2 * W\n",
+        encoding="utf-8",
+    )
+    words = ("moves.py:cost", "f64[2]", "moves.py:cost", "f64[2]", "--grads", "moves.py:slope")
+    status, _, err = run(*words, "--junit", "report.xml")
+    assert status == 0 and not err
+    assert (folder / "report.xml").exists() and Path.cwd() == folder
+
+
+def test_what_stands_above_all_cases_may_expect_a_failure(folder, run):
+    case = (
+        '[[case]]\nname = "{0}"\ntarget = "ops.py:cost"\nargs = ["f64[2]"]\ngrads = "ops.py:{0}"\n'
+    )
+    own = case.format("right") + 'expect = "PASS"\n'
+    text = 'expect = "FAIL"\n' + case.format("wrong") + own
+    (folder / "cases.toml").write_text(text, encoding="utf-8")
+    status, out, _ = run("cases.toml")
+    assert status == 0 and "1 FAIL as expected" in out
+
+
+def test_a_message_that_no_encoding_has_loses_no_report(folder, run):
+    (folder / "odd.py").write_text(
+        "def cost(W): raise ValueError('\\ud800')\ndef slope(W): return W\n", encoding="utf-8"
+    )
+    text = '[[case]]\ntarget = "odd.py:cost"\nargs = ["f64[2]"]\ngrads = "odd.py:slope"\n'
+    (folder / "cases.toml").write_text(text, encoding="utf-8")
+    status, _, _ = run("cases.toml", "--json", "a.json", "--junit", "a.xml", "--markdown", "a.md")
+    assert status == 2
+    assert json.loads((folder / "a.json").read_text(encoding="utf-8"))["cases"]
+    assert ElementTree.parse(folder / "a.xml").getroot().tag == "testsuites"
+
+
+def test_the_page_knows_what_was_expected_and_what_has_no_report(folder, run):
+    case = (
+        '[[case]]\nname = "{0}"\ntarget = "ops.py:{1}"\nargs = ["f64[2]"]\ngrads = "ops.py:{2}"\n'
+    )
+    text = case.format("planted", "cost", "wrong") + 'expect = "FAIL"\n'
+    (folder / "cases.toml").write_text(text + case.format("fine", "cost", "right"), "utf-8")
+    assert run("cases.toml", "--html", "page.html")[0] == 0
+    page = (folder / "page.html").read_text(encoding="utf-8")
+    assert '<span class="badge PASS">PASS</span>xgradcheck check' in page and "as expected" in page
+    (folder / "cases.toml").write_text(case.format("broken", "breaks", "right"), "utf-8")
+    assert run("cases.toml", "--html", "page.html")[0] == 2
+    page = (folder / "page.html").read_text(encoding="utf-8")
+    assert '<span class="badge ERROR">ERROR</span>' in page and "the user&#39;s own words" in page
+
+
+@pytest.mark.parametrize("name", ["my (old) cases.toml", "a[b].toml", "a'b=c.toml"])
+def test_a_file_that_is_there_may_be_called_anything(folder, run, name):
+    text = '[[case]]\ntarget = "ops.py:cost"\nargs = ["f64[2]"]\ngrads = "ops.py:right"\n'
+    (folder / name).write_text("\ufeff" + text, encoding="utf-8")
+    assert run(name)[0] == 0
+    (folder / "my (old) ops.py").write_text(OPS, encoding="utf-8")
+    words = ("my (old) ops.py:cost", "f64[2]", "--grads", "my (old) ops.py:right")
+    assert run(*words)[0] == 0
+
+
+def test_a_command_that_is_ended_leaves_a_partial_report_and_no_process(folder):
+    own = 'target = "ops.py:slow"\nargs = ["f64[60]"]\ngrads = "ops.py:right"\n'
+    text = "".join(f'[[case]]\nname = "{number}"\n{own}' for number in range(60))
+    (folder / "cases.toml").write_text(text, encoding="utf-8")
+    command = [sys.executable, "-m", "xgradcheck", "check", "cases.toml", "--json", "report.json"]
+    environment = os.environ | {"PYTHONPATH": str(CHECKOUT)}
+    process = subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("PASS"):
+            break
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert json.loads((folder / "report.json").read_text(encoding="utf-8"))["interrupted"]
+    for _ in range(100):  # what shares memory among processes ends a little later
+        try:
+            os.killpg(process.pid, 0)
+        except ProcessLookupError:
+            return
+        time.sleep(0.1)
+    raise AssertionError("a process is left")

@@ -184,7 +184,17 @@ def test_reports_one_after_the_other_and_those_of_pytest_are_read(differ):
     assert differ(several, several)[2] == "2 cases: nothing changed but times"
     tests = {"schema": 1, "reports": [report(test=f"test_x.py::{n}") for n in ("one", "two")]}
     assert differ(tests, tests)[2] == "2 cases: nothing changed but times"
-    assert differ(json.dumps([report(), report()]), several)[0] == 0
+    assert differ(json.dumps([report(name="one"), report(name="two")]), several)[0] == 0
+
+
+def test_reports_that_have_nothing_in_common_are_refused(differ):
+    several = "\n".join(json.dumps(report(name=name)) for name in ("one", "two"))
+    status, err, _ = differ(several, several.replace("one", "three").replace("two", "four"))
+    assert status == 2 and "no case in common" in err
+
+
+def test_a_byte_order_mark_is_no_part_of_a_report(differ):
+    assert differ("\ufeff" + json.dumps(report()), report())[0] == 0
 
 
 @pytest.mark.parametrize(

@@ -194,7 +194,8 @@ def test_a_gradient_that_is_the_same_everywhere_is_wrong_near_by(fn, point, wron
     """Forgotten derivatives of what is one, or nothing, at the start of a training."""
     report = check(fn, point, grads=wrong, raise_exception=False)
     assert report.verdict == "FAIL"
-    assert [finding.kind for finding in report.findings] == ["only right at this point"]
+    kinds = [finding.kind for finding in report.findings]
+    assert kinds in (["only right at this point"], ["only right at this point", "stale"])
 
 
 def test_a_function_that_hands_in_the_very_same_array_is_a_tree():

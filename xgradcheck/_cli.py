@@ -1,9 +1,13 @@
 """The command: ``xgradcheck check FILE:FUNCTION ARGS...``, and its other verbs."""
 
 import argparse
+import contextlib
+import io
 import os
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 from xgradcheck._cli_cases import cases_of
 from xgradcheck._cli_options import ANY, BACKENDS, FILES, complete, of_verb
@@ -80,8 +84,12 @@ examples:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; the exit status."""
     options = _parser().parse_args(argv)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a name may hold what a terminal has no code for
+            stream.reconfigure(errors="backslashreplace")
     try:
-        return _run(options)
+        with _ended_as_by_ctrl_c():
+            return _run(options)
     except InvalidCase as refusal:
         complain(str(refusal))
         return MISUSE
@@ -91,6 +99,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # as by `| head`; nothing more can be printed, at the exit neither
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return CLOSED
+
+
+@contextlib.contextmanager
+def _ended_as_by_ctrl_c() -> Iterator[None]:
+    """Whoever ends this process, or closes its terminal, gets the reports of what is done, too."""
+
+    def stop(number: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    before = {}
+    for name in ("SIGTERM", "SIGHUP"):
+        with contextlib.suppress(AttributeError, ValueError):  # not there, or not the main thread
+            before[name] = signal.signal(getattr(signal, name), stop)
+    try:
+        yield
+    finally:
+        for name, handler in before.items():
+            signal.signal(getattr(signal, name), handler)
 
 
 def _run(options: argparse.Namespace) -> int:

@@ -24,14 +24,15 @@ def cases_in(written: str, command: Command) -> list[NamedCase]:
     if not path.is_file():
         raise InvalidCase(f"there is no file {path}: give a case file, or file.py:function.")
     if path.suffix == ".py":
-        defaults, tables = _from_python(path)
+        expected, defaults, tables = Verdict.PASS, *_from_python(path)
     else:
-        defaults, tables = _from_toml(path)
+        expected, defaults, tables = _from_toml(path)
     if not tables:
         raise InvalidCase(f"{path} has no cases: {ABSENT[path.suffix]}.")
     find_neighbours(path.resolve().parent)
     found = [
-        _case(table, number, path, defaults, command) for number, table in enumerate(tables, 1)
+        _case(table, number, path, expected, defaults, command)
+        for number, table in enumerate(tables, 1)
     ]
     _refuse_same_names(tables, path)
     return found
@@ -43,15 +44,16 @@ ABSENT = {
 }  # fmt: skip
 
 
-def _from_toml(path: Path) -> tuple[dict[str, Any], list[Any]]:
+def _from_toml(path: Path) -> tuple[Verdict, dict[str, Any], list[Any]]:
     try:
-        whole = tomllib.loads(path.read_text(encoding="utf-8"))
+        whole = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InvalidCase(f"{path} is no TOML file ({error}): write cases as [[case]].") from None
     tables = whole.pop("case", [])
     if not isinstance(tables, list):
         raise InvalidCase(f"{path}: case is no list: write [[case]], in two brackets.")
-    return _options(whole, str(path), is_python=False, verbs=JUDGING), tables
+    expected, whole = _expected(whole, str(path), Verdict.PASS)
+    return expected, _options(whole, str(path), is_python=False, verbs=JUDGING), tables
 
 
 def _from_python(path: Path) -> tuple[dict[str, Any], list[Any]]:
@@ -72,7 +74,12 @@ def _refuse_same_names(tables: Sequence[Any], path: Path) -> None:
 
 
 def _case(
-    table: Any, number: int, path: Path, defaults: Mapping[str, Any], command: Command
+    table: Any,
+    number: int,
+    path: Path,
+    expected: Verdict,
+    defaults: Mapping[str, Any],
+    command: Command,
 ) -> NamedCase:
     """One case of a file: its own options first, then those of the command, then the file's."""
     where = f"{path}, case {number}"
@@ -91,7 +98,7 @@ def _case(
         raise InvalidCase(f"{where}: args is a {type(args).__name__}: write a list.")
     if not isinstance(kwargs, Mapping):
         raise InvalidCase(f"{where}: kwargs is a {type(kwargs).__name__}: write a table by names.")
-    expected, keys = _expected(keys, where)
+    expected, keys = _expected(keys, where, expected)
     own = _options(keys, where, is_python, (verb,))
     last = {name: value for name, value in command.given.items() if BY_NAME[name].wins}
     return NamedCase(
@@ -135,7 +142,7 @@ def _text(keys: dict[str, Any], key: str, where: str) -> str | None:
     return value
 
 
-def _expected(keys: dict[str, Any], where: str) -> tuple[Verdict, dict[str, Any]]:
+def _expected(keys: dict[str, Any], where: str, usual: Verdict) -> tuple[Verdict, dict[str, Any]]:
     """The verdict in ``expect``, and what is left of it: the gradient that an audit expects."""
     given = keys.pop("expect", [])
     parts = list(given) if isinstance(given, list | tuple) else [given]
@@ -148,7 +155,7 @@ def _expected(keys: dict[str, Any], where: str) -> tuple[Verdict, dict[str, Any]
         )
     if others:
         keys["expect"] = others[0]
-    return verdicts[0] if verdicts else Verdict.PASS, keys
+    return verdicts[0] if verdicts else usual, keys
 
 
 def _options(
@@ -175,5 +182,9 @@ def _unknown(key: str, known: Mapping[str, Option], verbs: Sequence[str]) -> str
         return f'{key} is no option of {" and ".join(verbs)}: write verb = "{verb}".'
     if other is not None:
         return f"{key} belongs on the command line: leave it out here."
+    if key in OWN_KEYS:
+        return f"{key!r} belongs to one case: write it below a [[case]]."
+    if key in ("cases", "CASES"):
+        return "cases are written as [[case]], each."
     (near, *_) = difflib.get_close_matches(key, [*OWN_KEYS, *known], 1, 0)
     return f"{key!r} is no key of a case; the nearest is {near!r}."

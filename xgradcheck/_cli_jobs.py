@@ -56,7 +56,9 @@ def run_all(cases: Sequence[NamedCase], command: Command, jobs: int, tell: Tell)
     interrupted = False
     try:
         with bar_of_cases(len(cases)) as tick:
-            found = _shared(cases, command, jobs) if jobs > 1 else _in_turn(cases, command, tick)
+            # A case may take its process with it: those of files have one of their own.
+            is_shared = jobs > 1 or (jobs == 1 and any(case.source for case in cases))
+            found = _shared(cases, command, jobs) if is_shared else _in_turn(cases, command, tick)
             with contextlib.closing(found):
                 for number, outcome in found:
                     ledger.add(number, outcome)

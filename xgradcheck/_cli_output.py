@@ -12,11 +12,12 @@ from rich.text import Text
 from xgradcheck._cli_words import NamedCase
 from xgradcheck._errors import InvalidCase
 from xgradcheck._judge import Verdict
-from xgradcheck._outcomes import RAISED, Outcome, Run, floor_of
+from xgradcheck._outcomes import FAILED, MISUSE, PASSED, RAISED, UNSURE, Outcome, Run, floor_of
 from xgradcheck._report import Report
 from xgradcheck._sensitivity import lines
 from xgradcheck._text import STYLES, plain, printable, text
 
+WORDS = {PASSED: "PASS", FAILED: "FAIL", UNSURE: "INCONCLUSIVE", MISUSE: "ERROR"}
 NAMES = 38
 """How wide names may make their column."""
 
@@ -43,7 +44,7 @@ def show(rendered: RenderableType) -> None:
         return
     # Printed and not written by the console, since a bar below catches what is printed alone.
     with console.capture() as caught:
-        console.print(rendered, soft_wrap=is_line)
+        console.print(rendered, soft_wrap=is_line, crop=False)
     print(caught.get(), end="", flush=True)
 
 
@@ -158,21 +159,29 @@ def write_files(run: Run, in_lines: bool, options: dict[str, Any]) -> None:
         if path := options["junit"]:
             from xgradcheck._junit import junit  # loaded where it is asked for
 
-            Path(path).write_text(junit(run), encoding="utf-8")
+            _write(path, junit(run))
         if path := options["markdown"]:
             from xgradcheck._markdown import markdown
 
-            Path(path).write_text(markdown(run), encoding="utf-8")
+            _write(path, markdown(run))
         if path := options["html"]:
-            from xgradcheck._html import write_page
+            from xgradcheck._html import Expectations, write_page
 
-            # The page knows nothing of what was expected, of errors, and of what was not run.
             stopped = ", interrupted" if run.interrupted else ""
             title = f"{run.title}: {run.counts}{stopped}" if run.is_several else ""
             reports = [(o.name, o.report) for o in run.outcomes if o.report is not None]
-            write_page(reports, path, title)
+            faults = [(o.name, o.said) for o in run.outcomes if o.report is None]
+            faults += [(name, "not run: interrupted") for name in run.left]
+            verdict = WORDS[run.status] if run.is_several or faults else ""
+            remarks = {outcome.name: outcome.remark for outcome in run.outcomes}
+            write_page(reports, path, title, Expectations(verdict, remarks, faults))
     except OSError as error:
         raise InvalidCase(f"the report cannot be written to {path}: {error.strerror}") from None
+
+
+def _write(path: str, text: str) -> None:
+    # A message may hold what no encoding has.
+    Path(path).write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def _write_json(run: Run, in_lines: bool, path: str) -> None:
@@ -181,7 +190,7 @@ def _write_json(run: Run, in_lines: bool, path: str) -> None:
         if path == "-":
             print(text)
         else:
-            Path(path).write_text(text + "\n", encoding="utf-8")
+            _write(path, text + "\n")
     elif path != "-":
         for number, outcome in enumerate(run.outcomes, 1):
             own = Path(path)

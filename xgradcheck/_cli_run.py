@@ -1,5 +1,6 @@
 """One case, from its words to what became of it."""
 
+import os
 import re
 import time
 import traceback
@@ -24,7 +25,7 @@ from xgradcheck._stated import SURROGATE
 
 def outcome_of(case: NamedCase) -> Outcome:
     """What becomes of one case; nothing that its function raises gets any further."""
-    started = time.perf_counter()
+    started, here = time.perf_counter(), os.getcwd()
     found = Outcome(case.name, expected=case.expected)
     try:
         asked = limits(map(str, case.options["min_sensitivity"] or ()))
@@ -35,6 +36,8 @@ def outcome_of(case: NamedCase) -> Outcome:
         found = replace(found, fault=REFUSED, error=str(refusal))
     except (Exception, SystemExit) as error:  # the user's: show where, in the user's files
         found = replace(found, fault=RAISED, error=traceback_of(error))
+    finally:
+        os.chdir(here)
     return replace(found, elapsed_s=time.perf_counter() - started)
 
 

@@ -5,6 +5,7 @@ import importlib
 import importlib.util
 import sys
 import zlib
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FunctionType, ModuleType
 from typing import Any
@@ -82,10 +83,56 @@ def module_from_file(path: Path) -> ModuleType:
     return module
 
 
-def find_neighbours(folder: Path) -> None:
-    """As ``python file.py`` does, so that the file finds those beside it."""
-    if str(folder) not in sys.path:
+@dataclass(slots=True)
+class _Neighbours:
+    """The folder whose modules files find beside them, as where ``python file.py`` is run there:
+    ``helper`` of another folder is another module.
+    """
+
+    folder: Path | None = None
+    known: frozenset[str] = frozenset()
+    """The modules that were loaded before it."""
+    kept: dict[Path, dict[str, ModuleType]] = field(default_factory=dict)
+    """Those of other folders."""
+
+    def enter(self, folder: Path) -> None:
+        """Have the modules of this folder found, and those of the last one no more."""
+        if folder == self.folder:
+            return
+        if self.folder is not None:
+            self.kept[self.folder] = own = self._own(self.folder)
+            for name in own:
+                del sys.modules[name]
+            if str(self.folder) in sys.path:
+                sys.path.remove(str(self.folder))
+        self.known, self.folder = frozenset(sys.modules), folder
+        sys.modules.update(self.kept.pop(folder, {}))
         sys.path.insert(0, str(folder))
+
+    def _own(self, folder: Path) -> dict[str, ModuleType]:
+        return {
+            name: module
+            for name, module in sys.modules.items()
+            if name not in self.known
+            and not name.startswith(("xgradcheck", "_xgradcheck_"))
+            and _lies_in(module, folder)
+        }
+
+
+def _lies_in(module: ModuleType, folder: Path) -> bool:
+    file = getattr(module, "__file__", None)
+    if not isinstance(file, str):
+        return False
+    path = Path(file).resolve()
+    return path.is_relative_to(folder) and "site-packages" not in path.parts
+
+
+_neighbours = _Neighbours()
+
+
+def find_neighbours(folder: Path) -> None:
+    """As ``python file.py`` does, so that the file finds those beside it and no others."""
+    _neighbours.enter(folder)
 
 
 def owner_of(case: Case) -> str | None:

@@ -33,7 +33,7 @@ class Target:
 
     @property
     def is_case_file(self) -> bool:
-        return CASE_FILE.fullmatch(self.written) is not None
+        return _is_case_file(self.written)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,12 +58,24 @@ class NamedCase:
     """What its report is called; None for what its function is called."""
 
 
+def _is_case_file(word: str) -> bool:
+    # A file that is there may be called anything.
+    return bool(CASE_FILE.fullmatch(word)) or (
+        word.lower().endswith((".toml", ".py")) and Path(word).is_file()
+    )
+
+
+def _is_target(word: str) -> bool:
+    where, _, name = word.rpartition(":")
+    is_there = where.endswith(".py") and name.isidentifier() and Path(where).is_file()
+    return is_there or bool(TARGET.fullmatch(word) and not is_part(word))
+
+
 def targets(words: Sequence[str]) -> list[Target]:
     """The targets among the words, and what follows each; none where the first word is none."""
     found: list[Target] = []
     for word in words:
-        is_target = TARGET.fullmatch(word) and not is_part(word)
-        if is_target or CASE_FILE.fullmatch(word):
+        if _is_target(word) or _is_case_file(word):
             found.append(Target(word))
         elif found:
             found[-1].arguments.append(word)

@@ -28,6 +28,8 @@ may leave.
 """
 NAMED = 0.01
 """How near a factor comes to a number that it is called by, at most."""
+LARGEST = 1e9
+"""A factor beyond that has no name."""
 SMALL = 4
 """Up to here a whole factor may be anything."""
 NOTHING = 1e-6
@@ -164,8 +166,9 @@ def _factor(seen: Seen) -> Cause | None:
     squared = float(truth @ truth)
     if not squared:
         return None
-    factor = float(found @ truth) / squared
-    if not factor:
+    with np.errstate(all="ignore"):
+        factor = float(found @ truth) / squared
+    if not factor or not math.isfinite(factor):
         return None
     off = _off(found, factor * truth)
     gained = max(norm(truth - found) / BETTER, 4 * seen.noise * norm(truth))
@@ -186,6 +189,8 @@ def _called(seen: Seen, factor: float, unsure: float) -> Cause | None:
     """A factor by its name. One or two elements have some factor always: only a name tells."""
     near = min(max(unsure, 1e-6), NAMED)
     is_sure = seen.truth.size >= FEWEST
+    if not 1 / LARGEST < abs(factor) < LARGEST:
+        return Cause("factor", f"{seen.name} = {factor:.4g} * truth") if is_sure else None
 
     def is_about(number: float) -> bool:
         return abs(factor / number - 1) <= near

@@ -88,6 +88,10 @@ def difference(before: Path, after: Path, factor: float) -> Difference:
     if len(old) == len(new) == 1:  # the same thing, whatever it is called by now
         new = dict(zip(old, new.values(), strict=True))
     shared = [name for name in old if name in new]
+    if not shared:
+        raise InvalidCase(
+            f"{before} and {after} have no case in common: compare two reports of the same cases."
+        )
     changes = [
         Change(CASES, "case", name, old[name].verdict, ABSENT) for name in old if name not in new
     ]
@@ -103,7 +107,7 @@ def difference(before: Path, after: Path, factor: float) -> Difference:
 def read(path: Path) -> dict[str, Told]:
     """The cases of a file, which holds one report, several, or those of case files."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is no text"
         raise InvalidCase(f"{path} cannot be read ({reason}): give what --json wrote.") from None

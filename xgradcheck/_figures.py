@@ -52,6 +52,8 @@ WIDE, TALL = 3.7, 2.7
 """Inches of one picture."""
 BOX = (0.19, 0.18, 0.77, 0.78)
 """Where the axes lie in a picture."""
+RINGED = 8
+"""Wrong cells that get a ring each."""
 CELLS, DOTS, BINS = 160, 1500, 40
 """Cells of a heat map along each side, points of a scatter and bars of a histogram, at most."""
 
@@ -139,6 +141,11 @@ def _heat(axes: Axes, evidence: Evidence, shape: tuple[int, ...]) -> None:
         aspect="auto" if rows * 4 < columns or columns * 4 < rows else "equal",
         interpolation="nearest",
     )
+    lone = np.flatnonzero(worst > 0)
+    if lone.size <= RINGED < worst.size:
+        # A single cell of many is hard to see.
+        y, x = (lone // across + 0.5) * rows / down, (lone % across + 0.5) * columns / across
+        axes.scatter(x - 0.5, y - 0.5, s=60, facecolors="none", edgecolors=WRONG, linewidths=1.2)
     for axis, count in ((axes.xaxis, columns), (axes.yaxis, rows)):
         axis.set_major_locator(matplotlib.ticker.MaxNLocator(6, integer=True))
         if count == 1:
@@ -186,8 +193,10 @@ def _scatter(axes: Axes, evidence: Evidence) -> None:
     # Zeros have no place on a log axis: they lie along its edge.
     low = max(float(np.percentile(known, 1)) if known.size else 0.1, high * 1e-12) / 3
     x, y = (np.clip(np.abs(values), low, high * 2) for values in (truth, analytic))
-    same = analytic * truth >= 0
     off = np.abs(analytic - truth) > 1e-4 * np.maximum(np.abs(analytic), np.abs(truth))
+    if (wrong := evidence.wrong) is not None:
+        off = wrong[evidence.places[some]]
+    same = (analytic * truth >= 0) | ~off
     axes.plot([low, high * 2], [low, high * 2], color=LINE, linewidth=1)
     for mask, colour, marker, name in (
         (same & ~off, RIGHT, "o", "right"),

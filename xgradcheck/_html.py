@@ -5,12 +5,13 @@ wide and narrow.
 import html
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xgradcheck._errors import InvalidCase
-from xgradcheck._judge import Verdict, percent
+from xgradcheck._judge import Verdict
 from xgradcheck._page import MACROS, PAGE, SCRIPT, STYLE
 
 if TYPE_CHECKING:
@@ -22,17 +23,40 @@ LISTED = 40
 """Findings and notes of one report that the page shows at once."""
 
 
+@dataclass(frozen=True, slots=True)
+class Expectations:
+    """What the reports of a page do not know themselves: what was expected of them, and what there
+    is no report of.
+    """
+
+    verdict: str = ""
+    """Of all together; else the gravest."""
+    remarks: Mapping[str, str] = field(default_factory=dict)
+    """By title: "as expected"."""
+    faults: Sequence[tuple[str, str]] = ()
+    """Titles of what has no report, and why."""
+
+
+NOTHING_ELSE = Expectations()
+
+
 def write_page(
-    reports: "Sequence[tuple[str, Report]]", path: str | os.PathLike[str], title: str = ""
+    reports: "Sequence[tuple[str, Report]]",
+    path: str | os.PathLike[str],
+    title: str = "",
+    beside: Expectations = NOTHING_ELSE,
 ) -> None:
     """Write the page of these reports, each under its title.
 
     Raises ``InvalidCase`` where jinja2 or matplotlib is not installed.
     """
-    Path(path).write_text(page(reports, title), encoding="utf-8")
+    text = page(reports, title, beside)
+    Path(path).write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
-def page(reports: "Sequence[tuple[str, Report]]", title: str = "") -> str:
+def page(
+    reports: "Sequence[tuple[str, Report]]", title: str = "", beside: Expectations = NOTHING_ELSE
+) -> str:
     """The page as text."""
     try:
         import jinja2
@@ -44,18 +68,25 @@ def page(reports: "Sequence[tuple[str, Report]]", title: str = "") -> str:
         ) from None
     pictured = PICTURED if len(reports) < PICTURED else 1
     shown = [_shown(name, report, drawing, pictured) for name, report in reports]
-    verdict = Verdict.of([report.verdict for _, report in reports])
+    for each in shown:
+        each["remark"] = beside.remarks.get(each["key"], "")
+    verdict = beside.verdict or str(Verdict.of([report.verdict for _, report in reports]))
     counts = Counter(str(report.verdict) for _, report in reports)
     environment = {
         name: value for _, report in reports for name, value in report.environment.items()
     }
+    from xgradcheck._text import printable
+
     loader = jinja2.DictLoader({"macros": MACROS, "page": PAGE})
     templates = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, loader=loader
     )
-    one = shown[0]["title"] if len(shown) == 1 else ""
+    is_one = len(shown) == 1 and not beside.faults
+    one = shown[0]["title"] if is_one else ""
     return templates.get_template("page").render(
         shown=shown,
+        is_one=is_one,
+        faults=[tuple(map(printable, fault)) for fault in beside.faults],
         title=title or (f"{verdict}: {one}" if one else "gradient checks"),
         verdict=verdict,
         counts=", ".join(f"{count} {name}" for name, count in counts.items()) or "nothing checked",
@@ -80,7 +111,7 @@ def _shown(name: str, report: "Report", drawing: Any, pictured: int) -> dict[str
     facts = [
         ("distance", _short(report.distance)),
         ("grade", report.grade),
-        ("floor", percent(floor) if floor == floor else "-"),
+        ("floor", _short(floor)),
         ("leaves", len(leaves)),
         ("coverage", report.coverage),
         ("evaluations", f"{report.evaluations:,}"),
@@ -98,6 +129,7 @@ def _shown(name: str, report: "Report", drawing: Any, pictured: int) -> dict[str
     cause = next((text for card in cards for text in card["causes"] + card["said"]), "")
     brief = cause or next((finding.text for finding in report.findings), "")
     return {
+        "key": name,
         "title": printable(name),
         "report": report,
         "headline": printable(headline(report)),
@@ -114,7 +146,7 @@ def _shown(name: str, report: "Report", drawing: Any, pictured: int) -> dict[str
         ],
         "distance": _short(report.distance),
         "distance_key": _key(report.distance),
-        "floor": percent(floor) if floor == floor else "-",
+        "floor": _short(floor),
         "floor_key": _key(floor),
         "brief": brief,
     }
@@ -135,10 +167,10 @@ def _card(leaf: "LeafReport", report: "Report", drawing: Any) -> dict[str, Any]:
     worst: list[tuple[str, str]] = []
     if (element := leaf.worst) is not None:
         error = abs(element.analytic - element.truth)
-        truth = f"{element.truth:.9g}"
+        truth = f"{element.truth:.7g}"
         worst = [
             ("worst element", printable(element_name(leaf, element))),
-            ("backward gives", f"{element.analytic:.9g}"),
+            ("backward gives", f"{element.analytic:.7g}"),
             ("truth", truth + (f" ± {element.error_bar:.1g}" if element.error_bar else "")),
             ("off by", f"{error:.2g}"),
             ("allowed", f"{element.allowed:.1g}"),

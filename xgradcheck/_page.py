@@ -14,8 +14,8 @@ h2 { font-size: 1.1rem; margin: 2.2rem 0 .6rem; }
 h3 { font-size: 1rem; margin: 0; }
 a { color: inherit; } code { font: .92em ui-monospace, monospace; }
 .dim, footer, figcaption { color: var(--dim); font-size: .9rem; }
-.PASS { color: var(--good); } .FAIL { color: var(--bad); } .INCONCLUSIVE { color: var(--open); }
-.SKIPPED { color: var(--dim); }
+.PASS { color: var(--good); } .FAIL, .ERROR { color: var(--bad); }
+.INCONCLUSIVE { color: var(--open); } .SKIPPED { color: var(--dim); }
 .badge { font-size: .8em; font-weight: 700; letter-spacing: .02em; padding: .12em .55em;
   border: 1.5px solid currentColor; border-radius: .4em; margin-right: .4em; white-space: nowrap; }
 .lead { margin: .4rem 0 0; font-size: 1.05rem; }
@@ -29,7 +29,7 @@ table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nu
   font-size: .95rem; }
 th, td { text-align: right; padding: .35rem .7rem; border-bottom: 1px solid var(--line);
   white-space: nowrap; }
-th.t, td.t { text-align: left; } td.wide { white-space: normal; min-width: 14rem;
+th.t, td.t { text-align: left; } td.wide { white-space: normal; min-width: min(14rem, 30vw);
   }
 th { font-weight: 600; } thead th { position: relative; }
 th button { font: inherit; color: inherit; background: none; border: 0; padding: 0;
@@ -42,9 +42,9 @@ th[aria-sort="descending"] button::after { content: "\\2193"; }
 .leaf.INCONCLUSIVE { border-color: var(--open); color: inherit; }
 .leaf.FAIL { color: inherit; } .leaf.PASS { border-color: var(--good); color: inherit; }
 .leaf p { margin: .45rem 0 0; } .cause { font-weight: 600; }
-.worst { display: grid; grid-template-columns: repeat(auto-fit, minmax(9rem, 1fr)); gap: .5rem 1rem;
+.worst { display: grid; grid-template-columns: repeat(auto-fit, minmax(8rem, 1fr)); gap: .5rem 1rem;
   margin: .8rem 0 0; }
-.worst dt { color: var(--dim); font-size: .78rem; } .worst dd { margin: 0;
+.worst dt { color: var(--dim); font-size: .78rem; } .worst dd { margin: 0; font-size: .95rem;
   font-variant-numeric: tabular-nums; }
 .figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 20rem), 1fr));
   gap: 1rem; margin-top: 1rem; }
@@ -176,7 +176,7 @@ PAGE = """\
 </head>
 <body>
 {% import "macros" as m with context %}
-{% if shown | length == 1 %}
+{% if is_one %}
 <main>{{ m.body(shown[0], "h1") }}</main>
 {% else %}
 <header><h1>{{ m.badge(verdict) }}{{ title }}</h1><p class="lead">{{ counts }}</p></header>
@@ -186,11 +186,17 @@ PAGE = """\
   ("seconds", 0), ("what was found", 1)]) }}
 <tbody>{% for one in shown %}
 <tr><td class="t wide"><a href="#r{{ loop.index }}">{{ one.title }}</a></td>
-<td class="t {{ one.report.verdict }}">{{ one.report.verdict }}</td>
+<td class="t {{ one.report.verdict if not one.remark.startswith("as") }}">{{ one.report.verdict }}
+{{ one.remark }}</td>
 <td data-key="{{ one.distance_key }}">{{ one.distance }}</td>
 <td data-key="{{ one.floor_key }}">{{ one.floor }}</td><td>{{ one.report.evaluations }}</td>
 <td data-key="{{ one.report.elapsed_s }}">{{ "%.2g" | format(one.report.elapsed_s) }}</td>
 <td class="t wide">{{ one.brief }}</td></tr>
+{% endfor %}
+{% for name, why in faults %}
+<tr><td class="t wide">{{ name }}</td><td class="t FAIL">ERROR</td><td data-key="">-</td>
+<td data-key="">-</td><td data-key="">-</td><td data-key="">-</td>
+<td class="t wide">{{ why }}</td></tr>
 {% endfor %}</tbody></table></div>
 {% for one in shown %}<section id="r{{ loop.index }}">{{ m.body(one, "h2") }}</section>{% endfor %}
 </main>

@@ -83,7 +83,7 @@ class Checks:
 
     def _recorded(self, verb: str, report: "Report") -> "Report":
         seed = ("--xgradcheck-seed", str(report.seed))
-        command = shlex.join(["pytest", self._recorder.test, *seed, *self._options.again])
+        command = shlex.join(["pytest", self._recorder.command, *seed, *self._options.again])
         report = replace(report, replay=command)
         self._recorder.add(verb, report)
         return report

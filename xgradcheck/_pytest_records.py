@@ -2,6 +2,7 @@
 
 import base64
 import json
+import os
 import pickle
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -84,6 +85,17 @@ class Recorder:
         # With --dist=loadgroup xdist appends the group to the node id.
         usual = f"{self.item.parent.nodeid}::{self.item.name}" if self.item.parent else ""
         return usual if usual and self.item.nodeid.startswith(usual) else self.item.nodeid
+
+    @property
+    def command(self) -> str:
+        """The same as a command line takes it where pytest was called."""
+        file, colons, rest = self.test.partition("::")
+        config = self.item.config
+        try:
+            file = os.path.relpath(config.rootpath / file, config.invocation_params.dir)
+        except ValueError:  # on another drive
+            file = str(config.rootpath / file)
+        return Path(file).as_posix() + colons + rest
 
     def add(self, verb: str, report: "Report | BenchReport") -> None:
         """Keep a report of the test that is running."""

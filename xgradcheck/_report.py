@@ -167,7 +167,7 @@ class Written:
             self.to_dict(), indent=2, ensure_ascii=False, allow_nan=False, default=str
         )
         if path is not None:
-            FilePath(path).write_text(text + "\n", encoding="utf-8")
+            FilePath(path).write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
         return text
 
 
@@ -266,7 +266,7 @@ class Report(Written):
 
         text = page([(self.name, self)])
         if path is not None:
-            FilePath(path).write_text(text, encoding="utf-8")
+            FilePath(path).write_text(text, encoding="utf-8", errors="backslashreplace")
         return text
 
     def _repr_html_(self) -> str:

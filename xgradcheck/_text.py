@@ -33,7 +33,7 @@ def plain(report: RenderableType) -> str:
     columns = os.environ.get("COLUMNS", "")
     width = max(int(columns), 60) if columns.isdecimal() else 80
     console = Console(file=io.StringIO(), width=width, color_system=None, force_terminal=False)
-    console.print(report)
+    console.print(report, crop=False)
     assert isinstance(console.file, io.StringIO)
     return "\n".join(line.rstrip() for line in console.file.getvalue().rstrip().splitlines())
 
@@ -131,7 +131,9 @@ def text(report: "Report", verbose: bool = False) -> RenderableType:
     if report.skipped:
         parts.append(hanging(f"not checked: {'; '.join(report.skipped)}"))
     if report.replay:
-        parts.append(hanging(f"again: {report.replay}"))
+        # On one line, whatever its length, so that it can be copied.
+        again = printable(f"· again: {report.replay}")
+        parts.append(Text(again, no_wrap=True, overflow="ignore"))
     parts.append(Text(_foot(report), style="dim"))
     return Group(*parts)
 

@@ -9,7 +9,6 @@ import sys
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
-from types import ModuleType
 
 import jax
 import numpy as np

@@ -660,6 +660,7 @@ def test_many_planted_bugs_have_a_pattern() -> None:
     assert len(WITH_A_PATTERN) >= 30
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bug", BUGS, ids=lambda bug: bug.title)
 def test_the_mended_twin_of_a_planted_bug_has_no_cause(bug: Bug) -> None:
     assert not bug.run(False, 0).findings

@@ -3,7 +3,7 @@
 import pytest
 from right import RIGHT, Right
 
-SEEDS, SAMPLED = 1000, {"numpy": 20, "torch": 20, "jax": 8}
+SEEDS, SAMPLED = 1000, {"numpy": 20, "torch": 20, "jax": 6}
 """A NumPy row takes 15 ms per seed, a torch row 40 ms, a JAX row, which compiles, 0.3 s: the
 default run takes a sample, and ``pytest -m slow`` all the seeds of every row, hours.
 """

@@ -13,9 +13,14 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
-
-# Runs in this process find it loaded: NumPy cannot be loaded twice.
 import xgradcheck.backends.numpy
+
+# Runs in this process find all of it loaded: pytester unloads what it finds loaded since, and a
+# second copy has other classes.
+import xgradcheck._causes
+
+for _name in xgradcheck.__all__:
+    getattr(xgradcheck, _name)
 
 FOUND = str(Path(xgradcheck.__file__).resolve().parents[1])
 INSTALLED = importlib.metadata.entry_points(group="pytest11", name="xgradcheck")
@@ -845,3 +850,14 @@ def test_the_modules_of_the_plugin_load_nothing_heavy():
         [sys.executable, "-c", heavy, folder], capture_output=True, text=True, check=True
     )
     assert "rich" in done.stdout.split()
+
+
+def test_the_replay_is_for_the_folder_where_pytest_was_called(pytester, monkeypatch):
+    pytester.makeini("[pytest]")
+    inner = pytester.mkdir("tests")
+    (inner / "test_inner.py").write_text(HEAD + OUTCOMES, encoding="utf-8")
+    monkeypatch.chdir(inner)
+    pytester.runpytest_inprocess(*PLUGIN, "--xgradcheck-json=r.json")
+    told = json.loads((inner / "r.json").read_text(encoding="utf-8"))["reports"]
+    assert {report["test"].partition("::")[0] for report in told} == {"tests/test_inner.py"}
+    assert {report["replay"].split()[1].partition("::")[0] for report in told} == {"test_inner.py"}

@@ -111,6 +111,22 @@ def test_a_single_number_has_no_map() -> None:
     assert captions == WITH_STEPS[len(PICTURES) :]
 
 
+@pytest.mark.parametrize("kind", ["NaN", "infinite"])
+def test_a_gradient_that_is_not_finite_has_its_map(kind: str) -> None:
+    assert Read(SHOWN[kind]().to_html()).captions[:3] == PICTURES
+
+
+def test_a_gradient_where_the_truth_is_zero_has_its_map() -> None:
+    report = check(
+        lambda w: (w**2).sum() * 0.0,
+        np.array([1.3, 0.2, 2.1]),
+        grads=np.array([0.5, 0.0, 0.0]),
+        raise_exception=False,
+    )
+    assert not report
+    assert Read(report.to_html()).captions[:3] == PICTURES
+
+
 def test_a_page_needs_no_other_file() -> None:
     text = transposed().to_html()
     assert not re.search(r"""(src|href)\s*=\s*["'](?!#|data:)""", text)

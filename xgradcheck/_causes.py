@@ -59,9 +59,10 @@ def with_causes(
         said = [n for n, finding in enumerate(findings) if finding.leaf == leaf.name]
         row = rows[0] if rows else 0
         seen = looked.seen(number, row)
+        evidence = looked.bare(number, row) if seen is None else looked.evidence(number, row, seen)
+        leaves[leaf.name] = replace(entry, evidence=evidence)
         if seen is None or any(findings[n].kind in PLAIN for n in said):
             continue
-        leaves[leaf.name] = replace(entry, evidence=looked.evidence(number, row, seen))
         if (cause := looked.cause(number, row, seen)) is not None:
             findings.insert(said[-1] + 1 if said else len(findings), _finding(leaf, cause))
             # A mistake of that size is no rounding.
@@ -146,6 +147,17 @@ class _Looked:
         """What a leaf was judged by, with the steps that were taken at its worst element."""
         steps = self._steps(number, row, seen)
         return evidence_of(seen.places, seen.gradient, seen.truth, seen.bars, seen.bad, steps)
+
+    def bare(self, number: int, row: int) -> Evidence | None:
+        """The same of a gradient that is not finite, or whose truth is zero, where it is known."""
+        if isinstance(self.found, Projected) and number not in self.found.projection.suspects:
+            return None
+        gradient = self.runs[row].backward.gradient[self.layout.leaves[number].part]
+        places, truth, bar, bad = self._known(number, row)
+        known = np.isfinite(truth) & np.isfinite(bar)
+        if not known.any():
+            return None
+        return evidence_of(places[known], gradient, truth[known], bar[known], bad)
 
     def _steps(self, number: int, row: int, seen: Seen) -> Steps | None:
         found, leaf = self.found, seen.leaf

@@ -63,7 +63,7 @@ def evidence_of(
     """
     known = places.size
     if known > KEPT:
-        off = np.abs(gradient[places] - truth)
+        off = np.nan_to_num(np.abs(gradient[places] - truth), nan=np.inf)
         worst = np.argpartition(off, -KEPT // 4)[-KEPT // 4 :]
         others = np.random.default_rng(0xE71D).choice(known, KEPT - worst.size, replace=False)
         chosen = np.unique(np.concatenate([worst, others]))

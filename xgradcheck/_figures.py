@@ -109,6 +109,10 @@ def _powers(axis: Any) -> None:
 def _heat(axes: Axes, evidence: Evidence, shape: tuple[int, ...]) -> None:
     """The error over the leaf's shape, the worst of each cell."""
     error = np.abs(evidence.analytic - evidence.truth)
+    # What is not finite is drawn as what is off by most.
+    finite = np.isfinite(error)
+    most = float(np.max(np.where(finite, error, np.abs(evidence.truth)), initial=0.0))
+    error = np.where(finite, error, 10 * (most or 1.0))
     root = float(np.sqrt(np.mean(evidence.truth**2))) or float(np.max(error, initial=0.0)) or 1.0
     rows, columns, names = _grid(evidence.size, shape)
     down, across = min(rows, CELLS), min(columns, CELLS)
@@ -187,6 +191,7 @@ def _scatter(axes: Axes, evidence: Evidence) -> None:
     """Sizes of both on log axes; another sign is another colour."""
     some = _some(evidence)
     analytic, truth = evidence.analytic[some], evidence.truth[some]
+    analytic = np.where(np.isfinite(analytic), analytic, 0.0)  # along the edge, as zeros
     known = np.abs(np.concatenate([analytic, truth]))
     known = known[(known > 0) & np.isfinite(known)]
     high = float(known.max(initial=1.0))
@@ -217,7 +222,7 @@ def _histogram(axes: Axes, evidence: Evidence) -> None:
     """How many bars the elements are off by: right ones by one at most."""
     bars = np.maximum(evidence.error_bar, np.finfo(float).tiny)
     ratio = np.abs(evidence.analytic - evidence.truth) / bars
-    ratio = np.clip(np.nan_to_num(ratio, nan=1e30, posinf=1e30), 1e-3, 1e30)
+    ratio = np.clip(ratio[np.isfinite(ratio)], 1e-3, 1e30)
     low, high = 1e-3, max(10.0, float(ratio.max(initial=1.0)) * 1.5)
     edges = np.geomspace(low, high, BINS)
     counts, _ = np.histogram(ratio, edges)

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from xgradcheck._errors import InvalidCase, short
+from xgradcheck._errors import InvalidCase, lacks, short
 
 
 def read(path: Path, as_tensors: bool) -> Any:
@@ -39,9 +39,7 @@ def _of_safetensors(path: Path) -> Any:
         import safetensors
         from safetensors.torch import load
     except ModuleNotFoundError:
-        raise InvalidCase(
-            f"{path} needs the package 'safetensors': pip install xgradcheck[safetensors]."
-        ) from None
+        raise lacks(str(path), "safetensors", "safetensors") from None
     try:
         # Sorted, since the package gives them in no order.
         return dict(sorted(load(path.read_bytes()).items()))

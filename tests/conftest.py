@@ -3,7 +3,9 @@
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -43,3 +45,33 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Where a command runs; the search path and the modules that it loads from there put back."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setenv("COLUMNS", "80")
+    before = set(sys.modules)
+    yield tmp_path
+    for name in set(sys.modules) - before:
+        if str(tmp_path) in str(getattr(sys.modules[name], "__file__", "")):
+            del sys.modules[name]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[Any, str, str]]:
+    """Run ``xgradcheck check``, or another verb: (exit status, standard output, standard error)."""
+    from xgradcheck._cli import main  # only where it is asked for
+
+    def run(*words: Any, verb: str = "check") -> tuple[Any, str, str]:
+        status: Any
+        try:
+            status = main([verb, *map(str, words)])
+        except SystemExit as end:  # argparse ends on its own
+            status = end.code
+        out, err = capsys.readouterr()
+        return status, out, err
+
+    return run

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from fingerprint import fingerprint
 from torch import nn
 from torch.autograd.function import _SingleLevelFunction
 from torch.nn import functional as F
 
-from tests.fingerprint import fingerprint
 from xgradcheck import GradientMismatch, Verdict, check
 
 F64 = torch.float64

@@ -114,33 +114,11 @@ def cubes(x):
 
 
 @pytest.fixture(autouse=True)
-def folder(tmp_path, monkeypatch):
-    """A working folder with a file for each framework; the search path and modules put back."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.setenv("COLUMNS", "80")
-    before = set(sys.modules)
+def folder(working_folder):
+    """A working folder with a file for each framework."""
     for name, source in (("by_hand", NUMPY), ("in_torch", TORCH), ("in_jax", JAX)):
-        (tmp_path / f"{name}.py").write_text(source, encoding="utf-8")
-    yield tmp_path
-    for name in set(sys.modules) - before:
-        if str(tmp_path) in str(getattr(sys.modules[name], "__file__", "")):
-            del sys.modules[name]
-
-
-@pytest.fixture
-def run(capsys):
-    """Run ``xgradcheck check``, or another verb: (exit status, standard output, standard error)."""
-
-    def run(*words, verb="check"):
-        try:
-            status = main([verb, *map(str, words)])
-        except SystemExit as end:  # argparse ends on its own
-            status = end.code
-        out, err = capsys.readouterr()
-        return status, out, err
-
-    return run
+        (working_folder / f"{name}.py").write_text(source, encoding="utf-8")
+    return working_folder
 
 
 @pytest.fixture

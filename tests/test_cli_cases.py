@@ -14,7 +14,6 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from xgradcheck._cli import main
 from xgradcheck._cli_jobs import _next_for, _Worker
 
 CHECKOUT = Path(__file__).resolve().parents[1]
@@ -86,32 +85,10 @@ class Viewed(torch.autograd.Function):
 
 
 @pytest.fixture(autouse=True)
-def folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.setenv("COLUMNS", "80")
-    before = set(sys.modules)
-    (tmp_path / "ops.py").write_text(OPS, encoding="utf-8")
-    (tmp_path / "in_torch.py").write_text(TORCH, encoding="utf-8")
-    yield tmp_path
-    for name in set(sys.modules) - before:
-        if str(tmp_path) in str(getattr(sys.modules[name], "__file__", "")):
-            del sys.modules[name]
-
-
-@pytest.fixture
-def run(capsys):
-    """Run ``xgradcheck check``, or another verb: (exit status, standard output, standard error)."""
-
-    def run(*words, verb="check"):
-        try:
-            status = main([verb, *map(str, words)])
-        except SystemExit as end:  # argparse ends on its own
-            status = end.code
-        out, err = capsys.readouterr()
-        return status, out, err
-
-    return run
+def folder(working_folder):
+    (working_folder / "ops.py").write_text(OPS, encoding="utf-8")
+    (working_folder / "in_torch.py").write_text(TORCH, encoding="utf-8")
+    return working_folder
 
 
 @pytest.fixture

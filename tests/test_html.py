@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from audited import assuming_contiguous, function, normal, square
+from test_diagnose import changed, product
+from test_report import SHOWN, network, one_wrong_element, with_notes
 
-from tests.test_diagnose import changed, product
-from tests.test_report import SHOWN, network, one_wrong_element, with_notes
 from xgradcheck import InvalidCase, Report, audit, check
 from xgradcheck._evidence import KEPT, evidence_of
 from xgradcheck._html import page, write_page
@@ -172,21 +173,8 @@ def test_probes_are_a_matrix_of_their_trials() -> None:
 
 
 def test_the_trials_that_failed_are_marked_and_no_others() -> None:
-    torch = pytest.importorskip("torch")
-
-    class Square(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx: Any, x: Any) -> Any:
-            ctx.save_for_backward(x)
-            return x**2
-
-        @staticmethod
-        def backward(ctx: Any, grad: Any) -> Any:
-            (x,) = ctx.saved_tensors
-            return 2 * x * torch.as_strided(grad, grad.shape, (grad.shape[1], 1))
-
-    x = torch.linspace(-1.1, 1.3, 12, dtype=torch.float64).reshape(3, 4)
-    report = audit(Square.apply, x, probes="layout", raise_exception=False)
+    packed = function(square, assuming_contiguous)
+    report = audit(packed, normal(3, 4), probes="layout", raise_exception=False)
     (probe,) = report.probes
     assert 0 < len(probe.failed) < len(probe.trials) and {*probe.failed} <= {*probe.trials}
     text = report.to_html()

@@ -215,7 +215,8 @@ MAY_IMPORT = {
     "_handed": SEAM,
     "_progress": set(),
     "_text": {"_judge"},
-    "_report": WORDS | {"_budget", "_evidence", "_html", "_text"},
+    "_written": set(),
+    "_report": WORDS | {"_budget", "_evidence", "_html", "_text", "_written"},
     "_constraints": {"_errors", "_layout"},
     "_phi": NUMBERS | {"_adapters", "_budget", "_constraints", "_progress"},
     "_budget": {"_errors"},
@@ -264,7 +265,7 @@ MAY_IMPORT = {
     "_pytest_traceback": set(),
     "_pytest_options": {"_budget", "_errors"},
     "_pytest_summary": {"_text"},
-    "_pytest_records": {"_errors", "_html", "_report"}
+    "_pytest_records": {"_errors", "_html", "_report", "_written"}
     | {"_pytest_options", "_pytest_summary", "_pytest_traceback"},
     "_outcomes": {"_judge", "_report"},
     "_junit": {"_outcomes"},

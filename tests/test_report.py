@@ -657,11 +657,15 @@ def test_a_sweep_tells_how_far_it_is_before_it_ends(coordinates, clock, monkeypa
     assert told and told[0] < 40
 
 
-def test_rendering_draws_no_random_numbers_in_a_fresh_process() -> None:
+RENDERINGS = ["str(report)", "report.text(True)", "report.to_html()", "report._repr_html_()"]
+
+
+@pytest.mark.parametrize("rendered", RENDERINGS)
+def test_rendering_draws_no_random_numbers_in_a_fresh_process(rendered: str) -> None:
     program = (
         "import random, numpy as np; from xgradcheck import check; "
         "report = check(lambda w: (w**2).sum(), np.array([1.1]), grads=lambda w: 2 * w); "
-        "state = random.getstate(); str(report); assert state == random.getstate()"
+        f"state = random.getstate(); {rendered}; assert state == random.getstate()"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
 

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from xgradcheck import _bench_text as told
-from xgradcheck._errors import InvalidCase
+from xgradcheck._errors import lacks
 
 if TYPE_CHECKING:
     from xgradcheck._bench_report import BenchReport
@@ -80,9 +80,7 @@ def page(report: "BenchReport") -> str:
     try:
         import jinja2
     except ModuleNotFoundError:
-        raise InvalidCase(
-            "a page needs the package 'jinja2': pip install xgradcheck[report]."
-        ) from None
+        raise lacks("a page", "jinja2", "report") from None
     places: dict[str, list[dict[str, object]]] = {}
     slowest = max((r.both.median for r in report.records if r.both), default=1.0)
     for record in report.records:

@@ -5,11 +5,12 @@ cotangent or another point shows.
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 
 from xgradcheck._diagnose import Cause, Seen, cause_of
-from xgradcheck._differences import norm
+from xgradcheck._differences import norm, rms
 from xgradcheck._evidence import Evidence, Steps, evidence_of
 from xgradcheck._generic import LARGE
 from xgradcheck._judge import Verdict
@@ -38,10 +39,13 @@ at, where the others are right.
 
 
 def with_causes(
-    report: Report, phi: Phi, found: Projected | list[Measured], another: Vector
+    report: Report,
+    phi: Phi,
+    found: Projected | list[Measured],
+    another: Callable[[], Vector],
 ) -> Report:
     """The report with the causes of what is wrong, each behind what else is said of its leaf;
-    ``another`` is a cotangent of other numbers.
+    ``another`` makes a cotangent of other numbers.
     """
     wrong = [
         number
@@ -55,29 +59,37 @@ def with_causes(
     for number in wrong:
         leaf = phi.problem.layout.leaves[number]
         entry = report.leaves[leaf.name]
-        rows = [n for n, row in enumerate(entry.rows or (entry,)) if row.verdict is Verdict.FAIL]
+        verdicts = [own.verdict for own in entry.rows or (entry,)]
+        row = verdicts.index(Verdict.FAIL) if Verdict.FAIL in verdicts else 0
         said = [n for n, finding in enumerate(findings) if finding.leaf == leaf.name]
-        row = rows[0] if rows else 0
-        seen = looked.seen(number, row)
-        evidence = looked.bare(number, row) if seen is None else looked.evidence(number, row, seen)
-        leaves[leaf.name] = replace(entry, evidence=evidence)
-        if seen is None or any(findings[n].kind in PLAIN for n in said):
+        is_plain = any(findings[n].kind in PLAIN for n in said)
+        known = looked.known(number, row, may_run=not is_plain)
+        if known is None:
             continue
-        if (cause := looked.cause(number, row, seen)) is not None:
-            findings.insert(said[-1] + 1 if said else len(findings), _finding(leaf, cause))
+        leaves[leaf.name] = replace(entry, evidence=looked.evidence(number, row, known))
+        if not is_plain and (cause := looked.cause(number, row, known)) is not None:
+            place = said[-1] + 1 if said else len(findings)
+            findings.insert(place, Finding(leaf.name, cause.kind, cause.text))
             # A mistake of that size is no rounding.
             findings = [x for x in findings if (x.leaf, x.kind) != (leaf.name, "precision")]
     return replace(report, leaves=leaves, findings=tuple(findings), evaluations=phi.evaluations)
 
 
-def _finding(leaf: Leaf, cause: Cause) -> Finding:
-    return Finding(leaf.name, cause.kind, cause.text)
+class _Known(NamedTuple):
+    """Where the truth of a leaf is known, what it is, its bars, and which elements are wrong."""
+
+    places: Positions
+    truth: Vector
+    bar: Vector
+    bad: Mask | None
 
 
 class _Looked:
     """One problem, and what was measured of it."""
 
-    def __init__(self, phi: Phi, found: Projected | list[Measured], another: Vector) -> None:
+    def __init__(
+        self, phi: Phi, found: Projected | list[Measured], another: Callable[[], Vector]
+    ) -> None:
         self.phi, self.found, self.layout = phi, found, phi.problem.layout
         self.runs: Sequence[Run] = (
             found.runs if isinstance(found, Projected) else [row.run for row in found]
@@ -98,7 +110,7 @@ class _Looked:
         problem = self.phi.problem
         if not self.may_run or problem.unit_cotangent:
             return None
-        return _tried(lambda: problem.gradient(self.another).gradient)
+        return _tried(lambda: problem.gradient(self.another()).gradient)
 
     @functools.cached_property
     def moved(self) -> Vector:
@@ -120,8 +132,11 @@ class _Looked:
 
         return _tried(there)
 
-    def cause(self, number: int, row: int, seen: Seen) -> Cause | None:
+    def cause(self, number: int, row: int, known: _Known) -> Cause | None:
         """What is wrong with one leaf."""
+        seen = self._seen(number, row, known)
+        if seen is None:
+            return None
         found = cause_of(seen)
         if found is not None and found.kind == "zero":
             return found
@@ -133,7 +148,7 @@ class _Looked:
                 return Cause("stale", f"{text}{STALE}")
             text = f"{seen.name} does not change with the cotangent: what comes in is not used"
             return Cause("cotangent", text)
-        return found or self._stale(number, seen) or self._diagonal(number, seen)
+        return found or self._stale(number, seen) or self._diagonal(seen)
 
     def _is_same(self, other: Vector | None, number: int) -> bool:
         if other is None:
@@ -143,24 +158,17 @@ class _Looked:
         own = last.backward.gradient[part]
         return norm(other[part] - own) <= SAME * norm(own)
 
-    def evidence(self, number: int, row: int, seen: Seen) -> Evidence:
+    def evidence(self, number: int, row: int, known: _Known) -> Evidence:
         """What a leaf was judged by, with the steps that were taken at its worst element."""
-        steps = self._steps(number, row, seen)
-        return evidence_of(seen.places, seen.gradient, seen.truth, seen.bars, seen.bad, steps)
+        gradient = self._gradient(number, row)
+        steps = self._steps(number, row, gradient)
+        return evidence_of(known.places, gradient, known.truth, known.bar, known.bad, steps)
 
-    def bare(self, number: int, row: int) -> Evidence | None:
-        """The same of a gradient that is not finite, or whose truth is zero, where it is known."""
-        if isinstance(self.found, Projected) and number not in self.found.projection.suspects:
-            return None
-        gradient = self.runs[row].backward.gradient[self.layout.leaves[number].part]
-        places, truth, bar, bad = self._known(number, row)
-        known = np.isfinite(truth) & np.isfinite(bar)
-        if not known.any():
-            return None
-        return evidence_of(places[known], gradient, truth[known], bar[known], bad)
+    def _gradient(self, number: int, row: int) -> Vector:
+        return self.runs[row].backward.gradient[self.layout.leaves[number].part]
 
-    def _steps(self, number: int, row: int, seen: Seen) -> Steps | None:
-        found, leaf = self.found, seen.leaf
+    def _steps(self, number: int, row: int, gradient: Vector) -> Steps | None:
+        found, leaf = self.found, self.layout.leaves[number]
         where: Positions | None = None
         if not isinstance(found, Projected):
             truth = found[row].truth
@@ -170,11 +178,11 @@ class _Looked:
             return None
         taken = {place: place if where is None else int(where[place]) for place in truth.rungs}
         off = {
-            place: abs(truth.value[place] - seen.gradient[position - leaf.start])
+            place: abs(truth.value[place] - gradient[position - leaf.start])
             for place, position in taken.items()
             if leaf.part.start <= position < leaf.part.stop
         }
-        if not off:
+        if not off or not np.isfinite([*off.values()]).all():
             return None
         worst = max(off, key=lambda place: off[place])
         steps, above, below = truth.rungs[worst][:, np.argsort(truth.rungs[worst][0])]
@@ -184,43 +192,45 @@ class _Looked:
             steps[known],
             above[known],
             below[known],
-            float(seen.gradient[taken[worst] - leaf.start]),
+            float(gradient[taken[worst] - leaf.start]),
             float(truth.value[worst]),
             float(truth.bar[worst]),
         )
 
-    def seen(self, number: int, row: int) -> Seen | None:
-        """What is known of one leaf; None where that is nothing."""
-        leaf = self.layout.leaves[number]
-        gradient = self.runs[row].backward.gradient[leaf.part]
-        places, truth, bar, bad = self._known(number, row)
-        usable = np.isfinite(gradient[places]) & np.isfinite(truth) & np.isfinite(bar)
-        places, truth, bar = places[usable], truth[usable], bar[usable]
-        size = norm(truth)
-        if not np.isfinite(gradient).all() or not places.size or not size:
+    def _seen(self, number: int, row: int, known: _Known) -> Seen | None:
+        """A leaf as the rules see it; None for what none of them can speak of."""
+        leaf, gradient = self.layout.leaves[number], self._gradient(number, row)
+        size = norm(known.truth)
+        if not np.isfinite(gradient).all() or not size:
             return None
         bits = self.runs[row].bits or DOUBLE
         return Seen(
             leaf,
             gradient,
             self.phi.problem.point[leaf.part],
-            places,
-            truth,
-            bar,
-            bad,
-            max(norm(bar) / size, 2.0**-bits),
+            known.places,
+            known.truth,
+            known.bad,
+            max(norm(known.bar) / size, 2.0**-bits),
             self.phi.unit or 1.0,
             self.extents,
             [other.path[-1:] for other in self.layout].count(leaf.path[-1:]) == 1,
             dict(self._others(number, row)),
         )
 
-    def _known(self, number: int, row: int) -> tuple[Positions, Vector, Vector, Mask | None]:
-        """Where the truth of a leaf is known, what it is, its bars, and what is wrong."""
+    def known(self, number: int, row: int, may_run: bool) -> _Known | None:
+        """What is known of one leaf; where nothing is, and it ``may_run``, some is differenced."""
+        found = self._found(number, row, may_run)
+        usable = np.isfinite(found.truth) & np.isfinite(found.bar)
+        if not usable.any():
+            return None
+        return _Known(found.places[usable], found.truth[usable], found.bar[usable], found.bad)
+
+    def _found(self, number: int, row: int, may_run: bool) -> _Known:
         leaf, found = self.layout.leaves[number], self.found
         if not isinstance(found, Projected):
             return _swept(found[row], leaf)
-        gradient = self.runs[row].backward.gradient[leaf.part]
+        gradient = self._gradient(number, row)
         known: dict[int, tuple[float, float]] = {}
         suspect, bad = found.projection.suspects.get(number), None
         if suspect is not None:
@@ -233,13 +243,15 @@ class _Looked:
             part = restricted.layout.leaves[restricted.numbers.index(number)]
             places, truth, bar, wrong = _swept(found.looked[row], part)
             if part.size == leaf.size:
-                return places, truth, bar, wrong
+                return _Known(places, truth, bar, wrong)
             positions = restricted.places[part.part] - leaf.start
             for place, value, width in zip(positions[places], truth, bar, strict=True):
                 known[int(place)] = float(value), float(width)
         if not known:
+            if not may_run:
+                return _Known(np.empty(0, np.intp), np.empty(0), np.empty(0), None)
             places, truth, bar = self._sampled(leaf)
-            return places, truth, bar, _where_zero(gradient, places, truth, bar)
+            return _Known(places, truth, bar, _where_zero(gradient, places, truth, bar))
         if bad is not None:
             # What directions certify without these is right.
             some = _some(leaf.size, 4 * RIGHT)
@@ -247,7 +259,7 @@ class _Looked:
                 known.setdefault(int(place), (float(gradient[place]), 0.0))
         places = np.array(sorted(known), np.intp)
         values = np.array([known[int(place)] for place in places])
-        return places, values[:, 0], values[:, 1], bad
+        return _Known(places, values[:, 0], values[:, 1], bad)
 
     def _sampled(self, leaf: Leaf) -> tuple[Positions, Vector, Vector]:
         """Differences at some elements."""
@@ -295,7 +307,7 @@ class _Looked:
         truth = seen.truth[some]
         return slopes is not None and norm(slopes - truth) > 0.01 * norm(truth)
 
-    def _diagonal(self, number: int, seen: Seen) -> Cause | None:
+    def _diagonal(self, seen: Seen) -> Cause | None:
         """What each element does to its own output alone."""
         leaf, outputs = seen.leaf, self.phi.problem.outputs
         if outputs.size != leaf.size or seen.places.size < 2 or outputs.size < 2:
@@ -356,18 +368,17 @@ def _where_zero(gradient: Vector, places: Positions, truth: Vector, bar: Vector)
     return np.asarray(gradient == 0)
 
 
-def _swept(row: Measured, leaf: Leaf) -> tuple[Positions, Vector, Vector, Mask]:
+def _swept(row: Measured, leaf: Leaf) -> _Known:
     """What the differences of one leaf say, where they are slopes."""
     part, truth = leaf.part, row.truth
     gradient, value, bar = row.backward.gradient[part], truth.value[part], truth.bar[part]
-    root = float(np.sqrt(np.mean(value**2))) if leaf.size else 0.0
-    allowed = row.allowance.allowed(gradient, value, root) + row.run.excused[part]
+    allowed = row.allowance.allowed(gradient, value, rms(value)) + row.run.excused[part]
     with np.errstate(invalid="ignore"):
         bad = ~(np.abs(gradient - value) - bar <= allowed)
     # What was right at once was not looked at again.
     is_slope = (truth.settled[part] | ~bad) & (truth.kinds[part] <= Kind.EDGE)
     places = np.flatnonzero(is_slope)
-    return places, value[places], bar[places], bad
+    return _Known(places, value[places], bar[places], bad)
 
 
 def _slopes(phi: Phi, index: Positions, wide: float = 1.0) -> Vector | None:

@@ -45,10 +45,11 @@ def arguments(
         if isinstance(value, str) and is_file(value) and not is_part(value):
             value = spread(read(folder / value, backend), fn, not args)
         else:
-            value = _valued(value, partial(_one, rng=rng, folder=folder, backend=backend))
+            value = _mapped(value, str, partial(_one, rng=rng, folder=folder, backend=backend))
         _add(args, kwargs, name, value)
     own = adapter(backend).from_numpy
-    return [_owned(value, own) for value in args], {k: _owned(v, own) for k, v in kwargs.items()}
+    # NumPy's arrays become those of the framework.
+    return _mapped(args, np.ndarray, own), _mapped(kwargs, np.ndarray, own)
 
 
 def _add(args: list[Any], kwargs: dict[str, Any], name: str | None, value: Any) -> None:
@@ -61,25 +62,14 @@ def _add(args: list[Any], kwargs: dict[str, Any], name: str | None, value: Any) 
         kwargs[name] = value
 
 
-def _valued(value: Any, one: Callable[[str], Any]) -> Any:
-    """What a case file may nest: dicts and lists, the text in them words."""
-    if isinstance(value, str):
-        return one(value)
+def _mapped(value: Any, kind: type, change: Callable[[Any], Any]) -> Any:
+    """A value with what is of this kind changed, in the dicts and lists that cases may nest too."""
+    if isinstance(value, kind):
+        return change(value)
     if type(value) is dict:
-        return {key: _valued(part, one) for key, part in value.items()}
+        return {key: _mapped(part, kind, change) for key, part in value.items()}
     if type(value) in (list, tuple):
-        return type(value)(_valued(part, one) for part in value)
-    return value
-
-
-def _owned(value: Any, own: Callable[[Any], Any]) -> Any:
-    """The same with arrays of the framework in place of NumPy's."""
-    if isinstance(value, np.ndarray):
-        return own(value)
-    if type(value) is dict:
-        return {key: _owned(part, own) for key, part in value.items()}
-    if type(value) in (list, tuple):
-        return type(value)(_owned(part, own) for part in value)
+        return type(value)(_mapped(part, kind, change) for part in value)
     return value
 
 

@@ -15,6 +15,7 @@ from xgradcheck._cli_targets import backend_of, load, named
 from xgradcheck._cli_words import Command, Target, targets
 from xgradcheck._errors import InvalidCase
 from xgradcheck._outcomes import MISUSE, STATUS
+from xgradcheck._written import write
 
 HERE = Path()
 
@@ -46,7 +47,7 @@ def _write(report: BenchReport, options: Mapping[str, Any]) -> None:
         if path := options["markdown"]:
             from xgradcheck._markdown import markdown_of_bench  # loaded where it is asked for
 
-            Path(path).write_text(markdown_of_bench(report), encoding="utf-8")
+            write(path, markdown_of_bench(report))
         if options["json"] != "-" and (path := options["json"]):
             report.to_json(path)
     except OSError as error:

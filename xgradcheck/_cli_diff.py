@@ -1,7 +1,6 @@
 """``xgradcheck diff``: what changed between two reports, as text, JSON and Markdown."""
 
 import argparse
-import json
 from pathlib import Path
 
 from rich.console import Group
@@ -14,6 +13,7 @@ from xgradcheck._errors import InvalidCase
 from xgradcheck._markdown import code, escaped, table
 from xgradcheck._outcomes import FAILED, PASSED
 from xgradcheck._text import bare_table, printable
+from xgradcheck._written import as_json, write
 
 COLUMNS = ("what", "case", "before", "after")
 
@@ -24,13 +24,13 @@ def run_diff(options: argparse.Namespace) -> int:
         raise InvalidCase(f"--factor {options.factor} is no factor: give a number above 1.")
     refuse_unwritable([options.json, options.markdown])
     found = difference(Path(options.before), Path(options.after), options.factor)
-    written = json.dumps(found.to_dict(), indent=2, ensure_ascii=False)
+    written = as_json(found.to_dict())
     path = ""
     try:
         if (path := options.json) and path != "-":
-            Path(path).write_text(written + "\n", encoding="utf-8")
+            write(path, written + "\n")
         if path := options.markdown:
-            Path(path).write_text(_markdown(found), encoding="utf-8")
+            write(path, _markdown(found))
     except OSError as error:
         raise InvalidCase(f"the difference cannot be written to {path}: {error.strerror}") from None
     if options.json == "-":

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from xgradcheck._adapters import adapter
-from xgradcheck._errors import InvalidCase, short
+from xgradcheck._errors import InvalidCase, lacks, short
 from xgradcheck._tree import positional_parameters
 
 ENDINGS = (".npz", ".pt", ".pth", ".safetensors")
@@ -111,9 +111,7 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
     try:
         import safetensors
     except ModuleNotFoundError:
-        raise InvalidCase(
-            f"{path} needs the package 'safetensors': pip install xgradcheck[safetensors]."
-        ) from None
+        raise lacks(str(path), "safetensors", "safetensors") from None
     try:
         found: Any = safetensors.deserialize(path.read_bytes())  # type: ignore[no-untyped-call]
     except (safetensors.SafetensorError, OSError) as error:

@@ -20,7 +20,7 @@ from xgradcheck._cli_run import outcome_of, traceback_of
 from xgradcheck._cli_words import Command, NamedCase
 from xgradcheck._outcomes import DIED, RAISED, REFUSED, Outcome, Run
 from xgradcheck._progress import bar_of_cases
-from xgradcheck._report import LeafReport, Leaves, Report
+from xgradcheck._report import portable
 
 Tell = Callable[[Outcome], None]
 Numbered = Generator[tuple[int, Outcome], None, None]
@@ -227,24 +227,7 @@ def work(command: Command, pipe: Any) -> None:
 
 
 def _portable(found: Outcome) -> Outcome:
-    """Without what only this process knows the type of: keys of the user's dicts."""
-    if found.report is None:
-        return found
-    leaves = Leaves({name: _portable_leaf(leaf) for name, leaf in found.report.leaves.items()})
-    report: Report = replace(found.report, leaves=leaves)
-    return replace(found, report=report)
-
-
-def _portable_leaf(leaf: LeafReport) -> LeafReport:
-    path = tuple(
-        key if type(key) in (bool, int, float, str) else _plainly(key) for key in leaf.path
-    )
-    return replace(leaf, path=path, rows=tuple(_portable_leaf(row) for row in leaf.rows))
-
-
-def _plainly(key: Any) -> Any:
-    kind = next((kind for kind in (int, float, str) if isinstance(key, kind)), str)
-    return kind(key)
+    return found if found.report is None else replace(found, report=portable(found.report))
 
 
 @contextlib.contextmanager

@@ -1,6 +1,5 @@
 """What the command prints and writes of what became of its cases."""
 
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +14,8 @@ from xgradcheck._judge import Verdict
 from xgradcheck._outcomes import FAILED, MISUSE, PASSED, RAISED, UNSURE, Outcome, Run, floor_of
 from xgradcheck._report import Report
 from xgradcheck._sensitivity import lines
-from xgradcheck._text import STYLES, plain, printable, text
+from xgradcheck._text import STYLES, measured, plain, printable, text
+from xgradcheck._written import as_json, write
 
 WORDS = {PASSED: "PASS", FAILED: "FAIL", UNSURE: "INCONCLUSIVE", MISUSE: "ERROR"}
 NAMES = 38
@@ -140,7 +140,7 @@ def _line(outcome: Outcome, width: int) -> Text:
     report, distance, floor = outcome.report, "-", "-"
     if report is not None:
         found = floor_of(report)
-        distance = f"{report.distance:.1e}" if report.distance == report.distance else "-"
+        distance = measured(report.distance)
         floor = "-" if found is None else f"{found:.0e}"
     seconds = f"{outcome.elapsed_s:.2f}"
     row = _row(outcome.verdict, printable(outcome.name), distance, floor, seconds, width)
@@ -159,11 +159,11 @@ def write_files(run: Run, in_lines: bool, options: dict[str, Any]) -> None:
         if path := options["junit"]:
             from xgradcheck._junit import junit  # loaded where it is asked for
 
-            _write(path, junit(run))
+            write(path, junit(run))
         if path := options["markdown"]:
             from xgradcheck._markdown import markdown
 
-            _write(path, markdown(run))
+            write(path, markdown(run))
         if path := options["html"]:
             from xgradcheck._html import Expectations, write_page
 
@@ -179,18 +179,13 @@ def write_files(run: Run, in_lines: bool, options: dict[str, Any]) -> None:
         raise InvalidCase(f"the report cannot be written to {path}: {error.strerror}") from None
 
 
-def _write(path: str, text: str) -> None:
-    # A message may hold what no encoding has.
-    Path(path).write_text(text, encoding="utf-8", errors="backslashreplace")
-
-
 def _write_json(run: Run, in_lines: bool, path: str) -> None:
     if in_lines:
-        text = json.dumps(run.to_dict(), indent=2, ensure_ascii=False, allow_nan=False, default=str)
+        text = as_json(run.to_dict())
         if path == "-":
             print(text)
         else:
-            _write(path, text + "\n")
+            write(path, text + "\n")
     elif path != "-":
         for number, outcome in enumerate(run.outcomes, 1):
             own = Path(path)

@@ -14,9 +14,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from xgradcheck._differences import norm
+from xgradcheck._differences import norm, rms
 from xgradcheck._layout import Leaf, Mask, Positions, Vector
-from xgradcheck._places import Place, place_of
+from xgradcheck._places import Place, place_of, slice_name
 
 CLOSE, CLOSER = 1e-2, 1e-4
 """What a rule may leave unexplained, relative, and where only few elements are known."""
@@ -57,8 +57,6 @@ class Seen:
     """Where the truth is known, inside the leaf."""
     truth: Vector
     """At these places."""
-    bars: Vector
-    """How far off that may be."""
     bad: Mask | None = None
     """Which elements are wrong, of the whole leaf; None where that is not known."""
     noise: float = 0.0
@@ -117,7 +115,7 @@ class Seen:
         """
         if self.bad is None:
             return True
-        size = norm(self.truth) / math.sqrt(self.truth.size)
+        size = rms(self.truth)
         some = np.maximum(np.abs(self.truth), np.abs(self.found)) > NOTHING * size
         return bool(np.count_nonzero(self.bad[self.places][some]) >= 0.5 * np.count_nonzero(some))
 
@@ -126,8 +124,7 @@ def beside(
     leaf: Leaf, gradient: Vector, truth: Vector, point: Vector, wrong: Mask, noise: float
 ) -> Cause | None:
     """The mistake that explains a gradient beside one that is known."""
-    places, bars = np.arange(leaf.size), noise * np.abs(truth)
-    return cause_of(Seen(leaf, gradient, point, places, truth, bars, wrong, noise))
+    return cause_of(Seen(leaf, gradient, point, np.arange(leaf.size), truth, wrong, noise))
 
 
 def cause_of(seen: Seen) -> Cause | None:
@@ -316,21 +313,22 @@ def _ways(shape: tuple[int, ...], places: Positions, is_complex: bool) -> "itert
     first = 1 if is_complex else 0  # the axis of real and imaginary parts
     return itertools.chain(
         _transposed(shape, places, index, first),
-        *(_along(shape, index, axis, first) for axis in range(first, len(shape))),
         _flipped(shape, index, first),
+        *(_along(shape, index, axis, first) for axis in range(first, len(shape))),
     )
 
 
 def _flipped(shape: tuple[int, ...], index: list[Positions], first: int) -> list[_Moved]:
-    """Reversed along two axes, as the kernel of a convolution."""
+    """Reversed along an axis, or along two, as the kernel of a convolution."""
     found = []
-    for a, b in itertools.combinations(range(first, len(shape)), 2):
-        if min(shape[a], shape[b]) > 1:
-            turned = [*index]
-            for axis in (a, b):
-                turned[axis] = shape[axis] - 1 - index[axis]
-            words = f"reversed along axes {a - first} and {b - first}"
-            found.append(_Moved("flipped", words, np.ravel_multi_index(turned, shape)))
+    long = [axis for axis in range(first, len(shape)) if shape[axis] > 1]
+    for axes in (*itertools.combinations(long, 1), *itertools.combinations(long, 2)):
+        turned = [*index]
+        for axis in axes:
+            turned[axis] = shape[axis] - 1 - index[axis]
+        own = tuple(axis - first for axis in axes)
+        of = f" along {_axes(own)}" if len(shape) - first > 1 else ""
+        found.append(_Moved("flipped", f"reversed{of}", np.ravel_multi_index(turned, shape)))
     return found
 
 
@@ -357,17 +355,14 @@ def _transposed(
 
 
 def _along(shape: tuple[int, ...], index: list[Positions], axis: int, first: int) -> list[_Moved]:
-    length = shape[axis]
-    if length < 2:
-        return []
+    length, found = shape[axis], list[_Moved]()
+    if length < 3:
+        return found
 
     def at(moved: Positions) -> Positions:
         return np.asarray(np.ravel_multi_index([*index[:axis], moved, *index[axis + 1 :]], shape))
 
     own, of = index[axis], f" along axis {axis - first}" if len(shape) - first > 1 else ""
-    found = [_Moved("flipped", f"reversed{of}", at(length - 1 - own))]
-    if length < 3:
-        return found
     for by in (1, -1, 2, -2):
         found.append(_Moved("rolled", f"rolled by {by}{of}", at((own + by) % length)))
     for by in (1, -1, 2, -2):
@@ -382,8 +377,7 @@ def _permuted(seen: Seen) -> Cause | None:
     """Slices in another order."""
     if not seen.is_whole or seen.leaf.is_complex:
         return None
-    shape = seen.leaf.grid
-    gradient, truth = seen.gradient.reshape(shape), seen.truth.reshape(shape)
+    shape, gradient, truth = seen.leaf.grid, seen.gradient, seen.truth
     if len(shape) == 1:
         # Sorted numbers are near each other by chance.
         close = 0.01 * min(seen.close, CLOSER)
@@ -391,20 +385,30 @@ def _permuted(seen: Seen) -> Cause | None:
         text = f"{seen.name} holds the truth's elements in another order"
         return Cause("permuted", text) if is_other else None
     for axis, length in enumerate(shape):
-        rows, others = (np.moveaxis(x, axis, 0).reshape(length, -1) for x in (gradient, truth))
+        rows, others = _slices(seen, axis)
         if not 3 <= length <= PERMUTED or others.shape[1] < 3 or length * rows.size > 1e8:
             continue
         order = _matched(rows, others)
         if order is None or _off(rows, others[order]) > seen.close:
             continue
-        what = ("rows", "columns")[axis] if len(shape) == 2 else f"slices along axis {axis}"
+        name, along = slice_name(axis, len(shape))
         first = int(np.flatnonzero(order != np.arange(length))[0])
         text = (
-            f"{seen.name} holds the truth's {what} in another order: at {first} is that of "
-            f"{order[first]}"
+            f"{seen.name} holds the truth's {name}s{along} in another order: at {first} is "
+            f"that of {order[first]}"
         )
         return Cause("permuted", text)
     return None
+
+
+def _slices(seen: Seen, axis: int) -> tuple[Vector, Vector]:
+    """Gradient and truth with a row for each slice along an axis."""
+    shape = seen.leaf.grid
+    rows, others = (
+        np.moveaxis(x.reshape(shape), axis, 0).reshape(shape[axis], -1)
+        for x in (seen.gradient, seen.truth)
+    )
+    return rows, others
 
 
 def _matched(rows: Vector, others: Vector) -> Positions | None:
@@ -435,7 +439,8 @@ def _reduced(seen: Seen) -> Cause | None:
 
 
 def _axes(axes: tuple[int, ...]) -> str:
-    return f"axis {axes[0]}" if len(axes) == 1 else f"axes {', '.join(map(str, axes))}"
+    *others, last = map(str, axes)
+    return f"axes {', '.join(others)} and {last}" if others else f"axis {last}"
 
 
 def _partly(seen: Seen) -> Cause | None:
@@ -443,7 +448,7 @@ def _partly(seen: Seen) -> Cause | None:
     bad = seen.bad
     if bad is None or not 0 < bad.sum() < bad.size or seen.leaf.is_complex:
         return None
-    size = max(norm(seen.truth), norm(seen.found)) / math.sqrt(seen.truth.size)
+    size = max(rms(seen.truth), rms(seen.found))
     if not seen.gradient[bad].any():
         # A zero in place of little is hard to see; where the truth is zero, too, it is right.
         hard = seen.places[(seen.found == 0) & (np.abs(seen.truth) > NOTHING * size)]
@@ -465,9 +470,7 @@ def _partly(seen: Seen) -> Cause | None:
         return None
     if is_zero:
         return Cause(place.kind, f"{seen.name} is zero {where}{_block(seen, place)}")
-    own = replace(
-        seen, places=seen.places[known], truth=truth, bars=seen.bars[known], bad=None, others={}
-    )
+    own = replace(seen, places=seen.places[known], truth=truth, bad=None, others={})
     if known.sum() >= FEWEST and (found := _factor(own)) is not None:
         return Cause(found.kind, f"{where} {found.text}")
     return None
@@ -520,19 +523,18 @@ def _factors(seen: Seen) -> Cause | None:
     for axis, length in enumerate(shape):
         if length < 2:
             continue
-        rows, others = (
-            np.moveaxis(x.reshape(shape), axis, 0).reshape(length, -1)
-            for x in (seen.gradient, seen.truth)
-        )
+        rows, others = _slices(seen, axis)
         if others.shape[1] < FEWEST:
             continue
         squares = np.maximum((others**2).sum(1), np.finfo(float).tiny)
         factors = (rows * others).sum(1) / squares
         if _off(rows, factors[:, None] * others) <= seen.close:
-            what = ("row", "column")[axis] if len(shape) == 2 else f"slice along axis {axis}"
+            name, along = slice_name(axis, len(shape))
             some = ", ".join(f"{factor:.3g}" for factor in factors[:3])
             more = ", ..." if length > 3 else ""
-            return Cause("factors", f"each {what} of {seen.name} has its own factor: {some}{more}")
+            return Cause(
+                "factors", f"each {name}{along} of {seen.name} has its own factor: {some}{more}"
+            )
     return None
 
 

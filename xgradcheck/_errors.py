@@ -37,6 +37,11 @@ class GradientInconclusive(_Judged):
     """
 
 
+def lacks(what: str, package: str | None, extra: str) -> InvalidCase:
+    """The refusal of what a package is missing for."""
+    return InvalidCase(f"{what} needs the package {package!r}: pip install xgradcheck[{extra}].")
+
+
 def short(error: Exception) -> str:
     """An exception in one line."""
     first = str(error).strip().splitlines()[:1]

@@ -50,6 +50,17 @@ class Evidence:
         return np.unpackbits(self.packed, count=self.size).astype(bool)
 
 
+def some_of(off: Vector, count: int) -> Positions:
+    """Which elements are kept of many: a quarter those that are off by most, and others at
+    random.
+    """
+    if off.size <= count:
+        return np.arange(off.size)
+    worst = np.argpartition(np.nan_to_num(off, nan=np.inf), -(count // 4))[-(count // 4) :]
+    others = np.random.default_rng(0xE71D).choice(off.size, count - worst.size, replace=False)
+    return np.unique(np.concatenate([worst, others]))
+
+
 def evidence_of(
     places: Positions,
     gradient: Vector,
@@ -63,10 +74,7 @@ def evidence_of(
     """
     known = places.size
     if known > KEPT:
-        off = np.nan_to_num(np.abs(gradient[places] - truth), nan=np.inf)
-        worst = np.argpartition(off, -KEPT // 4)[-KEPT // 4 :]
-        others = np.random.default_rng(0xE71D).choice(known, KEPT - worst.size, replace=False)
-        chosen = np.unique(np.concatenate([worst, others]))
+        chosen = some_of(np.abs(gradient[places] - truth), KEPT)
         places, truth, bar = places[chosen], truth[chosen], bar[chosen]
     packed = None if wrong is None or wrong.size > MARKED else np.packbits(wrong)
     return Evidence(places, gradient[places], truth, bar, gradient.size, known, packed, steps)

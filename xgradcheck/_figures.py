@@ -13,7 +13,8 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
-from xgradcheck._evidence import Evidence, Steps
+from xgradcheck._differences import rms
+from xgradcheck._evidence import Evidence, Steps, some_of
 from xgradcheck._layout import Positions, Vector
 
 # Colours that stand for those of the page: text, lines, what is right, what is wrong, a mark.
@@ -113,7 +114,7 @@ def _heat(axes: Axes, evidence: Evidence, shape: tuple[int, ...]) -> None:
     finite = np.isfinite(error)
     most = float(np.max(np.where(finite, error, np.abs(evidence.truth)), initial=0.0))
     error = np.where(finite, error, 10 * (most or 1.0))
-    root = float(np.sqrt(np.mean(evidence.truth**2))) or float(np.max(error, initial=0.0)) or 1.0
+    root = rms(evidence.truth) or float(np.max(error, initial=0.0)) or 1.0
     rows, columns, names = _grid(evidence.size, shape)
     down, across = min(rows, CELLS), min(columns, CELLS)
     cells = np.full((down, across), np.nan)
@@ -177,19 +178,9 @@ def _grid(size: int, shape: tuple[int, ...]) -> tuple[int, int, tuple[str, str]]
     return math.ceil(size / columns), columns, (f"element / {columns}", f"element mod {columns}")
 
 
-def _some(evidence: Evidence) -> Positions:
-    """Which elements are drawn one by one: the worst, and others at random."""
-    count = evidence.places.size
-    if count <= DOTS:
-        return np.arange(count)
-    worst = np.argsort(-np.abs(evidence.analytic - evidence.truth))[: DOTS // 3]
-    others = np.random.default_rng(0).choice(count, DOTS - worst.size, replace=False)
-    return np.unique(np.concatenate([worst, others]))
-
-
 def _scatter(axes: Axes, evidence: Evidence) -> None:
     """Sizes of both on log axes; another sign is another colour."""
-    some = _some(evidence)
+    some = some_of(np.abs(evidence.analytic - evidence.truth), DOTS)
     analytic, truth = evidence.analytic[some], evidence.truth[some]
     analytic = np.where(np.isfinite(analytic), analytic, 0.0)  # along the edge, as zeros
     known = np.abs(np.concatenate([analytic, truth]))

@@ -7,12 +7,13 @@ import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from xgradcheck._errors import InvalidCase
-from xgradcheck._judge import Verdict
+from xgradcheck._errors import lacks
+from xgradcheck._judge import Verdict, largest_floor
 from xgradcheck._page import MACROS, PAGE, SCRIPT, STYLE
+from xgradcheck._text import element_name, headline, measured, printable
+from xgradcheck._written import write
 
 if TYPE_CHECKING:
     from xgradcheck._report import LeafReport, ProbeReport, Report
@@ -50,8 +51,7 @@ def write_page(
 
     Raises ``InvalidCase`` where jinja2 or matplotlib is not installed.
     """
-    text = page(reports, title, beside)
-    Path(path).write_text(text, encoding="utf-8", errors="backslashreplace")
+    write(path, page(reports, title, beside))
 
 
 def page(
@@ -63,9 +63,7 @@ def page(
 
         from xgradcheck import _figures as drawing
     except ModuleNotFoundError as error:
-        raise InvalidCase(
-            f"a page needs the package {error.name!r}: pip install xgradcheck[report]."
-        ) from None
+        raise lacks("a page", error.name, "report") from None
     pictured = PICTURED if len(reports) < PICTURED else 1
     shown = [_shown(name, report, drawing, pictured) for name, report in reports]
     for each in shown:
@@ -75,8 +73,6 @@ def page(
     environment = {
         name: value for _, report in reports for name, value in report.environment.items()
     }
-    from xgradcheck._text import printable
-
     loader = jinja2.DictLoader({"macros": MACROS, "page": PAGE})
     templates = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, loader=loader
@@ -99,19 +95,16 @@ def page(
 
 def _shown(name: str, report: "Report", drawing: Any, pictured: int) -> dict[str, Any]:
     """One report as the page has it."""
-    from xgradcheck._text import headline, printable
-
     leaves = list(report.leaves.values())
     grave = [leaf for leaf in leaves if leaf.verdict in (Verdict.FAIL, Verdict.INCONCLUSIVE)]
     grave.sort(key=lambda leaf: (leaf.verdict is not Verdict.FAIL, -_number(leaf.distance)))
     cards = [_card(leaf, report, drawing) for leaf in grave[:pictured]]
     told = {leaf.name for leaf in grave[:pictured]}
-    floors = [leaf.floor for leaf in leaves if leaf.floor == leaf.floor]
-    floor = max(floors, default=float("nan"))
+    floor = largest_floor(leaf.floor for leaf in leaves)
     facts = [
-        ("distance", _short(report.distance)),
+        ("distance", measured(report.distance)),
         ("grade", report.grade),
-        ("floor", _short(floor)),
+        ("floor", measured(floor)),
         ("leaves", len(leaves)),
         ("coverage", report.coverage),
         ("evaluations", f"{report.evaluations:,}"),
@@ -144,9 +137,9 @@ def _shown(name: str, report: "Report", drawing: Any, pictured: int) -> dict[str
             printable(note)
             for note in (*report.notes, *(f"not checked: {what}" for what in report.skipped))
         ],
-        "distance": _short(report.distance),
+        "distance": measured(report.distance),
         "distance_key": _key(report.distance),
-        "floor": _short(floor),
+        "floor": measured(floor),
         "floor_key": _key(floor),
         "brief": brief,
     }
@@ -160,8 +153,6 @@ def _uncarded(count: int) -> str:
 
 def _card(leaf: "LeafReport", report: "Report", drawing: Any) -> dict[str, Any]:
     """One wrong or undecided leaf."""
-    from xgradcheck._text import element_name, printable
-
     own = [finding for finding in report.findings if finding.leaf == leaf.name]
     plain = ("wrong gradient", "noise", "no convergence", "not certified")
     worst: list[tuple[str, str]] = []
@@ -198,19 +189,17 @@ def _card(leaf: "LeafReport", report: "Report", drawing: Any) -> dict[str, Any]:
     }
 
 
-def _rows(leaf: "LeafReport") -> "list[dict[str, Any]]":
-    from xgradcheck._text import printable
-
+def _rows(leaf: "LeafReport") -> list[dict[str, Any]]:
     return [
         {
             "name": printable(leaf.name),
             "shape": str([*leaf.shape]),
             "judged": row.judged,
             "verdict": row.verdict,
-            "distance": _short(row.distance),
+            "distance": measured(row.distance),
             "distance_key": _key(row.distance),
             "grade": f"{row.baseline:.2g} x" if row.baseline is not None else row.grade,
-            "floor": _short(row.floor),
+            "floor": measured(row.floor),
             "floor_key": _key(row.floor),
             "wrong": f"{row.wrong:,} of {row.size:,}" if row.wrong else "-",
             "wrong_key": row.wrong,
@@ -221,8 +210,6 @@ def _rows(leaf: "LeafReport") -> "list[dict[str, Any]]":
 
 def _probe(probe: "ProbeReport") -> dict[str, Any]:
     """One row of the matrix: what was tried, and what became of it."""
-    from xgradcheck._text import printable
-
     said = [finding.text for finding in probe.findings]
     verdicts = dict.fromkeys(probe.failed, Verdict.FAIL)
     usual = Verdict.PASS if probe.failed else probe.verdict
@@ -239,10 +226,6 @@ def _probe(probe: "ProbeReport") -> dict[str, Any]:
 
 def _number(value: float) -> float:
     return value if value == value else 0.0
-
-
-def _short(value: float) -> str:
-    return f"{value:.1e}" if value == value else "-"
 
 
 def _key(value: float) -> str:

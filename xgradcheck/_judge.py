@@ -3,6 +3,7 @@ allowance.
 """
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
@@ -80,6 +81,13 @@ def grade(value: float) -> Grade:
         return Grade.OKAY
     # Not a number: nothing was measured, look twice.
     return Grade.WRONG if value > 1e-3 else Grade.SUSPICIOUS
+
+
+def largest_floor(floors: Iterable[float]) -> float:
+    """The smallest error that would have been seen whatever these belong to; NaN where none has a
+    floor.
+    """
+    return max((floor for floor in floors if not math.isnan(floor)), default=math.nan)
 
 
 def percent(share: float) -> str:

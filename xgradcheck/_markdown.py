@@ -7,7 +7,7 @@ from xgradcheck._bench_report import BenchRecord, BenchReport
 from xgradcheck._bench_text import beside, error, headline, memory, times
 from xgradcheck._outcomes import Outcome, Run, floor_of
 from xgradcheck._report import Report
-from xgradcheck._text import element_name, printable, worst_leaves
+from xgradcheck._text import causes_first, element_name, printable, worst_leaves
 
 LONGEST = 200
 """A cause is cut here: the report has the rest."""
@@ -79,8 +79,7 @@ def _worst(report: Report) -> str:
 
 def _cause(report: Report) -> str:
     """The first finding that names a cause, else the first."""
-    ordered = sorted(report.findings, key=lambda finding: finding.kind == "wrong gradient")
-    found = next(iter(ordered), None)
+    found = next(iter(causes_first(report.findings)), None)
     return "" if found is None else f"{found.kind}: {found.text}"
 
 

@@ -1,11 +1,10 @@
 """What became of each case of a run."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from xgradcheck._judge import Verdict
+from xgradcheck._judge import Verdict, largest_floor
 from xgradcheck._report import SCHEMA, Report, number
 
 # Of several statuses the first that applies in this order is returned.
@@ -141,5 +140,4 @@ def _order(outcome: Outcome) -> tuple[int, str]:
 
 def floor_of(report: Report) -> float | None:
     """The largest floor of the leaves, the smallest error that would have been seen in all."""
-    floors = [leaf.floor for leaf in report.leaves.values() if not math.isnan(leaf.floor)]
-    return number(max(floors, default=None))
+    return number(largest_floor(leaf.floor for leaf in report.leaves.values()))

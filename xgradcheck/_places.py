@@ -76,18 +76,21 @@ def _slices(mask: Mask) -> Place | None:
             continue
         where = np.flatnonzero(on)
         inside = np.broadcast_to(np.expand_dims(on, others), mask.shape)
-        return Place(_kind(axis, mask.ndim), _words(where, axis, mask.shape), inside.ravel())
+        return Place(
+            f"{slice_name(axis, mask.ndim)[0]}s", _words(where, axis, mask.shape), inside.ravel()
+        )
     return None
 
 
-def _kind(axis: int, ndim: int) -> str:
-    return ("rows", "columns")[axis] if ndim == 2 else "slices"
+def slice_name(axis: int, ndim: int) -> tuple[str, str]:
+    """What a slice along an axis is called: "row" or "column", else "slice" and " along axis 2"."""
+    return (("row", "column")[axis], "") if ndim == 2 else ("slice", f" along axis {axis}")
 
 
 def _words(where: np.ndarray, axis: int, shape: tuple[int, ...]) -> str:
     length, count, ndim = shape[axis], len(where), len(shape)
-    name = ("row", "column")[axis] if ndim == 2 else "slice"
-    names, along = f"{name}s", "" if ndim == 2 else f" along axis {axis}"
+    name, along = slice_name(axis, ndim)
+    names = f"{name}s"
     if count == 1:
         if ndim > 2:
             index = ", ".join(str(where[0]) if a == axis else ":" for a in range(ndim))

@@ -1,7 +1,6 @@
 """The reports of a test run: kept by test, sent from the processes of xdist, written at its end."""
 
 import base64
-import json
 import os
 import pickle
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -182,17 +181,10 @@ def _portable(entry: Entry) -> Entry:
     """The same without objects of the user's, which may not exist elsewhere: keys of a path are
     what a report writes them as.
     """
-    report: Any = entry.report
-    if not hasattr(report, "leaves"):
-        return entry
-    written = report.to_dict()["leaves"]
+    from xgradcheck._report import Report, portable
 
-    def plain(leaf: Any, name: str) -> Any:
-        rows = tuple(plain(row, name) for row in leaf.rows)
-        return replace(leaf, path=tuple(written[name]["path"]), rows=rows)
-
-    leaves = type(report.leaves)((name, plain(leaf, name)) for name, leaf in report.leaves.items())
-    return replace(entry, report=replace(report, leaves=leaves))
+    report = entry.report
+    return replace(entry, report=portable(report)) if isinstance(report, Report) else entry
 
 
 def properties(entries: Sequence[Entry]) -> Iterator[tuple[str, object]]:
@@ -214,6 +206,7 @@ def properties(entries: Sequence[Entry]) -> Iterator[tuple[str, object]]:
 
 def write_json(entries: Sequence[Entry], path: Path) -> None:
     from xgradcheck._report import SCHEMA
+    from xgradcheck._written import as_json, write
 
     reports = [
         entry.report.to_dict()
@@ -221,8 +214,7 @@ def write_json(entries: Sequence[Entry], path: Path) -> None:
         for entry in entries
     ]
     written = {"schema": SCHEMA, "reports": reports}
-    text = json.dumps(written, indent=2, ensure_ascii=False, allow_nan=False, default=str)
-    path.write_text(text + "\n", encoding="utf-8")
+    write(path, as_json(written) + "\n")
 
 
 def write_html(entries: Sequence[Entry], path: Path) -> None:

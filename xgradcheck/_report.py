@@ -1,18 +1,18 @@
 """The records of a check."""
 
-import json
 import math
 import os
 import random
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, astuple, dataclass, field
-from pathlib import Path as FilePath
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, astuple, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from xgradcheck._budget import Plan
 from xgradcheck._errors import GradientInconclusive, GradientMismatch, XGradCheckError
 from xgradcheck._evidence import Evidence
 from xgradcheck._judge import Grade, Verdict
+from xgradcheck._written import as_json, write
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -144,6 +144,16 @@ class Leaves(dict[str, LeafReport]):
         return found[0]
 
 
+@contextmanager
+def same_numbers() -> Iterator[None]:
+    """Leave Python's random numbers alone: rich and others draw some when they are loaded."""
+    state = random.getstate()
+    try:
+        yield
+    finally:
+        random.setstate(state)
+
+
 class Written:
     """What can be printed and written: a record that gives its rendering and its dict."""
 
@@ -153,21 +163,16 @@ class Written:
         def to_dict(self) -> dict[str, Any]: ...
 
     def __str__(self) -> str:
-        state = random.getstate()  # rich draws numbers when it is loaded
-        try:
-            from xgradcheck._text import plain  # and that is where something is rendered
+        with same_numbers():
+            from xgradcheck._text import plain  # rich is loaded where something is rendered
 
             return plain(self)
-        finally:
-            random.setstate(state)
 
     def to_json(self, path: str | os.PathLike[str] | None = None) -> str:
         """``to_dict()`` as JSON text; written to ``path`` too, where one is given."""
-        text = json.dumps(
-            self.to_dict(), indent=2, ensure_ascii=False, allow_nan=False, default=str
-        )
+        text = as_json(self.to_dict())
         if path is not None:
-            FilePath(path).write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
+            write(path, text + "\n")
         return text
 
 
@@ -225,9 +230,10 @@ class Report(Written):
 
     def text(self, verbose: bool = False) -> str:
         """The text of ``str()``; where ``verbose``, with every leaf, finding and note."""
-        from xgradcheck._text import plain, text
+        with same_numbers():
+            from xgradcheck._text import plain, text
 
-        return plain(text(self, verbose))
+            return plain(text(self, verbose))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dicts, lists, strings and numbers, under the names of the attributes.
@@ -262,18 +268,20 @@ class Report(Written):
         Raises ``InvalidCase`` where jinja2 or matplotlib is not installed: they come with
         ``xgradcheck[report]``.
         """
-        from xgradcheck._html import page
+        with same_numbers():
+            from xgradcheck._html import page
 
-        text = page([(self.name, self)])
+            text = page([(self.name, self)])
         if path is not None:
-            FilePath(path).write_text(text, encoding="utf-8", errors="backslashreplace")
+            write(path, text)
         return text
 
     def _repr_html_(self) -> str:
         """What a notebook shows."""
-        from xgradcheck._html import fragment
+        with same_numbers():
+            from xgradcheck._html import fragment
 
-        return fragment(self)
+            return fragment(self)
 
     def error(self) -> XGradCheckError | None:
         """The exception that this verdict calls for; None for PASS."""
@@ -286,6 +294,17 @@ class Report(Written):
         __tracebackhide__ = True
         if (error := self.error()) is not None:
             raise error
+
+
+def portable(report: Report) -> Report:
+    """The same without what only one process knows the type of: keys of the user's dicts."""
+    leaves = Leaves({name: _portable(leaf) for name, leaf in report.leaves.items()})
+    return replace(report, leaves=leaves)
+
+
+def _portable(leaf: LeafReport) -> LeafReport:
+    path = tuple(map(_plain, leaf.path))
+    return replace(leaf, path=path, rows=tuple(map(_portable, leaf.rows)))
 
 
 def number(value: float | None) -> float | None:

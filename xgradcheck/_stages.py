@@ -282,8 +282,7 @@ def _judged(problem: Problem, phi: Phi, title: str, asked: Asked, started: float
     if report.verdict is Verdict.FAIL:
         from xgradcheck._causes import with_causes  # only what is wrong asks
 
-        another = np.ones(1) if problem.unit_cotangent else cotangent_of(problem, asked.seed + 1)
-        report = with_causes(report, phi, found, another)
+        report = with_causes(report, phi, found, lambda: cotangent_of(problem, asked.seed + 1))
         report = replace(report, elapsed_s=time.perf_counter() - started)
     return within_budget(report, phi.budget) if phi.budget.is_cut else report
 

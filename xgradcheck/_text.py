@@ -4,6 +4,7 @@ import io
 import math
 import os
 from collections import Counter
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from rich.console import Console, Group, RenderableType
@@ -11,7 +12,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from xgradcheck._judge import Verdict, percent
+from xgradcheck._judge import Verdict, largest_floor, percent
 
 if TYPE_CHECKING:
     from xgradcheck._report import Element, Finding, LeafReport, ProbeReport, Report
@@ -117,9 +118,7 @@ def text(report: "Report", verbose: bool = False) -> RenderableType:
     for leaf in worst:
         sentence = worst_sentence(leaf, report.is_stated)
         parts.append(Padding(Text(printable(sentence)), (0, 0, 0, 4)))
-        said = [finding for finding in report.findings if finding.leaf == leaf.name]
-        # The cause first, where one is known.
-        said.sort(key=lambda finding: finding.kind == "wrong gradient")
+        said = causes_first(f for f in report.findings if f.leaf == leaf.name)
         lines = [f"{finding.kind}: {_of_leaf(finding)}" for finding in said]
         parts += [Padding(hanging(line), (0, 0, 0, 4)) for line in lines]
     parts += [Text(), *_table(report, verbose), Text()]
@@ -226,8 +225,8 @@ def _rest(others: "list[LeafReport]") -> str:
     """What is said of the leaves that the table does not show."""
     counts = Counter(leaf.verdict for leaf in others)
     verdicts = ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
-    floors = [leaf.floor for leaf in others if leaf.floor == leaf.floor]
-    floor = f", floor {max(floors):.0e} or less" if floors else ""
+    largest = largest_floor(leaf.floor for leaf in others)
+    floor = "" if math.isnan(largest) else f", floor {largest:.0e} or less"
     return f"and {len(others)} more leaves: {verdicts}{floor}"
 
 
@@ -251,9 +250,9 @@ def _table(report: "Report", verbose: bool) -> list[RenderableType]:
                 Text(printable(name)),
                 row.judged if low else shape,
                 Text(str(row.verdict), STYLES[row.verdict]),
-                _measured(f"{row.distance:.1e}"),
+                measured(row.distance),
                 _grade(row, low) if row.distance == row.distance else "-",
-                _measured(f"{row.floor:.0e}"),
+                measured(row.floor, 0),
                 f"{row.wrong} of {row.size}" if row.wrong else "-",
             )
     return [table, Text(_rest(others), style="dim")] if others else [table]
@@ -292,8 +291,14 @@ def _grade(row: "LeafReport", beside: bool) -> str:
     return str(row.grade) if beside else _graded(row.precision, row.grade)
 
 
-def _measured(number: str) -> str:
-    return "-" if number == "nan" else number
+def measured(number: float, digits: int = 1) -> str:
+    """A number with so many digits behind the point; a dash where there is none."""
+    return "-" if math.isnan(number) else f"{number:.{digits}e}"
+
+
+def causes_first(findings: "Iterable[Finding]") -> "list[Finding]":
+    """Findings with those that say no more than that something is wrong behind all others."""
+    return sorted(findings, key=lambda finding: finding.kind == "wrong gradient")
 
 
 def hanging(line: str) -> RenderableType:

@@ -11,10 +11,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from xgradcheck import Report, Verdict, check
+from xgradcheck import Report, Verdict, _directions, check
 from xgradcheck._certificate import DEVIATION, certify, factor
 from xgradcheck._directions import bands, drawn
-from xgradcheck._layout import Entry, Layout, lay_out
+from xgradcheck._layout import Entry, Layout, Leaf, lay_out
+from xgradcheck._localise import Search
 
 Gradient = Callable[[np.ndarray], np.ndarray]
 
@@ -173,6 +174,33 @@ def test_a_mistake_is_found_within_few_evaluations(errors: Any, most: int) -> No
     report = spoilt(1_000_000, change)
     assert report.verdict is Verdict.FAIL
     assert report.evaluations - certified <= most
+
+
+@pytest.mark.parametrize("weight", [1.0, 1e-4])
+def test_where_a_certificate_says_little_its_direction_is_measured_anew_and_then_others(
+    weight: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place, run = 4321, Search.run
+
+    def weighed(leaf: Leaf, unit: Any, seed: int, number: int) -> Any:
+        direction = drawn(leaf, unit, seed, number)
+        if number == 0 and leaf.name == "p['W']":
+            direction[place] *= weight
+        return direction
+
+    def blurred(search: Search, residual: float, bar: float) -> Any:
+        search.number = 0
+        return run(search, 0.0, bar)
+
+    def change(g: dict[str, Any]) -> None:
+        g["W"].reshape(-1)[place] += 0.1
+
+    monkeypatch.setattr(_directions, "drawn", weighed)
+    monkeypatch.setattr(Search, "run", blurred)
+    report = spoilt(20_000, change)
+    assert {finding.leaf: finding.indices for finding in report.findings} == {
+        "p['W']": (np.unravel_index(place, report.leaves["W"].shape),)
+    }
 
 
 def test_a_gradient_that_is_not_finite_is_found_without_a_search() -> None:

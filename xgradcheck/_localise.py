@@ -29,6 +29,8 @@ leaf was found to be wrong as a whole.
 """
 SMALLER = 4
 """A box that holds all errors is worth while where it is so many times smaller than its leaf."""
+FURTHER = 4
+"""So many directions show nothing before nothing is wrong: the first one again, and others."""
 FEW = 3
 """Parts of so few coordinates are looked at one by one."""
 USUAL, STEPS = -17, (-26, -8)
@@ -131,8 +133,18 @@ class Search:
     _leaf: tuple[Leaf, Vector] | None = None
 
     def run(self, residual: float, bar: float) -> Found:
-        """Take the band apart, of which the whole direction has this residual."""
-        return self.take(self._wrong_leaves(list(self.band.units), residual, bar))
+        """Take the band apart, of which the whole direction has this residual. Where that says
+        nothing, it is measured like those of parts, and along further directions: what is wrong at
+        one place alone is missed by each that hardly moves it.
+        """
+        numbers = list(self.band.units)
+        nodes = self._wrong_leaves(numbers, residual, bar)
+        for further in range(FURTHER):
+            if nodes or self.is_over():
+                break
+            self.number, self._leaf = self.number + min(further, 1), None
+            nodes = self._wrong_leaves(numbers, self._residual_of(numbers), self.bar)
+        return self.take(nodes)
 
     def take(self, nodes: list[Node]) -> Found:
         """Take parts apart that are wrong."""

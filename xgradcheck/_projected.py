@@ -26,6 +26,8 @@ FEW = 256
 """Up to so many coordinates a sweep is cheap."""
 SWEPT = 5000
 """Up to so many are swept where directions leave something open."""
+LOOKED_AT = 12
+"""Of so few coordinates that a search has found wrong each gets all steps at once."""
 CONFIRMED = 2
 """So many leaves are differenced with all care, by their worst coordinate, before they are called
 wrong; if they are, the search is believed where it has found others that are wrong by far.
@@ -181,7 +183,8 @@ def projected(
             runs = [replace(run, near=Near(asked.seed, restricted.places, {})) for run in runs]
         if any(run.bits is not None and run.near is None for run in runs[1:]):
             raise NeedsNear(restricted.places, work)
-        looked = _looked(phi, value, spread, runs, asked, restricted, noise, lost)
+        is_suspect = chosen.keys() <= done.suspects.keys()
+        looked = _looked(phi, value, spread, runs, asked, restricted, noise, lost, is_suspect)
         acquitted = _acquitted(restricted, looked[0], done)
         if acquitted and layout.size <= SWEPT:
             phi.phase = ""
@@ -414,6 +417,7 @@ def _looked(
     restricted: Restricted,
     noise: Noise | None,
     lost: Lost | None,
+    is_suspect: bool,
 ) -> list[Measured]:
     """These coordinates differenced, and judged for each run."""
     places = restricted.places
@@ -423,7 +427,9 @@ def _looked(
     first, *others = (_restricted(run, restricted) for run in runs)
     if lost is not None:
         first = replace(first, rounding=first.rounding + _lost_in(restricted, phi, lost))
-    wide = swept(part, value, spread, first, asked, noise, is_part=True)
+    # Below float64 what is allowed goes by the others that are looked at.
+    is_suspect &= not others and places.size <= LOOKED_AT
+    wide = swept(part, value, spread, first, asked, noise, is_part=True, is_suspect=is_suspect)
     rows = [wide]
     for run, own in zip(runs[1:], others, strict=True):
         errors = None

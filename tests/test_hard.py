@@ -1,7 +1,9 @@
 """Right gradients where differences have a hard time: never wrong, at worst not to be told."""
 
 from collections.abc import Callable
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -45,6 +47,10 @@ HARD: dict[str, tuple[Callable[..., Tensor], Callable[[], Tensor]]] = {
     "a jump at -0.0": (
         lambda x: torch.atan2(x[0], x[1]),
         lambda: torch.tensor([-0.0, -1.0], dtype=F64),
+    ),
+    "a loss without a doubt": (
+        lambda x: -x.log_softmax(0)[0],
+        lambda: torch.tensor([100, 0.2, 1.1], dtype=F64),
     ),
     "saturated": (torch.special.ndtr, near(10, 3, 4)),
     "saturated to the last bits": (torch.tanh, lambda: 8 + 12 * torch.rand(3, dtype=F64)),
@@ -160,3 +166,51 @@ def test_kinks_near_a_large_number_are_no_ties(seed: int) -> None:
     x = 1e6 + torch.randn(3, 4, dtype=F64, generator=generator)
     report = check(lambda x: x.sort(-1).values, x, seed=seed, raise_exception=False)
     assert report.verdict != "FAIL", str(report)
+
+
+FLAT: dict[str, tuple[Callable[[Tensor], Tensor], list[float]]] = {
+    "a relu": (lambda x: x.clamp(min=0), [-0.5, 1.2, -2.0, 0.3]),
+    "a relu alone": (lambda x: x.clamp(min=0), [-0.5]),
+    "a hinge far from here": (lambda x: (x.square().sum() - 1e4).clamp(min=0), [0.3, -1.2, 0.7]),
+    "a square beyond a bound": (lambda x: (x - 50).clamp(min=0).square(), [0.3, -1.2]),
+    "a clip at both ends": (lambda x: x.clamp(-1, 1), [2.5, 0.3, -7.0]),
+}
+
+
+@pytest.mark.parametrize("slope", [0.2, 0.01, -1e-4])
+@pytest.mark.parametrize("name", FLAT)
+def test_a_slope_where_phi_is_flat_is_wrong(name: str, slope: float) -> None:
+    flat, point = FLAT[name]
+
+    class Leaking(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor, more: float) -> Tensor:
+            ctx.save_for_backward(x)
+            ctx.more = more
+            return flat(x)
+
+        @staticmethod
+        def backward(ctx: Any, u: Tensor) -> tuple[Tensor, None]:
+            (x,) = ctx.saved_tensors
+            with torch.enable_grad():
+                x = x.detach().requires_grad_()
+                (right,) = torch.autograd.grad(flat(x), x, u)
+            return right + ctx.more * (right == 0) * u.mean(), None
+
+    x = torch.tensor(point, dtype=F64)
+    assert check(lambda x: Leaking.apply(x, 0.0), x).verdict == "PASS"
+    assert check(lambda x: Leaking.apply(x, slope), x, raise_exception=False).verdict == "FAIL"
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_product_with_a_zero_in_it_does_not_jump(seed: int) -> None:
+    draw = np.random.default_rng(seed)
+    x = draw.normal(size=5)
+    x[2] = 0.0
+
+    def others(x: np.ndarray) -> np.ndarray:
+        return np.array([np.prod(np.delete(x, place)) for place in range(x.size)])
+
+    assert check(np.prod, x, grads=others).verdict == "PASS"
+    report = check(np.prod, x, grads=lambda x: others(x) * (x != 0), raise_exception=False)
+    assert report.verdict == "FAIL"

@@ -51,7 +51,8 @@ def kinds(rungs: Vector, slope: Vector, value: float, noise: Noise) -> Kinds:
             steep = (order_of_growth >= JUMP_BELOW) & (order_of_growth < limit)
             found[steep & (found < Kind.STEEP)] = Kind.STEEP
             rest = np.abs(side - value - sign * steps * slope)
-            found[_leaps(rest[:2], noise.sigma) & _leaps(rest[:3], noise.sigma)] = Kind.JUMP
+            blur = noise.of(side[0])
+            found[_leaps(rest[:2], blur) & _leaps(rest[:3], blur)] = Kind.JUMP
     return found
 
 
@@ -60,7 +61,8 @@ def may_jump(rungs: Vector, slope: Vector, value: float, noise: Noise) -> Mask:
     steps, plus, minus = _narrowest_first(rungs)[:, :2]
     with np.errstate(all="ignore"):
         ahead, behind = plus - value - steps * slope, minus - value + steps * slope
-        return _leaps(np.abs(ahead), noise.sigma) | _leaps(np.abs(behind), noise.sigma)
+        first, second = noise.of(plus[0]), noise.of(minus[0])
+        return _leaps(np.abs(ahead), first) | _leaps(np.abs(behind), second)
 
 
 def _narrowest_first(rungs: Vector) -> Vector:
@@ -82,11 +84,12 @@ def _order(steps: Vector, moved: Vector, sigma: float) -> Vector:
     return np.where(np.abs(orders[0] - orders[1]) < 0.25, np.max(orders, axis=0), np.nan)
 
 
-def _leaps(moved: Vector, sigma: float) -> Mask:
+def _leaps(moved: Vector, blur: Vector) -> Mask:
     """Where phi, its slope taken off, moves by as much over the first step as over the last, a
-    wider one. Two alone may meet the same value by chance.
+    wider one; ``blur`` is the noise of its value there. Two alone may meet the same value by
+    chance.
     """
-    return np.asarray((moved[0] > 100 * sigma) & (moved[0] > 0.7 * moved[-1]))
+    return np.asarray((moved[0] > 100 * blur) & (moved[0] > 0.7 * moved[-1]))
 
 
 def remainder_order(rungs: Vector, gradient: float, sigma: float) -> float:

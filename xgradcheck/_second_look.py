@@ -34,9 +34,9 @@ WIDER, SAFE = 2.0, 4.0
 """How much wider the steps of one more pair are; and how many times more than both pairs tell the
 first one is taken to be cut short.
 """
-FAR, LITTLE, LOST = range(2, 28, 2), 1e-6, 0.05
-"""Exponents of two, of a coordinate's scale: how far out to look for a phi that does not move; the
-share of its moves that is little, and that of the first of them that is lost.
+FAR, HALVED, LITTLE = range(2, 28, 2), 30, 1e-6
+"""Exponents of two, of a coordinate's scale: how far out to look for a phi that does not move; how
+often the place is halved at which it begins to; and which share of its moves is little.
 """
 
 
@@ -271,8 +271,9 @@ def _look_again(work: Sweep, truth: Truth, leaf: Leaf, index: Positions) -> tupl
 
 def _absorbed(work: Sweep, index: Positions, rungs: Vector) -> Mask:
     """Where phi does not move at all for steps of the coordinate's own size, and does for wide
-    ones, by very little at first: what it adds is lost beside something larger, as in log(1 + x^2)
-    at 1e-9. Beyond a clip it would move by much at once.
+    ones, but by no less than what a gradient says of a step of that size: what it adds is lost
+    beside something larger, as in log(1 + x^2) at 1e-9. Beyond a kink, as that of a clip, phi
+    would move by as little as one likes.
     """
     _, plus, minus = rungs
     unmoved = np.isfinite(plus + minus) & (plus == work.value) & (minus == work.value)
@@ -280,17 +281,34 @@ def _absorbed(work: Sweep, index: Positions, rungs: Vector) -> Mask:
     chosen = np.flatnonzero(still & (work.gradient[index] != 0))
     absorbed = np.zeros(len(index), bool)
     if chosen.size:
-        moves = []
-        for exponent in FAR:
-            sides = work.phi.pairs(index[chosen], work.scale[index[chosen]] * 2.0**exponent)
-            moves.append(np.max(np.abs(np.array(sides) - work.value), axis=0))
-        far = np.array(moves)
-        first = np.take_along_axis(far, np.argmax(far > 0, axis=0)[None], axis=0)[0]
-        # What a gradient says of a step of this size has to be lost in it, too.
         told = np.abs(work.gradient[index[chosen]]) * work.scale[index[chosen]]
-        lost = (first < LITTLE * np.fmax.reduce(far, axis=0)) & (told <= LOST * first)
-        absorbed[chosen] = (first > 0) & lost
+        absorbed[chosen] = told < _least_move(work, index[chosen], told)
     return absorbed
+
+
+def _least_move(work: Sweep, index: Positions, told: Vector) -> Vector:
+    """By how much phi moves at these coordinates if it does at all, sought where it begins to,
+    until that is less than what is ``told`` of it; 0 where it never moves, or by much.
+    """
+
+    def moves(steps: Vector) -> Vector:
+        moved = np.max(np.abs(np.array(work.phi.pairs(index, steps)) - work.value), axis=0)
+        return np.where(np.isfinite(moved), moved, 0.0)
+
+    scale = work.scale[index]
+    far = np.array([moves(scale * 2.0**exponent) for exponent in FAR])
+    begins = np.argmax(far > 0, axis=0)
+    least = np.take_along_axis(far, begins[None], axis=0)[0]
+    high = scale * 2.0 ** np.array(FAR)[begins]
+    low = high / 2.0 ** (FAR[1] - FAR[0])
+    for _ in range(HALVED):
+        if not (told < least).any():
+            break
+        middle = np.sqrt(low * high)
+        moved = moves(middle)
+        low, high = np.where(moved > 0, low, middle), np.where(moved > 0, middle, high)
+        least = np.where(moved > 0, np.fmin(least, moved), least)
+    return np.where(least < LITTLE * np.fmax.reduce(far, axis=0), least, 0.0)
 
 
 def _rescued(work: Sweep, truth: Truth, leaf: Leaf, index: Positions) -> Mask:

@@ -227,7 +227,7 @@ class JaxProblem:
         self._way: str | None = None
         self._made = self
         self._is_traced = self._calls_back = self._draws_low = False
-        self._computed, self._convolves = 0, False
+        self._computed, self._convolves, self.rounds = 0, False, False
         self._seen: list[Node] = []
         self._now = Functions(self._everything_at, self._pulled_back, self._pushed_at)
         self._unread: frozenset[int] = frozenset()
@@ -259,8 +259,9 @@ class JaxProblem:
             if self._is_traced and not self._world.moving:
                 _kept_problems.put(key, self._made)
             return
-        self.outputs, self.bits, self._unread = made.outputs, made.bits, made._unread
-        self._calls_back, self._is_traced, self._made = made._calls_back, True, made
+        self.outputs, self.bits, self.rounds = made.outputs, made.bits, made.rounds
+        self._unread, self._calls_back = made._unread, made._calls_back
+        self._is_traced, self._made = True, made
         self.skipped = list(made.skipped)
 
     def _key(self) -> Hashable | None:
@@ -330,6 +331,7 @@ class JaxProblem:
             "_calls_back",
             "_computed",
             "_convolves",
+            "rounds",
             "outputs",
             "bits",
         )
@@ -620,6 +622,7 @@ class JaxProblem:
             bits = _lowest_bits(program)
             self._computed = _bytes_computed(program)
             self._convolves = _convolves(program)
+            self.rounds = _rounds(program)
         except Exception:
             # Not traceable, or wrong: running it tells, with the user's own exception.
             self._world.watch()
@@ -992,6 +995,21 @@ def _calls_back(program: Any) -> bool:
 def _convolves(program: Any) -> bool:
     """Whether there are convolutions: a batch of kernels is slower than one after another."""
     return any(step.primitive.name == "conv_general_dilated" for step in _steps(program))
+
+
+def _rounds(program: Any) -> bool:
+    """Whether floating numbers are rounded to a grid, or to whole ones."""
+    for step in _steps(program):
+        if step.primitive.name in ("ceil", "floor", "round"):
+            return True
+        kinds = [[getattr(v.aval, "dtype", bool) for v in vs] for vs in (step.invars, step.outvars)]
+        given, made = (
+            any(jnp.issubdtype(kind, want) for kind in own)
+            for own, want in zip(kinds, (jnp.floating, jnp.integer), strict=True)
+        )
+        if given and made and step.primitive.name == "convert_element_type":
+            return True
+    return False
 
 
 def _unread(program: Any) -> frozenset[int]:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial, wraps
+from types import CodeType
 from typing import Any
 
 import numpy as np
@@ -389,6 +390,11 @@ class NumpyProblem:
     def hold_numbers(self) -> list[str]:
         return self._world.hold_numbers()
 
+    @property
+    def rounds(self) -> bool:
+        # NumPy does not tell what it was asked to do: the code that a call can reach does.
+        return any(map(_names_rounding, self._reachable()))
+
     @contextmanager
     def held(self) -> Iterator[None]:
         with self._world.held():
@@ -603,3 +609,19 @@ class NumpyProblem:
 
     def _read(self, returned: Any) -> Backward:
         return _handed.read(returned, self.layout, self._places, np.asarray)
+
+
+ROUNDING = {"around", "ceil", "fix", "floor", "rint", "round", "trunc"}
+
+
+def _names_rounding(node: Any) -> bool:
+    """Whether a function, or one that is written inside of it, has the name of one that rounds, or
+    uses one.
+    """
+    code = node if isinstance(node, CodeType) else getattr(node, "__code__", None)
+    if getattr(node, "__name__", None) in ROUNDING:
+        return True
+    if not isinstance(code, CodeType):
+        return False
+    within = (part for part in code.co_consts if isinstance(part, CodeType))
+    return bool(ROUNDING.intersection(code.co_names)) or any(map(_names_rounding, within))

@@ -17,7 +17,7 @@ from torch import nn
 from torch.autograd import forward_ad
 
 from xgradcheck import _handed
-from xgradcheck._adapters import Backward, Case
+from xgradcheck._adapters import ALL, Backward, Case
 from xgradcheck._errors import InvalidCase
 from xgradcheck._layout import (
     BATCHED,
@@ -71,6 +71,8 @@ from .world import (
 # What modules keep for themselves; their mode and their buffers have states of their own.
 OWN = {*vars(nn.Module())}
 REFUSED = "torch::autograd::Error"
+INSIDE = "incompatible with .grad()"
+"""What a checkpoint that runs a backward pass of its own says to ``torch.autograd.grad``."""
 CONVERT = "convert it with .float() or .double()"
 
 
@@ -219,8 +221,9 @@ def _of_module(case: Case, module: nn.Module) -> Binding:
     taken = {name for slot in parameters for name in slot.names}
     for slot in inputs:
         slot.names = tuple(f"input {name}" if name in taken else name for name in slot.names)
-    if case.wrt is None:
-        chosen = [slot for slot in parameters if slot.found.requires_grad] or inputs
+    trained = [slot for slot in parameters if slot.found.requires_grad]
+    if case.wrt is None or (case.wrt is ALL and trained):
+        chosen = [*trained, *inputs] if case.wrt is ALL else trained or inputs
         skipped = [
             f"{slot.name}: frozen (requires_grad is False)"
             for slot in parameters
@@ -638,15 +641,26 @@ class TorchProblem:
         """The shortest significand of all that is computed: the graph does not show what custom
         Functions compute in, as under autocast.
         """
+        computed = self._watched()
+        return DOUBLE if computed is None else _shortest(computed.dtypes)
+
+    def _watched(self) -> Computed | None:
+        """All that is computed once; None for what cannot be watched."""
         self._world.reset()
+        computed = Computed()
         try:
-            with torch.enable_grad(), eager(), Computed() as computed:
+            with torch.enable_grad(), eager(), computed:
                 self._call()
-        except Exception:  # something that cannot be watched
-            return DOUBLE
+        except Exception:
+            return None
         finally:
             self._world.watch()
-        return _shortest(computed.dtypes)
+        return computed
+
+    @property
+    def rounds(self) -> bool:
+        computed = self._watched()
+        return computed is not None and computed.rounds
 
     def _padding(self, rows: dict[int, int]) -> Positions:
         """The rows of embeddings that are padding: torch gives them no gradient, whatever they do
@@ -1031,7 +1045,7 @@ class TorchProblem:
             if reached:
                 tensors, parts = zip(*reached, strict=True)
                 with forms() as told:
-                    found = [*torch.autograd.grad(tensors, works, parts, allow_unused=True)]
+                    found = self._pulled_back(tensors, parts)
         severed = frozenset(number for number, grad in enumerate(found) if grad is None)
         gradient = np.zeros(self.layout.size)
         for number, leaf in enumerate(self.layout):
@@ -1046,6 +1060,39 @@ class TorchProblem:
             f"what the backward of {name} returns {text}" for name, text in told.items() if text
         ]
         return Backward(value, gradient, severed, written=written, misfits=tuple(misfits))
+
+    def _pulled_back(
+        self, outs: Sequence[torch.Tensor], parts: Sequence[torch.Tensor]
+    ) -> list[torch.Tensor | None]:
+        """The gradients of the leaves; those that a backward pass inside of a custom Function's
+        reaches, as that of a reentrant checkpoint does, are left in ``.grad`` alone.
+        """
+        works = [slot.work for slot in self._slots]
+        leaves = [work for work in works if work.is_leaf]
+        kept = [work.grad for work in leaves]
+        try:
+            for work in leaves:
+                work.grad = None
+            try:
+                found: list[torch.Tensor | None] = [
+                    *torch.autograd.grad(outs, works, parts, allow_unused=True)
+                ]
+            except RuntimeError as error:
+                if INSIDE not in str(error):
+                    raise
+            else:
+                is_all = all(own is not None for own in found)
+                if (is_all or not has_custom(outs)) and all(w.grad is None for w in leaves):
+                    return found
+            for work in leaves:
+                work.grad = None
+            self._world.reset()
+            again = [out for out in self._tensors(self._call()) if out.requires_grad]
+            torch.autograd.backward(again, parts)
+            return [work.grad if work.is_leaf else None for work in works]
+        finally:
+            for work, grad in zip(leaves, kept, strict=True):
+                work.grad = grad
 
     @staticmethod
     def _in_their_dtypes(
@@ -1113,7 +1160,7 @@ class _Second(TorchProblem):
 
 def _told_by_graph(outs: list[torch.Tensor]) -> tuple[int, dict[int, int]]:
     """The shortest significand on the backward path of the outputs; and, for tensors that
-    embeddings alone read, all with one padding row, the number of that row.
+    embeddings read, all with one padding row, the number of that row.
     """
     dtypes: set[torch.dtype] = set()
     rows: dict[int, set[int | None]] = {}
@@ -1129,8 +1176,12 @@ def _told_by_graph(outs: list[torch.Tensor]) -> tuple[int, dict[int, int]]:
         for follower, _ in node.next_functions:
             if (variable := getattr(follower, "variable", None)) is not None:
                 rows.setdefault(id(variable), set()).add(padding)
-    alone = {key: found.pop() for key, found in rows.items() if len(found) == 1}
-    padded = {key: row for key, row in alone.items() if row is not None and 0 <= row < 1 << 62}
+    padded = {}
+    for key, found in rows.items():
+        # Embeddings without one say -1, and whatever else reads a tensor says nothing.
+        numbers = found - {None}
+        if len(numbers) == 1 and 0 <= (row := numbers.pop() or 0) < 1 << 62:
+            padded[key] = row
     return _shortest(dtypes), padded
 
 

@@ -20,7 +20,7 @@ def forms() -> Iterator[dict[str, str]]:
         name = self._forward_cls.__name__
         if not told.get(name):
             grads = returned if isinstance(returned, tuple) else (returned,)
-            told[name] = _misfit(grads, self.next_functions)
+            told[name] = _misfit(grads, self.needs_input_grad, self.next_functions)
         return returned
 
     backward.apply = pull_back
@@ -30,11 +30,16 @@ def forms() -> Iterator[dict[str, str]]:
         backward.apply = found
 
 
-def _misfit(grads: Sequence[Any], inputs: Sequence[tuple[Any, int]]) -> str:
+def _misfit(grads: Sequence[Any], needed: Sequence[bool], inputs: Sequence[tuple[Any, int]]) -> str:
     """How gradients differ in form from the inputs that they belong to."""
-    for number, (grad, (node, place)) in enumerate(zip(grads, inputs, strict=False)):
-        want = None if grad is None or node is None else _wanted(node, place)
-        if want is None:
+    # Inputs that are no tensors have a gradient, None, and no step of the graph.
+    numbers = [number for number, is_needed in enumerate(needed) if is_needed]
+    reached = [(node, place) for node, place in inputs if node is not None]
+    if len(numbers) != len(reached) or len(grads) != len(needed):
+        return ""
+    for number, (node, place) in zip(numbers, reached, strict=True):
+        grad, want = grads[number], _wanted(node, place)
+        if want is None or grad is None:
             continue
         got = tuple(grad.shape), grad.dtype, grad.device
         for word, own, wanted in zip(("shape", "dtype", "device"), got, want, strict=True):

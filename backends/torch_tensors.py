@@ -40,16 +40,35 @@ class Watching(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return False
 
 
+ROUNDING = ("ceil", "fake_quantize", "floor", "frac", "remainder", "round", "trunc")
+
+
+def _rounds(name: str, args: Any, found: Sequence[Any]) -> bool:
+    """Whether an operator of this name rounds floating numbers."""
+    given = [arg for arg in tree_leaves(args) if isinstance(arg, torch.Tensor)]
+    if not any(arg.is_floating_point() for arg in given):
+        return False
+    made = [out.dtype for out in found if isinstance(out, torch.Tensor)]
+    is_whole = bool(made) and not any(kind.is_floating_point for kind in made)
+    return name.startswith(ROUNDING) or (is_whole and torch.bool not in made)
+
+
 class Computed(Watching):
-    """Notes the dtypes of all that is computed, inside of custom Functions too."""
+    """Notes the dtypes of all that is computed, inside of custom Functions too, and whether any of
+    it rounds.
+    """
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.dtypes: set[torch.dtype] = set()
+        self.rounds = False
+        """Whether floating numbers were rounded to a grid, or to whole ones."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **kwargs or {})
         found = tree_leaves(out)
+        if not self.rounds:
+            self.rounds = _rounds(func.overloadpacket.__name__, args, found)
         # A lone number comes of nothing but itself.
         self.dtypes |= {t.dtype for t in found if isinstance(t, torch.Tensor) and t.dim()}
         return out

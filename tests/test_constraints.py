@@ -32,6 +32,15 @@ def test_a_function_of_symmetric_matrices_is_right_along_symmetric_directions(fn
     assert "constraint='symmetric'" in str(free)
 
 
+def test_a_matrix_that_is_symmetric_but_for_rounding_is_symmetric():
+    matrix = positive_definite().detach()
+    matrix[0, 1] = np.nextafter(matrix[0, 1].item(), np.inf)
+    report = check(torch.linalg.cholesky, matrix, raise_exception=False)
+    assert [finding.kind for finding in report.findings] == ["symmetric"]
+    matrix[0, 1] += 1e-6
+    assert check(torch.linalg.cholesky, matrix, raise_exception=False).verdict == "FAIL"
+
+
 class HalfCholesky(torch.autograd.Function):
     """Off by a factor in one row."""
 

@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
@@ -213,4 +215,53 @@ def test_a_product_with_a_zero_in_it_does_not_jump(seed: int) -> None:
 
     assert check(np.prod, x, grads=others).verdict == "PASS"
     report = check(np.prod, x, grads=lambda x: others(x) * (x != 0), raise_exception=False)
+    assert report.verdict == "FAIL"
+
+
+class Through(torch.autograd.Function):
+    """A staircase, with the gradient of the identity."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, stairs: Callable[[Tensor], Tensor]) -> Tensor:
+        return stairs(x)
+
+    @staticmethod
+    def backward(ctx: Any, u: Tensor) -> tuple[Tensor, None]:
+        return u, None
+
+
+STAIRS: dict[str, Callable[[Tensor], Tensor]] = {
+    "round": torch.round,
+    "floor": torch.floor,
+    "an eighth": lambda x: (8 * x).round() / 8,
+    "8 bits": lambda x: (127 * x).round() / 127,
+    "whole numbers": lambda x: x.long().double() + 0 * x,
+}
+
+
+@pytest.mark.parametrize("far", [1.0, 30.0])
+@pytest.mark.parametrize("name", STAIRS)
+def test_a_staircase_has_no_slope(name: str, far: float) -> None:
+    stairs = STAIRS[name]
+    for seed in range(4):
+        torch.manual_seed(seed)
+        x = far * torch.randn(5, dtype=F64)
+        right = check(stairs, x, raise_exception=False)
+        wrong = check(lambda x: Through.apply(x, stairs), x, raise_exception=False)
+        # Where a tread is narrower than the steps that were tried, it is left open.
+        assert right.verdict != "FAIL" and wrong.verdict != "PASS"
+        if name != "8 bits":
+            assert right.verdict == "PASS"
+        if name != "8 bits" and far > 1:
+            assert wrong.verdict == "FAIL"
+
+
+def test_a_staircase_has_no_slope_in_jax_and_numpy_either() -> None:
+    x = 30 * np.random.default_rng(0).normal(size=5)
+    assert check(jnp.round, x, backend="jax").verdict == "PASS"
+    assert check(np.round, x, grads=lambda u, x: 0 * u).verdict == "PASS"
+    stairs = jax.custom_vjp(jnp.floor)
+    stairs.defvjp(lambda x: (jnp.floor(x), None), lambda _, u: (u,))
+    assert check(stairs, x, backend="jax", raise_exception=False).verdict == "FAIL"
+    report = check(np.floor, x, grads=lambda u, x: u, raise_exception=False)
     assert report.verdict == "FAIL"

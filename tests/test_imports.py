@@ -249,7 +249,7 @@ MAY_IMPORT = {
     "_precision": NUMBERS,
     "_sensitivity": NUMBERS | {"_report"},
     "_outcome": NUMBERS
-    | {"_adapters", "_budget", "_findings", "_measured", "_precision", "_report"}
+    | {"_adapters", "_budget", "_findings", "_generic", "_measured", "_precision", "_report"}
     | {"_sensitivity"},
     "_projected_outcome": NUMBERS
     | {"_adapters", "_directions", "_findings", "_measured", "_outcome", "_projected"}

@@ -10,7 +10,7 @@ from fingerprint import fingerprint
 from right import Affine
 from torch import nn
 
-from xgradcheck import InvalidCase, Report, Verdict, check
+from xgradcheck import ALL, InvalidCase, Report, Verdict, check
 
 F64, F32 = torch.float64, torch.float32
 DTYPES = pytest.mark.parametrize("dtype", [F64, F32], ids=str)
@@ -258,3 +258,110 @@ def test_nothing_of_all_this_warns() -> None:
         warnings.simplefilter("error")
         for dtype in (F64, F32):
             check(network(dtype), normal(5, 4, dtype=dtype), modes=("reverse", "forward"))
+
+
+class Scaled(torch.autograd.Function):
+    """The identity, with a gradient that is so many times too large."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, factor: float) -> torch.Tensor:
+        ctx.factor = factor
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, u: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return ctx.factor * u, None
+
+
+@DTYPES
+def test_a_checkpoint_that_runs_a_backward_pass_of_its_own(dtype: Any) -> None:
+    layer, x = nn.Linear(3, 2).to(dtype), normal(4, 3, dtype=dtype).requires_grad_()
+
+    def run(factor: float) -> Any:
+        def inner(x: torch.Tensor) -> torch.Tensor:
+            return torch.tanh(x @ Scaled.apply(layer.weight, factor).T + layer.bias)
+
+        return lambda: torch.utils.checkpoint.checkpoint(inner, x, use_reentrant=True).sum()
+
+    before = fingerprint(layer)
+    assert report_on(run(1.0), wrt=layer).verdict is Verdict.PASS
+    leaves = report_on(run(1.01), wrt=layer).leaves
+    assert [name for name, leaf in leaves.items() if leaf.verdict is Verdict.FAIL] == ["weight"]
+    assert fingerprint(layer) == before and layer.weight.grad is None and x.grad is None
+
+
+class Tied(nn.Module):
+    """An embedding with padding, whose weight is that of the output as well."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.words = nn.Embedding(11, 4, padding_idx=0)
+        self.factor = factor
+
+    def forward(self, index: torch.Tensor) -> torch.Tensor:
+        hidden = torch.tanh(self.words(index))
+        return hidden @ Scaled.apply(self.words.weight, self.factor).T
+
+
+@DTYPES
+def test_the_padding_of_a_tied_embedding(dtype: Any) -> None:
+    torch.manual_seed(0)
+    index = torch.tensor([[3, 5, 0], [1, 0, 0]])
+    right, wrong = (report_on(Tied(factor).to(dtype), index) for factor in (1.0, 1.01))
+    assert right.verdict is Verdict.PASS and wrong.verdict is Verdict.FAIL
+    assert "words.weight[0]: the padding row, which torch holds constant" in right.skipped
+
+
+def test_what_is_frozen_is_left_out_of_all_too() -> None:
+    model = network(F64)
+    model[0].weight.requires_grad_(False)
+    report = check(model, normal(3, 4), wrt=ALL)
+    assert {"0.bias", "3.weight", "input"} == report.leaves.keys() & {"0.bias", "3.weight", "input"}
+    assert "0.weight" not in report.leaves
+    assert "0.weight: frozen (requires_grad is False)" in report.skipped
+
+
+class Initialised(nn.Module):
+    """Sets its bias by the first batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(3, dtype=F64))
+        self.register_buffer("is_set", torch.tensor(False))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not self.is_set:
+            self.bias.data = -x.mean(0).detach()
+            self.is_set.fill_(True)
+        return (x + self.bias).square()
+
+
+def test_a_module_that_initialises_itself_is_told_what_to_do() -> None:
+    module, x = Initialised(), normal(4, 3)
+    with pytest.raises(InvalidCase, match=r"bias is overwritten by the call itself.* call .* once"):
+        check(module, x)
+    module(x)
+    assert check(module, x).verdict is Verdict.PASS
+
+
+class Product(torch.autograd.Function):
+    """A product among arguments that are no tensors; a gradient of another shape, if asked."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: int, y: torch.Tensor, name: str, w: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(y, w)
+        ctx.rows = rows
+        return y @ w
+
+    @staticmethod
+    def backward(ctx: Any, u: torch.Tensor) -> tuple[Any, ...]:
+        y, w = ctx.saved_tensors
+        found = (w @ u).expand(ctx.rows, -1) / ctx.rows if ctx.rows else w @ u
+        return None, found, None, torch.outer(y, u)
+
+
+def test_inputs_that_are_no_tensors_are_counted_where_they_stand() -> None:
+    y, w = normal(3), normal(3, 4)
+    assert not [n for n in check(Product.apply, 0, y, "y", w).notes if "of shape" in n]
+    (note,) = (n for n in check(Product.apply, 2, y, "y", w).notes if "of shape" in n)
+    assert "is of shape (2, 3) for input 1, which is of (3,)" in note

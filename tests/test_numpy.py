@@ -1,5 +1,6 @@
 """NumPy: every form in which parameters and gradients of backprop by hand come."""
 
+import itertools
 import re
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -277,3 +278,65 @@ def test_a_gradient_of_another_shape_is_refused_with_what_makes_it_fit(given, re
 def test_a_transposed_gradient_of_another_shape_is_refused_with_that_word():
     with pytest.raises(InvalidCase, match=r"has shape \(4, 3\): transpose it\.$"):
         check(lambda w: float((w**2).sum()), np.ones((4, 3)), grads=np.ones((3, 4)))
+
+
+class Classifier:
+    """A network of float32 that keeps its arrays, and leaves its gradients beside them."""
+
+    def __init__(self, *sizes: int, seed: int = 0) -> None:
+        draw = np.random.default_rng(seed)
+        self.x = draw.normal(size=(8, sizes[0])).astype(np.float32)
+        self.labels = draw.integers(sizes[-1], size=8)
+        self.params, self.grads = {}, {}
+        for number, (fan_in, fan_out) in enumerate(itertools.pairwise(sizes), 1):
+            weight = draw.normal(size=(fan_in, fan_out)) / np.sqrt(fan_in)
+            self.params[f"W{number}"] = weight.astype(np.float32)
+            self.params[f"b{number}"] = np.zeros(fan_out, np.float32)
+
+    def loss(self):
+        p = self.params
+        hidden = np.tanh(self.x @ p["W1"] + p["b1"])
+        scores = hidden @ p["W2"] + p["b2"]
+        largest = scores.max(1, keepdims=True)
+        weights = np.exp(scores - largest)
+        chosen = np.arange(len(self.x)), self.labels
+        loss = np.mean(np.log(weights.sum(1)) + largest[:, 0] - scores[chosen])
+        back = weights / weights.sum(1, keepdims=True)
+        back[chosen] -= 1
+        back /= len(self.x)
+        inner = (back @ p["W2"].T) * (1 - hidden**2)
+        self.grads["W1"], self.grads["b1"] = self.x.T @ inner, inner.sum(0)
+        self.grads["W2"], self.grads["b2"] = hidden.T @ back, back.sum(0)
+        return loss
+
+    def train(self, steps):
+        for _ in range(steps):
+            self.loss()
+            for name, value in self.params.items():
+                value -= np.float32(0.5) * self.grads[name].astype(np.float32)
+
+
+@pytest.mark.parametrize("steps", [0, 300, 3000])
+def test_a_network_of_float32_is_right_however_confident_it_is(steps):
+    for seed in range(3):
+        net = Classifier(4, 8, 3, seed=seed)
+        net.train(steps)
+        net.loss()
+        grads = {name: value.copy() for name, value in net.grads.items()}
+        assert check(net.loss, wrt=net.params, grads=grads).verdict == "PASS"
+        grads["W1"] = 1.03 * grads["W1"]
+        report = check(net.loss, wrt=net.params, grads=grads, raise_exception=False)
+        assert [name for name, leaf in report.leaves.items() if leaf.verdict == "FAIL"] == ["W1"]
+
+
+def test_a_large_tree_of_float32_is_projected():
+    net = Classifier(500, 40, 10)
+    net.loss()
+    grads = {name: value.copy() for name, value in net.grads.items()}
+    report = check(net.loss, wrt=net.params, grads=grads)
+    assert report.verdict == "PASS" and report.coverage == "projection"
+    assert report.evaluations < 300
+    for wrong in ("W1", "b2"):
+        spoilt = grads | {wrong: 1.01 * grads[wrong]}
+        report = check(net.loss, wrt=net.params, grads=spoilt, raise_exception=False)
+        assert [name for name, leaf in report.leaves.items() if leaf.verdict == "FAIL"] == [wrong]

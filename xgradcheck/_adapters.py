@@ -174,6 +174,11 @@ class Problem(Protocol):
     unit_cotangent: bool
     """Whether the gradient was handed in for cotangent 1, so that no other can be asked for."""
 
+    @property
+    def rounds(self) -> bool:
+        """Whether the function is known to round to a grid, as ``round`` and ``floor`` do."""
+        ...
+
     def held(self) -> AbstractContextManager[None]:
         """The world of the user held still; on leaving, however that happens, it is as it was
         found.

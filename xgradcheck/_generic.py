@@ -11,7 +11,7 @@ import numpy as np
 from xgradcheck._adapters import Backward
 from xgradcheck._as_run import rounded
 from xgradcheck._judge import Tolerance, zero_below
-from xgradcheck._layout import DOUBLE, Layout, Leaf, Vector
+from xgradcheck._layout import DOUBLE, Layout, Leaf, Vector, bits_of
 from xgradcheck._phi import Phi, noise_of
 from xgradcheck._projection import is_certified
 from xgradcheck._slopes import Mistake, slope_along
@@ -27,6 +27,8 @@ LARGE = 1_000_000
 """Beyond so many coordinates nothing is told element by element."""
 LOOKED_AT, SAMPLED = 64, 4096
 """How many of a leaf's values are looked at before all are, and how many where some tell enough."""
+MIRRORED = 16.0
+"""By how many units of rounding of the largest element a matrix may differ from its transpose."""
 WHOLE = 1e6
 """Larger numbers may be whole because they have no bits left for less."""
 
@@ -87,13 +89,15 @@ def _degenerate(layout: Layout, point: Vector) -> dict[int, str]:
         twins = (other for other in alike if np.array_equal(point[other.part], point[leaf.part]))
         twin = next(twins, None)
         alike.append(leaf)
-        why = _why(values) or ("" if twin is None else f"it equals {twin.name}")
+        why = _why(values, bits_of(leaf.dtype)) or (
+            "" if twin is None else f"it equals {twin.name}"
+        )
         if why:
             found[number] = why
     return found
 
 
-def _why(values: Vector) -> str:
+def _why(values: Vector, bits: int) -> str:
     flat = values.ravel()
     first, few = flat[0], flat[:LOOKED_AT]
     # What most leaves are not is seen by their first values.
@@ -105,7 +109,7 @@ def _why(values: Vector) -> str:
     if _is_square(values):
         if _is_diagonal(values):
             return DIAGONAL
-        if is_symmetric(values):
+        if is_symmetric(values, bits):
             return SYMMETRIC
     rows = values.reshape(-1, values.shape[-1]) if values.ndim else values.reshape(1, 1)
     if values.ndim >= 2 and any(_some_equal(x) for x in (rows, rows.T)):
@@ -124,12 +128,18 @@ def _is_square(values: Vector) -> bool:
     return values.ndim >= 2 and values.shape[-1] == values.shape[-2] > 1
 
 
-def is_symmetric(values: Vector) -> bool:
-    """Whether this is a square matrix, or a stack of them, that equals its transpose."""
+def is_symmetric(values: Vector, bits: int) -> bool:
+    """Whether this is a square matrix, or a stack of them, that equals its transpose, but for what
+    a product with its own transpose may be rounded to.
+    """
     if not _is_square(values):
         return False
-    turned = values.swapaxes(-1, -2)
-    return bool((values[..., 0, :] == turned[..., 0, :]).all() and (values == turned).all())
+    turned, unit = values.swapaxes(-1, -2), MIRRORED * 2.0**-bits
+    # What is none is seen by its first row, as a rule.
+    for part, other in ((values[..., 0, :], turned[..., 0, :]), (values, turned)):
+        if (np.abs(part - other) > unit * np.abs(values).max()).any():
+            return False
+    return True
 
 
 def _is_diagonal(values: Vector) -> bool:

@@ -14,7 +14,7 @@ from xgradcheck._generic import LARGE
 from xgradcheck._judge import distance
 from xgradcheck._layout import DOUBLE, Leaf, Vector
 from xgradcheck._measured import REVERSE, Measured, Run
-from xgradcheck._phi import Phi
+from xgradcheck._phi import Phi, noise_of
 from xgradcheck._projected import (
     Lost,
     NeedsNear,
@@ -25,7 +25,18 @@ from xgradcheck._projected import (
     wants_projection,
 )
 from xgradcheck._projection import Projecting
-from xgradcheck._rows import Asked, judged_beside, run_of, settled_value, swept, varies
+from xgradcheck._rows import (
+    DUST_AS_RUN,
+    Asked,
+    judged_beside,
+    run_of,
+    settled_value,
+    swept,
+    varies,
+)
+
+CANCELLED = 10.0
+"""How many units of rounding of phi its noise is where phi is what is left of larger numbers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +69,9 @@ def measure(phi: Phi, asked: Asked) -> Outcome:
         return _rows(phi, (value, spread), [run], asked, work)
     found = as_found(phi, asked.seed)
     own = replace(run, bits=found.bits)
-    if not wants_projection(phi, asked):
+    if not problem.can_move:
+        own = replace(own, rounding=_cancelled(phi, value, asked.seed))
+    elif not wants_projection(phi, asked):
         own = replace(own, near=near(phi, asked.seed))
     why, ways = "", list(problem.raisings())
     # Best is a way in which all is computed in float64, next one in which nothing else changes.
@@ -116,6 +129,10 @@ def _in_float64(
     value, spread, wide = found
     if not phi.problem.can_move:
         # A tree that was handed in is what it is, and judged once.
+        if wants_projection(phi, asked):
+            large = projected(phi, value, spread, [own], asked, None)
+            if large is not None:
+                return large
         return [swept(phi, value, spread, own, asked)]
     # Where both forward passes differ, numbers are drawn or rounded as they were before.
     at_hand = wide.backward.value
@@ -125,6 +142,17 @@ def _in_float64(
         return rounded(wide.backward.gradient, leaf, differs)
 
     return _rows(phi, (value, spread), [wide, own], asked, work, lost)
+
+
+def _cancelled(phi: Phi, value: float, seed: int) -> Vector | float:
+    """What rounding may leave of the gradient of a phi that is itself what is left of much larger
+    numbers, as the loss of a confident prediction: over the whole size of a coordinate no more than
+    phi is known to.
+    """
+    noise = noise_of(phi, value, seed)
+    if noise.sigma <= CANCELLED * 2.0**-noise.bits * abs(value):
+        return 0.0
+    return DUST_AS_RUN * noise.sigma / phi.scales()[0]
 
 
 def _rows(

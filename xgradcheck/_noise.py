@@ -51,6 +51,7 @@ def measure_noise(
     rng: np.random.Generator,
     unit: float | None = None,
     told: int = DOUBLE,
+    rounds: Callable[[], bool] = bool,
 ) -> Noise:
     """The noise of phi, from its values on a line through ``point``.
 
@@ -77,6 +78,8 @@ def measure_noise(
     if bits == DOUBLE and sigma > LOUD * least:
         bits = _bits_of_the_argument(along, value, point)
     fine = np.inf
+    if bits == DOUBLE and sigma > LOUD * least and rounds() and line().stands_still():
+        sigma = least  # what the arithmetic rounds has no treads as wide as these
     if bits == DOUBLE and sigma > LOUD * least:
         # Noise is the same at any spacing. What falls with it may be the function itself,
         # oscillating faster than the points of the line, or not smooth in one of its coordinates.
@@ -103,6 +106,10 @@ class _Line:
     point: Vector
     direction: Vector
     seen: list[Vector] = field(default_factory=list)
+
+    def stands_still(self) -> bool:
+        """Whether phi does over narrow steps."""
+        return _stands_still(self._scan(_NARROWER[0])[1])
 
     def noise(self) -> float:
         """The noise at the usual spacing, or at the first that tells it from plateaus and bends."""

@@ -237,5 +237,12 @@ def noise_of(phi: Phi, value: float, seed: int) -> Noise:
     rng = np.random.default_rng([seed, 0x2015E])
     problem = phi.problem
     return measure_noise(
-        phi.along, value, problem.point, phi.scales()[0], rng, phi.unit, problem.bits
+        phi.along,
+        value,
+        problem.point,
+        phi.scales()[0],
+        rng,
+        phi.unit,
+        problem.bits,
+        lambda: problem.rounds,
     )

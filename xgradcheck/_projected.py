@@ -13,7 +13,7 @@ from xgradcheck._differences import Noise, norm, rms
 from xgradcheck._directions import influence, unit_of
 from xgradcheck._generic import LARGE, NearBy, is_symmetric, look_near_by
 from xgradcheck._judge import NEGLIGIBLE, PIECE, ZERO, Judged, Verdict, distance, judge, tolerance
-from xgradcheck._layout import DOUBLE, Leaf, Positions, Vector
+from xgradcheck._layout import DOUBLE, Leaf, Positions, Vector, bits_of
 from xgradcheck._measured import Measured, Run
 from xgradcheck._phi import Phi, noise_of
 from xgradcheck._projection import Bound, Projecting, Projection
@@ -144,7 +144,7 @@ def projected(
     rounding, ``is_swept`` says that a sweep has found nothing.
     """
     gradient, layout = runs[0].backward.gradient, phi.problem.layout
-    is_low = phi.problem.bits < DOUBLE
+    is_low = phi.problem.bits < DOUBLE or runs[0].bits is not None
     if work is None or not work.is_about(value, gradient):
         allowance = tolerance(asked.rtol, asked.atol)
         work = Projecting(phi, gradient, value, allowance, asked.seed)
@@ -370,7 +370,8 @@ def _chosen(
     confirmed = 0
     for number, suspect in done.suspects.items():
         leaf = layout.leaves[number]
-        if leaf.size <= SYMMETRIC and is_symmetric(phi.problem.point[leaf.part].reshape(leaf.grid)):
+        values = phi.problem.point[leaf.part].reshape(leaf.grid)
+        if leaf.size <= SYMMETRIC and is_symmetric(values, bits_of(leaf.dtype)):
             chosen[number] = None  # wrong element by element, it may be right as a whole
         elif confirmed < CONFIRMED or not suspect.is_plain:
             confirmed += 1

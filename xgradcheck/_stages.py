@@ -280,11 +280,23 @@ def _judged(problem: Problem, phi: Phi, title: str, asked: Asked, started: float
     else:
         report = outcome(problem, found, asked.steps, frame)
     if report.verdict is Verdict.FAIL:
+        _refuse_overwritten(problem, report)
         from xgradcheck._causes import with_causes  # only what is wrong asks
 
         report = with_causes(report, phi, found, lambda: cotangent_of(problem, asked.seed + 1))
         report = replace(report, elapsed_s=time.perf_counter() - started)
     return within_budget(report, phi.budget) if phi.budget.is_cut else report
+
+
+def _refuse_overwritten(problem: Problem, report: Report) -> None:
+    """Raise for a leaf that the call itself writes to, and that does not move the output."""
+    for name in set(problem.moving).intersection(report.leaves):
+        worst = report.leaves[name].worst
+        if report.leaves[name].verdict is Verdict.FAIL and worst is not None and worst.truth == 0:
+            raise InvalidCase(
+                f"{name} is overwritten by the call itself, which hides every change to it: if "
+                f"that is how it is initialised, call the function once first."
+            )
 
 
 def _plan(phi: Phi, asked: Asked) -> Plan:

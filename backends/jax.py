@@ -5,7 +5,7 @@ where it is asked for, whatever the global flag says.
 import copy
 import math
 import warnings
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -40,7 +40,16 @@ from .jax_kept import Kept, key_of
 from .jax_probes import probes as probes
 from .jax_raising import evaluate
 from .jax_rules import remedies, rules
-from .world import State, World, displaced, number_states, plain_states, random_states, reachable
+from .world import (
+    State,
+    World,
+    displaced,
+    number_states,
+    plain_states,
+    random_states,
+    reachable,
+    wide_array_states,
+)
 
 OPERANDS = {"BF16": 8, "F16": 11, "TF32": 11, "F32": 24}
 """Significant bits of what an algorithm of ``jax.lax.DotAlgorithmPreset`` multiplies."""
@@ -121,7 +130,31 @@ def bind(case: Case) -> "JaxProblem":
         raise InvalidCase(
             "JAX functions are pure: pass the parameters as arguments, check(fn, params)."
         )
-    return JaxProblem(case)
+    try:
+        return JaxProblem(case)
+    except TypeError:
+        # To JAX arrays of NumPy's are as wide as its own; float64 beside float32 many operations
+        # refuse.
+        narrowed = _narrowed(case)
+        if narrowed is None:
+            raise
+        return JaxProblem(narrowed)
+
+
+def _narrowed(case: Case) -> Case | None:
+    """The same call with arrays of NumPy's as JAX would read them; None where it has them so."""
+    leaves = tree_util.tree_leaves((case.args, case.kwargs))
+    own = [leaf for leaf in leaves if isinstance(leaf, jax.Array) and _is_floating(leaf)]
+    if _is_x64() or all(bits_of(str(leaf.dtype)) == DOUBLE for leaf in own):
+        return None
+
+    def read(leaf: Any) -> Any:
+        if isinstance(leaf, np.ndarray) and _is_floating(leaf):
+            return leaf.astype(jax.dtypes.canonicalize_dtype(leaf.dtype))
+        return leaf
+
+    args, kwargs = tree_util.tree_map(read, (case.args, dict(case.kwargs)))
+    return replace(case, args=args, kwargs=kwargs)
 
 
 def timed(case: Case) -> Any:
@@ -214,6 +247,7 @@ class JaxProblem:
         self.point: Vector = np.concatenate([_handed.numbers(_double(n.value)) for n in leaves])
         # Where all is below float64 the function runs in the world of its user.
         self._is_wide = any(bits_of(leaf.dtype) == DOUBLE for leaf in self.layout)
+        self._is_wide_outside, self._is_apart = _is_x64(), False
         self.skipped = self._left_out()
         self._places = _handed.places(
             [node.path for node in leaves], [node.path for node in self._nodes]
@@ -271,7 +305,7 @@ class JaxProblem:
         chosen, case = set(self._numbers), self._case
         still = [node.value for n, node in enumerate(self._nodes) if n not in chosen]
         read = key_of(case.fn, case.loss, still)
-        world = (bool(jax.config.jax_enable_x64), jax.config.jax_default_matmul_precision)  # type: ignore[attr-defined]
+        world = (_is_x64(), jax.config.jax_default_matmul_precision)  # type: ignore[attr-defined]
         shapes = tuple(
             (leaf.name, leaf.shape, str(d))
             for leaf, d in zip(self.layout, self._dtypes, strict=True)
@@ -347,7 +381,7 @@ class JaxProblem:
         """The function traced anew, for arguments of float64."""
         with self._kept():
             # In the world of the user.
-            self._draws_low = low = not jax.config.jax_enable_x64  # type: ignore[attr-defined]
+            self._draws_low = low = not _is_x64()
             # Whole numbers stay as wide as the function found them.
             nodes = [
                 Node(n.path, n.suffix, jnp.asarray(n.value)) if _is_whole(n.value) else n
@@ -513,11 +547,38 @@ class JaxProblem:
         return JaxProblem(self._case, (self.outputs, cotangent))
 
     def _pushed_at(self, leaves: Any, tangents: Any) -> list[Any]:
-        pushed: list[Any] = jax.jvp(self._outputs_at, (leaves,), (tangents,))[1]
+        with self._apart(leaves):
+            pushed: list[Any] = jax.jvp(self._outputs_at, (leaves,), (tangents,))[1]
         return pushed
+
+    @contextmanager
+    def _apart(self, leaves: Iterable[Any]) -> Iterator[None]:
+        """The function traced with arrays of its own where numbers are wider than in the world of
+        its user: what JAX made of an array of NumPy's there, it would take for it in the other.
+        """
+        is_traced = any(isinstance(leaf, jax.core.Tracer) for leaf in leaves)
+        if self._is_apart or self._is_wide_outside or not is_traced or not _is_x64():
+            yield
+            return
+        states = list(wide_array_states(self._reachable()))
+        found = [state.read() for state in states]
+        copies = {id(array): array.copy() for array in found}
+        try:
+            self._is_apart = True
+            for state, array in zip(states, found, strict=True):
+                state.restore(copies[id(array)])
+            yield
+        finally:
+            for state, array in zip(states, found, strict=True):
+                state.restore(array)
+            self._is_apart = False
 
     def _outputs_at(self, leaves: Sequence[Any]) -> list[Any]:
         """The floating outputs of the function, or their gradients."""
+        with self._apart(leaves):
+            return self._own_outputs_at(leaves)
+
+    def _own_outputs_at(self, leaves: Sequence[Any]) -> list[Any]:
         if self._pulled is None:
             return self._first_outputs_at(leaves)
         outs, pull = jax.vjp(self._first_outputs_at, leaves[: self._own])
@@ -931,8 +992,9 @@ class JaxProblem:
         return [np.asarray(part, jnp.dtype(leaf.dtype)) for part, leaf in parts]
 
     def _pulled_back(self, leaves: Any, cotangents: Any) -> Any:
-        outs, pull = jax.vjp(self._outputs_at, leaves)
-        return outs, pull(cotangents)[0]
+        with self._apart([*leaves, *cotangents]):
+            outs, pull = jax.vjp(self._outputs_at, leaves)
+            return outs, pull(cotangents)[0]
 
     def _from_user(self, cotangent: Vector) -> Backward:
         values = [node.value for node in self._nodes]
@@ -1066,6 +1128,10 @@ def _bits_of_algorithm(precision: Any) -> int:
     # The presets are told apart by their names alone: BF16_BF16_F32, or BF16_BF16_F32_X3.
     operand, *_, last = precision.name.split("_")
     return OPERANDS.get("F32" if last.startswith("X") else operand, DOUBLE)
+
+
+def _is_x64() -> bool:
+    return bool(jax.config.jax_enable_x64)  # type: ignore[attr-defined]
 
 
 def _is_program(value: Any) -> bool:

@@ -417,34 +417,56 @@ def number_states(objects: Sequence[Any]) -> Iterator[State]:
     """Numbers that a function may keep from call to call: in attributes, in dicts, in variables
     that it closes over, and in globals that it names.
     """
-    for node in objects:
-        if type(node) is dict:
-            yield from _numbers_in(node, list(node), "the number {!r} of a dict".format)
-        elif isinstance(node, FunctionType):
-            cells = zip(node.__code__.co_freevars, node.__closure__ or (), strict=True)
-            yield from (state for name, cell in cells if (state := _cell_state(name, cell)))
-            names = node.__code__.co_names
-            yield from _numbers_in(node.__globals__, names, "the global {}".format)
-        else:
-            owner = type(node).__name__
-            for attributes in _attributes(node):
-                yield from _numbers_in(attributes, list(attributes), f"{owner}.{{}}".format)
+    return _kept_in(objects, _is_number, "number")
+
+
+def wide_array_states(objects: Sequence[Any]) -> Iterator[State]:
+    """The same of arrays of NumPy's with eight bytes or more to a number: which ones are kept, and
+    not what is in them.
+    """
+    return _kept_in(objects, _is_wide, "array")
 
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _numbers_in(
-    mapping: MutableMapping[Any, Any], keys: Iterable[Any], named: Callable[[Any], str]
+def _is_wide(value: Any) -> bool:
+    return type(value) is np.ndarray and value.dtype.kind in "iufc" and value.itemsize >= 8
+
+
+Wanted = Callable[[Any], bool]
+
+
+def _kept_in(objects: Sequence[Any], wanted: Wanted, kind: str) -> Iterator[State]:
+    for node in objects:
+        if type(node) is dict:
+            yield from _some_of(node, list(node), wanted, f"the {kind} {{!r}} of a dict".format)
+        elif isinstance(node, FunctionType):
+            cells = zip(node.__code__.co_freevars, node.__closure__ or (), strict=True)
+            yield from (state for own in cells if (state := _cell_state(*own, wanted)))
+            names = node.__code__.co_names
+            yield from _some_of(node.__globals__, names, wanted, "the global {}".format)
+        else:
+            owner = type(node).__name__
+            for attributes in _attributes(node):
+                named = f"{owner}.{{}}".format
+                yield from _some_of(attributes, list(attributes), wanted, named)
+
+
+def _some_of(
+    mapping: MutableMapping[Any, Any],
+    keys: Iterable[Any],
+    wanted: Wanted,
+    named: Callable[[Any], str],
 ) -> Iterator[State]:
     for key in keys:
-        if _is_number(mapping.get(key)):
+        if wanted(mapping.get(key)):
             read, write = functools.partial(mapping.get, key), mapping.__setitem__
             yield State(named(key), read, functools.partial(write, key))
 
 
-def _cell_state(name: str, cell: CellType) -> State | None:
+def _cell_state(name: str, cell: CellType, wanted: Wanted) -> State | None:
     def read() -> Any:
         try:
             return cell.cell_contents
@@ -454,7 +476,7 @@ def _cell_state(name: str, cell: CellType) -> State | None:
     def restore(saved: Any) -> None:
         cell.cell_contents = saved
 
-    return State(f"the variable {name}", read, restore) if _is_number(read()) else None
+    return State(f"the variable {name}", read, restore) if wanted(read()) else None
 
 
 def array_state(name: str, array: np.ndarray[Any, Any]) -> State:

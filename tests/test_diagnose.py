@@ -3,6 +3,7 @@ errors by none.
 """
 
 import functools
+import math
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -642,3 +643,57 @@ def test_many_planted_bugs_have_a_pattern() -> None:
 @pytest.mark.parametrize("bug", BUGS, ids=lambda bug: bug.title)
 def test_the_mended_twin_of_a_planted_bug_has_no_cause(bug: Bug) -> None:
     assert not bug.run(False, 0).findings
+
+
+def test_what_is_not_rounding_is_not_called_rounding() -> None:
+    constant = math.sqrt(2 / math.pi)
+
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(x)
+        return torch.nn.functional.gelu(x, approximate="tanh")
+
+    def without_its_three(ctx: Any, u: torch.Tensor) -> torch.Tensor:
+        (x,) = ctx.saved_tensors
+        t = torch.tanh(constant * (x + 0.044715 * x**3))
+        return u * ((1 + t) / 2 + x / 2 * (1 - t * t) * constant * (1 + 0.044715 * x * x))
+
+    gelu = function(forward, without_its_three)
+    for seed in range(5):
+        torch.manual_seed(seed)
+        report = report_on(gelu, 2 * torch.randn(4, 7, dtype=torch.float64))
+        assert report.verdict is Verdict.FAIL
+        assert "precision" not in {finding.kind for finding in report.findings}
+
+
+def test_one_wrong_element_gives_no_factor_to_each_column() -> None:
+    hidden = torch.ones(4, 6, dtype=torch.bool).triu(2)
+
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        out = x.masked_fill(hidden, -torch.inf).softmax(-1)
+        ctx.save_for_backward(out)
+        return out
+
+    def halved_once(ctx: Any, u: torch.Tensor) -> torch.Tensor:
+        (out,) = ctx.saved_tensors
+        found = out * (u - (u * out).sum(-1, keepdim=True))
+        found[3, 4] *= 0.5
+        return found
+
+    torch.manual_seed(0)
+    report = report_on(function(forward, halved_once), torch.randn(4, 6, dtype=torch.float64))
+    assert [finding.kind for finding in report.findings] == ["wrong gradient"]
+
+
+def test_a_slope_in_16_bits_does_not_make_a_gradient_stale() -> None:
+    def forward(ctx: Any, x: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(x)
+        return x.tanh() + b
+
+    def first_alone(ctx: Any, u: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return u * (1 - ctx.saved_tensors[0].tanh() ** 2), u[0]
+
+    for seed in range(3):
+        torch.manual_seed(seed)
+        x, b = (torch.randn(*shape).bfloat16() for shape in ((5, 4), (4,)))
+        report = report_on(function(forward, first_alone), x, b)
+        assert "stale" not in {finding.kind for finding in report.findings}

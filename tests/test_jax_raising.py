@@ -303,3 +303,64 @@ def test_a_product_that_rounds_what_it_multiplies_is_raised_without_that(
     assert report.verdict == verdict, str(report)
     (leaf,) = report.leaves.values()
     assert [row.judged for row in leaf.rows] == ["float64", f"{dtype} as run"]
+
+
+WIDE_POINT = np.random.default_rng(0).normal(size=(4, 3))
+WIDE_MATRIX, WIDE_LABELS = np.random.default_rng(1).normal(size=(3, 3)), np.array([0, 2, 1, 2])
+
+
+class OfItsOwn:
+    """Keeps arrays in attributes, and in a dict."""
+
+    def __init__(self):
+        self.matrix, self.kept = WIDE_MATRIX.copy(), {"labels": WIDE_LABELS.copy()}
+
+    def __call__(self, x):
+        return jnp.tanh(x @ self.matrix)[np.arange(4), self.kept["labels"]].sum()
+
+
+def by_its_own_rule():
+    @jax.custom_vjp
+    def squared(x):
+        return jnp.sum((x @ WIDE_MATRIX) ** 2)
+
+    squared.defvjp(
+        lambda x: (squared(x), x), lambda x, u: (u * 2 * (x @ WIDE_MATRIX) @ WIDE_MATRIX.T,)
+    )
+    return squared
+
+
+CLOSED_OVER = {
+    "labels": lambda: lambda x: -jax.nn.log_softmax(x)[np.arange(4), WIDE_LABELS].mean(),
+    "rows": lambda: lambda x: jnp.take(x, WIDE_LABELS, axis=0).sum(),
+    "a matrix": lambda: lambda x: jnp.sum((x @ WIDE_MATRIX) ** 2),
+    "an object": OfItsOwn,
+    "a rule": by_its_own_rule,
+    "compiled": lambda: jax.jit(lambda x: jnp.sum((x @ WIDE_MATRIX) ** 2)),
+}
+
+
+@pytest.mark.parametrize("name", CLOSED_OVER)
+def test_a_check_in_float64_leaves_a_function_fit_for_float32(name):
+    fn, narrow = CLOSED_OVER[name](), jnp.asarray(WIDE_POINT, jnp.float32)
+    held = vars(fn).copy() if name == "an object" else {}
+    for _ in range(2):
+        assert check(fn, WIDE_POINT, backend="jax").verdict == "PASS"
+        assert fn(narrow).dtype == jnp.float32
+        assert check(fn, narrow).verdict == "PASS"
+    assert all(vars(fn)[key] is value for key, value in held.items())
+
+
+def test_wide_arrays_beside_narrow_parameters_are_read_as_jax_reads_them():
+    kernel = jnp.asarray(np.random.default_rng(2).normal(size=(3, 2, 3)), jnp.float32)
+
+    def convolved(kernel, x):
+        return jax.lax.conv(x[None], kernel, (1,), "SAME")
+
+    x = np.random.default_rng(3).normal(size=(2, 6))
+    report = check(convolved, kernel, x, wrt=(0, 1))
+    assert report.verdict == "PASS"
+    assert {row.precision for leaf in report.leaves.values() for row in leaf.rows} == {
+        "float64",
+        "float32",
+    }

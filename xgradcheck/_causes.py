@@ -15,7 +15,7 @@ from xgradcheck._evidence import Evidence, Steps, evidence_of
 from xgradcheck._generic import LARGE
 from xgradcheck._judge import Verdict
 from xgradcheck._kinds import Kind
-from xgradcheck._layout import DOUBLE, Leaf, Mask, Positions, Vector
+from xgradcheck._layout import BITS, DOUBLE, Leaf, Mask, Positions, Vector
 from xgradcheck._measured import REVERSE, Measured, Run
 from xgradcheck._phi import Phi
 from xgradcheck._projected import Projected
@@ -301,6 +301,8 @@ class _Looked:
             return False
         if seen.gradient.size > 1 and not np.ptp(np.abs(seen.gradient)):
             return False  # cut off at one size everywhere
+        if self.phi.problem.bits < BITS["float32"]:
+            return False  # slopes taken there tell nothing
         some = _spread(seen.places.size)
         with self.phi.problem.at(self.moved), self.phi.anew() as there:
             slopes = _slopes(there, seen.leaf.start + seen.places[some])

@@ -528,7 +528,9 @@ def _factors(seen: Seen) -> Cause | None:
             continue
         squares = np.maximum((others**2).sum(1), np.finfo(float).tiny)
         factors = (rows * others).sum(1) / squares
-        if _off(rows, factors[:, None] * others) <= seen.close:
+        # Where most lines are right as they are, what is wrong is better told by its place.
+        own = others.any(1) & (np.abs(factors - 1) > seen.close)
+        if 2 * own.sum() > length and _off(rows, factors[:, None] * others) <= seen.close:
             name, along = slice_name(axis, len(shape))
             some = ", ".join(f"{factor:.3g}" for factor in factors[:3])
             more = ", ..." if length > 3 else ""

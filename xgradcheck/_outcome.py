@@ -321,7 +321,7 @@ def account(
             notes.append(f"{leaf.name} gets no gradient, and the output does not depend on it")
     elif verdict is Verdict.FAIL:
         findings.append(wrong_gradient(leaf, gradient, value, judged, truth))
-        if name := looks_like(gradient, value, measured.run.bits or DOUBLE):
+        if name := looks_like(gradient, value, measured.run.bits or DOUBLE, bar):
             findings.append(Finding(leaf.name, "precision", f"{leaf.name}: {said_of(name)}"))
     if verdict is not judged.verdict:
         text = (

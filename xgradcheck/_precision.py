@@ -8,20 +8,21 @@ from xgradcheck._layout import BITS, Vector
 FORMATS = {
     "float32": (BITS["float32"], 2.0**-28, 2.0**-19),
     "TF32 or float16": (BITS["float16"], 2.0**-15, 2.0**-11),
-    "bfloat16": (BITS["bfloat16"], 2.0**-11, 2.0**-5),
+    "bfloat16": (BITS["bfloat16"], 2.0**-11, 2.0**-6),
 }
 """The significant bits, and how large an error of a gradient is beside it, at least and at most,
 where operands are rounded to them, or sums are taken in them.
 """
-SPREAD, PEAK, COHERENT = 0.5, 2.0**6, 0.9
+SPREAD, PEAK, COHERENT, LARGEST, LEAST = 0.8, 2.0**6, 0.9, 4.0, 4
 """The share of elements that such an error touches, at least; how many times the usual one the
-largest is, at most; and how much of it may be one factor.
+largest is, at most; how much of it may be one factor; how many times the most of a format an
+element may be off by; and how many elements tell something.
 """
 
 
-def looks_like(found: Vector, truth: Vector, bits: int) -> str:
+def looks_like(found: Vector, truth: Vector, bits: int, bar: Vector | float = 0.0) -> str:
     """The format, shorter than ``bits``, whose rounding an error looks like: of that size, in most
-    elements, and no common factor. Empty where it looks like none.
+    elements, and no common factor. Empty where it looks like none. What ``bar`` explains is none.
 
     >>> rng = np.random.default_rng(0)
     >>> truth = rng.normal(size=1000)
@@ -31,7 +32,7 @@ def looks_like(found: Vector, truth: Vector, bits: int) -> str:
     ''
     """
     unit = float(np.max(np.abs(truth), initial=0.0))
-    if truth.size < 4 or not unit or not np.isfinite(found / unit).all():
+    if truth.size < LEAST or not unit or not np.isfinite(found / unit).all():
         return ""
     # In units of the largest: their squares have to be numbers, too.
     truth, error = truth / unit, (found - truth) / unit
@@ -40,11 +41,12 @@ def looks_like(found: Vector, truth: Vector, bits: int) -> str:
     size = norm(truth)
     relative, share = lost / size, np.abs(error) / (np.abs(truth) + rms(truth))
     along = abs(float(error @ truth)) / (lost * size)
-    touched = float(np.mean(share > 2.0 ** (2 - bits)))
+    known = np.abs(error) > bar / unit
+    touched = float(np.mean(known & (share > 2.0 ** (2 - bits))))
     if along > COHERENT or touched < SPREAD or np.max(share) > PEAK * np.median(share):
         return ""
     for name, (short, least, most) in FORMATS.items():
-        if short < bits and least <= relative < most:
+        if short < bits and least <= relative < most and np.max(share) <= LARGEST * most:
             return name
     return ""
 

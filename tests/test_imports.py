@@ -253,7 +253,7 @@ MAY_IMPORT = {
     | {"_sensitivity"},
     "_projected_outcome": NUMBERS
     | {"_adapters", "_directions", "_findings", "_measured", "_outcome", "_projected"}
-    | {"_projection", "_report", "_sensitivity"},
+    | {"_projection", "_report", "_restricted", "_sensitivity"},
     "_places": NUMBERS,
     "_diagnose": NUMBERS | {"_places"},
     "_evidence": NUMBERS,

@@ -216,6 +216,33 @@ def test_a_gradient_that_is_not_finite_is_found_without_a_search() -> None:
     assert {finding.kind for finding in report.findings} == {"not finite"}
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_a_number_that_directions_do_not_certify_beside_a_huge_leaf_is_differenced(
+    seed: int,
+) -> None:
+    class Scaled(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor, factor: float) -> Tensor:
+            ctx.factor = factor
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx: Any, u: Tensor) -> tuple[Tensor, None]:
+            return ctx.factor * u, None
+
+    torch.manual_seed(seed)
+    large, small = torch.randn(300, 300).double(), 1e-4 * torch.randn(1).double()
+
+    def report(factor: float) -> Report:
+        def fn(x: Tensor, t: Tensor) -> Tensor:
+            return 1e3 * x.sin() + Scaled.apply(t, factor) * x
+
+        return check(fn, large, small, raise_exception=False)
+
+    assert report(1.0).verdict is Verdict.PASS
+    assert report(1.01).leaves["t"].verdict is Verdict.FAIL
+
+
 def test_a_small_leaf_beside_a_huge_one_is_seen() -> None:
     rng = np.random.default_rng(0)
     params = {"huge": rng.normal(size=100_000), "small": rng.normal(size=3)}

@@ -184,7 +184,9 @@ def projected(
         if any(run.bits is not None and run.near is None for run in runs[1:]):
             raise NeedsNear(restricted.places, work)
         is_suspect = chosen.keys() <= done.suspects.keys()
-        looked = _looked(phi, value, spread, runs, asked, restricted, noise, lost, is_suspect)
+        # What moves a few coordinates alone may leave most of the rounding as it is.
+        own = None if chosen.keys() <= {*small} else noise
+        looked = _looked(phi, value, spread, runs, asked, restricted, own, lost, is_suspect)
         acquitted = _acquitted(restricted, looked[0], done)
         if acquitted and layout.size <= SWEPT:
             phi.phase = ""

@@ -22,6 +22,7 @@ from xgradcheck._outcome import Account, account, concluded, leaf_entry, togethe
 from xgradcheck._projected import Projected
 from xgradcheck._projection import Bound, Suspect
 from xgradcheck._report import Element, Finding, LeafReport, Leaves, Report, Sensitivity
+from xgradcheck._restricted import Part
 from xgradcheck._sensitivity import of_norm
 
 
@@ -84,7 +85,7 @@ def _account(problem: Problem, number: int, leaf: Leaf, found: Projected, row: i
         if suspect is not None and own.verdict is Verdict.FAIL:
             own = _with_suspect(own, leaf, suspect, run, bound)
             said = [suspects(leaf, suspect, finding) for finding in said]
-        elif number in projection.open:
+        elif number in projection.open and isinstance(part, Part):
             return _open(leaf, run)
         return own, said, notes
     if suspect is not None:

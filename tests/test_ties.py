@@ -270,3 +270,22 @@ def test_a_lone_kink_is_not_excused_by_its_neighbours():
     report = check(TwiceAtZero.apply, at(0.3, 0.0, -0.7), raise_exception=False)
     assert report.verdict == "FAIL"
     assert [finding.kind for finding in report.findings] == ["kink"]
+
+
+@pytest.mark.parametrize("is_array", [True, False])
+def test_a_slope_just_outside_of_those_of_a_kink_is_wrong(is_array):
+    def leaky(x):
+        return np.where(x > 0, x, 0.01 * x)
+
+    def slopes(at_zero):
+        return lambda x: np.where(x == 0, at_zero, np.where(x > 0, 1, 0.01))
+
+    x = np.array([0.0, 0.5, -1.2])
+    right, wrong = (0.01, 0.3, 1.0), (0.0, 0.0099, 1.001, -0.3)
+    for at_zero in (*right, *wrong):
+        own = slopes(at_zero)
+        if is_array:
+            report = check(leaky, x, grads=lambda u, x, own=own: u * own(x), raise_exception=False)
+        else:
+            report = check(lambda x: leaky(x).sum(), x, grads=own, raise_exception=False)
+        assert report.verdict == ("PASS" if at_zero in right else "FAIL"), at_zero

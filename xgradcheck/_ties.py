@@ -12,12 +12,16 @@ from itertools import combinations
 import numpy as np
 
 from xgradcheck._differences import NOISE_SIGMAS, Noise
-from xgradcheck._layout import Layout, Mask, Positions, Vector
+from xgradcheck._layout import DOUBLE, Layout, Mask, Positions, Vector
 from xgradcheck._phi import Phi
 
 STEPS = (2.0**-12, 2.0**-15)
 SLACK = 1e-2
 """Slopes over short steps err by the curvature; sums of slopes that differ by less agree."""
+SAFE, CLOSE = 2.0, 1e-6
+"""How many times more than two steps tell the slope of one side may be off, and by which share of
+itself in any case.
+"""
 CURVED = 32.0
 """How much the slope may change over a full step, in sizes of the gradient."""
 ALL_PAIRS, PAIRS = 16, 256
@@ -294,11 +298,12 @@ def _rounding(value: float) -> Noise:
 
 def _between_its_slopes(phi: Phi, places: Positions, scale: Vector, gradient: Vector) -> Mask:
     value = float(phi.here(1)[0])
-    fine = np.zeros(len(places), bool)
-    for step in STEPS:
-        ahead, behind = _sides(phi, places, scale * step, value)
-        unsure = SLACK * np.fmax(np.abs(ahead), np.abs(behind))
-        unsure += NOISE_SIGMAS * 2 * _rounding(value).sigma / (scale * step)
-        low, high = np.fmin(ahead, behind) - unsure, np.fmax(ahead, behind) + unsure
-        fine |= (low <= gradient) & (gradient <= high)
-    return fine
+    wide, narrow = (np.array(_sides(phi, places, scale * step, value)) for step in STEPS)
+    # The slope of each side at the point, from those over two steps that err by the curvature.
+    change = (narrow - wide) / (STEPS[0] / STEPS[1] - 1)
+    sides = narrow + change
+    share = CLOSE if phi.problem.bits == DOUBLE else SLACK
+    unsure = SAFE * np.abs(change) + share * np.max(np.abs(sides), axis=0)
+    unsure += NOISE_SIGMAS * 2 * _rounding(value).sigma / (scale * STEPS[1])
+    low, high = np.min(sides - unsure, axis=0), np.max(sides + unsure, axis=0)
+    return np.asarray((low <= gradient) & (gradient <= high))

@@ -340,3 +340,11 @@ def test_a_large_tree_of_float32_is_projected():
         spoilt = grads | {wrong: 1.01 * grads[wrong]}
         report = check(net.loss, wrt=net.params, grads=spoilt, raise_exception=False)
         assert [name for name, leaf in report.leaves.items() if leaf.verdict == "FAIL"] == [wrong]
+    row, element = grads["W1"].copy(), grads["W1"].copy()
+    row[5], element[7, 3] = 0.0, 1.0
+    for spoilt, place in ((row, "row 5 (40 elements)"), (element, "at W1[7, 3]")):
+        report = check(
+            net.loss, wrt=net.params, grads=grads | {"W1": spoilt}, raise_exception=False
+        )
+        assert place in report.findings[0].text
+        assert report.leaves["W1"].verdict == "FAIL" and report.evaluations < 500

@@ -146,8 +146,9 @@ def projected(
     gradient, layout = runs[0].backward.gradient, phi.problem.layout
     is_low = phi.problem.bits < DOUBLE or runs[0].bits is not None
     if work is None or not work.is_about(value, gradient):
-        allowance = tolerance(asked.rtol, asked.atol)
-        work = Projecting(phi, gradient, value, allowance, asked.seed)
+        bits = runs[0].bits or DOUBLE
+        allowance = tolerance(asked.rtol, asked.atol, bits)
+        work = Projecting(phi, gradient, value, allowance, asked.seed, bits)
         if not is_low:
             _certify(work, asked)
     if asked.spaces and not work.is_certain:
@@ -165,6 +166,9 @@ def projected(
         work.is_searched = True
         if work.done.open and (layout.size > SWEPT or found.bits < DOUBLE):
             _measure_slopes(phi, runs[0], value, found, asked, work.done, lost)
+            if found.bits == DOUBLE and not lost:
+                phi.phase = "search"
+                work.locate([*work.done.mistakes], found)
     noise = work.done.noise
     done, small = work.done, list[int]()
     if done.open or done.mistakes:
@@ -203,7 +207,8 @@ def _acquitted(restricted: Restricted, row: Measured, done: Projection) -> list[
         if suspect is None or not isinstance(part, Part):
             continue
         is_all = not suspect.dense and {*suspect.lone} <= {*part.places.tolist()}
-        if not _is_wrong(row, part) and not (is_all and number in done.bounds):
+        is_known = number in done.mistakes or (is_all and number in done.bounds)
+        if not _is_wrong(row, part) and not is_known:
             found.append(number)
     return found
 
@@ -385,7 +390,8 @@ def _chosen(
                 continue
             worst = np.array(sorted([*off][: 1 if any_plain else MANY]), np.intp)
             # Below float64 what is allowed goes by the largest of a leaf.
-            chosen[number] = _with_largest(leaf, gradient, worst, 1) if runs[1:] else worst
+            is_low = bool(runs[1:]) or runs[0].bits is not None
+            chosen[number] = _with_largest(leaf, gradient, worst, 1) if is_low else worst
     for number in done.bounds:
         leaf = layout.leaves[number]
         for run, own in zip(runs[1:], fine, strict=True):
@@ -431,7 +437,7 @@ def _looked(
     if lost is not None:
         first = replace(first, rounding=first.rounding + _lost_in(restricted, phi, lost))
     # Below float64 what is allowed goes by the others that are looked at.
-    is_suspect &= not others and places.size <= LOOKED_AT
+    is_suspect &= not others and runs[0].bits is None and places.size <= LOOKED_AT
     wide = swept(part, value, spread, first, asked, noise, is_part=True, is_suspect=is_suspect)
     rows = [wide]
     for run, own in zip(runs[1:], others, strict=True):

@@ -87,8 +87,9 @@ def _account(problem: Problem, number: int, leaf: Leaf, found: Projected, row: i
             said = [suspects(leaf, suspect, finding) for finding in said]
         elif number in projection.open and isinstance(part, Part):
             return _open(leaf, run)
-        return own, said, notes
-    if suspect is not None:
+        if own.verdict is Verdict.FAIL or number not in projection.mistakes:
+            return own, said, notes
+    elif suspect is not None:
         return _suspected(leaf, suspect, run, bound)
     if number in projection.mistakes:
         mistake, distance = projection.mistakes[number]

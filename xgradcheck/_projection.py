@@ -35,6 +35,8 @@ LITTLE = 1e-3
 """What share of the others a row is taken to have at least."""
 APIECE = 8
 """More rows than that are not searched one by one."""
+ROUNDINGS = 8.0
+"""Units of rounding, of the norm of a gradient below float64, that a residual may err by."""
 SEARCHED = 4000
 """Evaluations that all searches may take."""
 
@@ -134,6 +136,8 @@ class Projecting:
     value: float
     allowance: Tolerance
     seed: int
+    bits: int = DOUBLE
+    """The significant bits of what was given."""
     gradient: Vector = field(init=False)
     """What was given, but where it is not finite."""
     done: Projection = field(default_factory=Projection)
@@ -246,6 +250,17 @@ class Projecting:
             left |= {number for row in self.failed_rows for number in row[0].units}
         self.done.open = sorted(left)
 
+    def locate(self, numbers: list[int], noise: Noise) -> None:
+        """Find where these leaves are wrong, which are."""
+        self.done.noise, before = noise, self.phi.evaluations
+        rng = np.random.default_rng([self.seed, 0x10CA1])
+
+        def is_over() -> bool:
+            return self.phi.evaluations - before > SEARCHED or self.phi.budget.is_cut
+
+        for band, own in self._certify(numbers, NUMBERS):
+            self._enter(self._search(band, own, rng, is_over))
+
     def give_up(self) -> None:
         """Leave open what was not certified: for a search the function is too noisy."""
         known = self.done.bounds.keys()
@@ -316,19 +331,24 @@ class Projecting:
             return Found()
         number = int(np.argmax([abs(residual.value) for residual in own.residuals]))
         step, bar = step_and_bar(own.rungs, self.done.noise, self.value)
+        lost = 0.0
+        if self.bits < DOUBLE:
+            parts = zip(band.leaves, band.units.values(), strict=True)
+            sizes = [norm(self.gradient[leaf.part] * unit) for leaf, unit in parts]
+            lost = ROUNDINGS * 2.0**-self.bits * math.hypot(*sizes)
         search = Search(
             self.phi,
             self.gradient,
             band,
             number,
             step,
-            bar,
+            bar + lost,
             self.value,
             self.allowance,
             rng,
             is_over,
         )
-        residual, uncertain = own.residuals[number].value, _bar(own.residuals[number])
+        residual, uncertain = own.residuals[number].value, lost + _bar(own.residuals[number])
         if node is None:
             return search.run(residual, uncertain)
         return search.take([replace(node, residual=residual, bar=uncertain)])

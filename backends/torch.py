@@ -17,7 +17,7 @@ from torch import nn
 from torch.autograd import forward_ad
 
 from xgradcheck import _handed
-from xgradcheck._adapters import ALL, Backward, Case
+from xgradcheck._adapters import Backward, Case
 from xgradcheck._errors import InvalidCase
 from xgradcheck._layout import (
     BATCHED,
@@ -221,9 +221,8 @@ def _of_module(case: Case, module: nn.Module) -> Binding:
     taken = {name for slot in parameters for name in slot.names}
     for slot in inputs:
         slot.names = tuple(f"input {name}" if name in taken else name for name in slot.names)
-    trained = [slot for slot in parameters if slot.found.requires_grad]
-    if case.wrt is None or (case.wrt is ALL and trained):
-        chosen = [*trained, *inputs] if case.wrt is ALL else trained or inputs
+    if case.wrt is None:
+        chosen = [slot for slot in parameters if slot.found.requires_grad] or inputs
         skipped = [
             f"{slot.name}: frozen (requires_grad is False)"
             for slot in parameters

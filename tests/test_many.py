@@ -27,6 +27,7 @@ class Cubes:
         self.sigma, self._rng = sigma, rng
         self.skipped: list[str] = []
         self.bits, self.batch, self.frozen = 53, 1, np.empty(0, np.intp)
+        self.rounds = False
         self.unit_cotangent = self.can_move = self.can_be_complex = self.is_handed = False
         self.slope = self.weights * (1 + 3 * self.point**2)
         # Not the sum of a million terms, whose rounding would be noise of its own.

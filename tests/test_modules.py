@@ -10,7 +10,7 @@ from fingerprint import fingerprint
 from right import Affine
 from torch import nn
 
-from xgradcheck import ALL, InvalidCase, Report, Verdict, check
+from xgradcheck import InvalidCase, Report, Verdict, check
 
 F64, F32 = torch.float64, torch.float32
 DTYPES = pytest.mark.parametrize("dtype", [F64, F32], ids=str)
@@ -310,15 +310,6 @@ def test_the_padding_of_a_tied_embedding(dtype: Any) -> None:
     right, wrong = (report_on(Tied(factor).to(dtype), index) for factor in (1.0, 1.01))
     assert right.verdict is Verdict.PASS and wrong.verdict is Verdict.FAIL
     assert "words.weight[0]: the padding row, which torch holds constant" in right.skipped
-
-
-def test_what_is_frozen_is_left_out_of_all_too() -> None:
-    model = network(F64)
-    model[0].weight.requires_grad_(False)
-    report = check(model, normal(3, 4), wrt=ALL)
-    assert {"0.bias", "3.weight", "input"} == report.leaves.keys() & {"0.bias", "3.weight", "input"}
-    assert "0.weight" not in report.leaves
-    assert "0.weight: frozen (requires_grad is False)" in report.skipped
 
 
 class Initialised(nn.Module):

@@ -1064,13 +1064,11 @@ def _rounds(program: Any) -> bool:
     for step in _steps(program):
         if step.primitive.name in ("ceil", "floor", "round"):
             return True
-        kinds = [[getattr(v.aval, "dtype", bool) for v in vs] for vs in (step.invars, step.outvars)]
-        given, made = (
-            any(jnp.issubdtype(kind, want) for kind in own)
-            for own, want in zip(kinds, (jnp.floating, jnp.integer), strict=True)
-        )
-        if given and made and step.primitive.name == "convert_element_type":
-            return True
+        if step.primitive.name == "convert_element_type":
+            (given,), (made,) = step.invars, step.outvars
+            is_floating = jnp.issubdtype(given.aval.dtype, jnp.floating)
+            if is_floating and jnp.issubdtype(made.aval.dtype, jnp.integer):
+                return True
     return False
 
 

@@ -1038,8 +1038,7 @@ class TorchProblem:
             reached = [
                 (out, part) for out, part in zip(outs, given, strict=True) if out.requires_grad
             ]
-            works = [slot.work for slot in self._slots]
-            found: list[torch.Tensor | None] = [None] * len(works)
+            found: list[torch.Tensor | None] = [None] * len(self._slots)
             told: dict[str, str] = {}
             if reached:
                 tensors, parts = zip(*reached, strict=True)
@@ -1162,7 +1161,7 @@ def _told_by_graph(outs: list[torch.Tensor]) -> tuple[int, dict[int, int]]:
     embeddings read, all with one padding row, the number of that row.
     """
     dtypes: set[torch.dtype] = set()
-    rows: dict[int, set[int | None]] = {}
+    rows: dict[int, set[int]] = {}
     for node in graph_of(outs):
         entries = getattr(node, "_input_metadata", ())
         # Beside others, what looks like a lone float32 is an output that nobody asked for.
@@ -1171,17 +1170,14 @@ def _told_by_graph(outs: list[torch.Tensor]) -> tuple[int, dict[int, int]]:
             for entry in entries
             if entry.dtype is not torch.float32 or len(entries) == 1 or entry.shape
         }
-        padding = getattr(node, "_saved_padding_idx", None)
+        # Embeddings without such a row say -1, and whatever else reads a tensor says nothing.
+        if (padding := getattr(node, "_saved_padding_idx", None)) is None:
+            continue
         for follower, _ in node.next_functions:
             if (variable := getattr(follower, "variable", None)) is not None:
                 rows.setdefault(id(variable), set()).add(padding)
-    padded = {}
-    for key, found in rows.items():
-        # Embeddings without one say -1, and whatever else reads a tensor says nothing.
-        numbers = found - {None}
-        if len(numbers) == 1 and 0 <= (row := numbers.pop() or 0) < 1 << 62:
-            padded[key] = row
-    return _shortest(dtypes), padded
+    alone = {key: found.pop() for key, found in rows.items() if len(found) == 1}
+    return _shortest(dtypes), {key: row for key, row in alone.items() if 0 <= row < 1 << 62}
 
 
 def _shortest(dtypes: Iterable[torch.dtype]) -> int:

@@ -390,8 +390,8 @@ def _chosen(
                 continue
             worst = np.array(sorted([*off][: 1 if any_plain else MANY]), np.intp)
             # Below float64 what is allowed goes by the largest of a leaf.
-            is_low = bool(runs[1:]) or runs[0].bits is not None
-            chosen[number] = _with_largest(leaf, gradient, worst, 1) if is_low else worst
+            is_wide = _is_wide_alone(runs)
+            chosen[number] = worst if is_wide else _with_largest(leaf, gradient, worst, 1)
     for number in done.bounds:
         leaf = layout.leaves[number]
         for run, own in zip(runs[1:], fine, strict=True):
@@ -404,6 +404,11 @@ def _chosen(
                 worst = leaf.start + np.argpartition(-error, WORST)[:WORST]
                 chosen[number] = _with_largest(leaf, gradient, worst, LARGEST)
     return chosen
+
+
+def _is_wide_alone(runs: Sequence[Run]) -> bool:
+    """Whether one run in float64 is all that is judged."""
+    return len(runs) == 1 and runs[0].bits is None
 
 
 def _with_largest(leaf: Leaf, gradient: Vector, places: Positions, count: int) -> Positions:
@@ -437,7 +442,7 @@ def _looked(
     if lost is not None:
         first = replace(first, rounding=first.rounding + _lost_in(restricted, phi, lost))
     # Below float64 what is allowed goes by the others that are looked at.
-    is_suspect &= not others and runs[0].bits is None and places.size <= LOOKED_AT
+    is_suspect &= _is_wide_alone(runs) and places.size <= LOOKED_AT
     wide = swept(part, value, spread, first, asked, noise, is_part=True, is_suspect=is_suspect)
     rows = [wide]
     for run, own in zip(runs[1:], others, strict=True):

@@ -224,12 +224,8 @@ class Projecting:
 
     def search(self, noise: Noise) -> None:
         """Find what is wrong with what was not certified, and certify the rest."""
-        failed, self.done.noise, before = self.failed, noise, self.phi.evaluations
-        rng = np.random.default_rng([self.seed, 0x10CA1])
-
-        def is_over() -> bool:
-            return self.phi.evaluations - before > SEARCHED or self.phi.budget.is_cut
-
+        failed, self.done.noise = self.failed, noise
+        rng, is_over = self._searching()
         for turn in range(1, ROUNDS):
             found = [self._search(band, own, rng, is_over) for band, own in failed]
             if turn == 1:
@@ -252,14 +248,19 @@ class Projecting:
 
     def locate(self, numbers: list[int], noise: Noise) -> None:
         """Find where these leaves are wrong, which are."""
-        self.done.noise, before = noise, self.phi.evaluations
-        rng = np.random.default_rng([self.seed, 0x10CA1])
+        self.done.noise = noise
+        rng, is_over = self._searching()
+        for band, own in self._certify(numbers, NUMBERS):
+            self._enter(self._search(band, own, rng, is_over))
+
+    def _searching(self) -> tuple[np.random.Generator, Callable[[], bool]]:
+        """What a search draws from, and whether it has taken all it may."""
+        before = self.phi.evaluations
 
         def is_over() -> bool:
             return self.phi.evaluations - before > SEARCHED or self.phi.budget.is_cut
 
-        for band, own in self._certify(numbers, NUMBERS):
-            self._enter(self._search(band, own, rng, is_over))
+        return np.random.default_rng([self.seed, 0x10CA1]), is_over
 
     def give_up(self) -> None:
         """Leave open what was not certified: for a search the function is too noisy."""

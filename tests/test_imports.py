@@ -237,12 +237,13 @@ MAY_IMPORT = {
     "_rows": NUMBERS
     | {"_as_run", "_constraints", "_errors", "_generic", "_measured"}
     | {"_phi", "_progress", "_second_look", "_sweep", "_truth"},
+    "_constant": NUMBERS | {"_generic", "_measured", "_phi", "_rows", "_truth"},
     "_projected": NUMBERS
     | {"_as_run", "_budget", "_directions", "_generic", "_measured", "_phi", "_projection"}
     | {"_restricted", "_rows", "_slopes", "_truth"},
     "_measure": NUMBERS
-    | {"_as_run", "_errors", "_generic", "_measured", "_phi", "_projected", "_projection"}
-    | {"_rows"},
+    | {"_as_run", "_constant", "_errors", "_generic", "_measured", "_phi", "_projected"}
+    | {"_projection", "_rows"},
     "_findings": NUMBERS
     | {"_adapters", "_generic", "_localise", "_measured", "_places", "_projection", "_report"}
     | {"_slopes", "_truth"},

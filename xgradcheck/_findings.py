@@ -240,8 +240,8 @@ def not_raised(bits: int, why: str) -> Finding:
 def low_precision(bits: int, rtol: float) -> Finding:
     dtype = precision(bits)
     text = (
-        f"{dtype}: the function computes in {dtype} on its way, so its differences are noisier and "
-        f"rtol {rtol:.0e} is allowed"
+        f"{dtype}: the function computes in {dtype} on its way, or as coarsely, so its differences "
+        f"are noisier and rtol {rtol:.0e} is allowed"
     )
     return Finding("", "low precision inside", text)
 

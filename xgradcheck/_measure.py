@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from xgradcheck._as_run import as_found, beside, is_kept, near, rounded, rounding
+from xgradcheck._constant import constant
 from xgradcheck._errors import InvalidCase, short
 from xgradcheck._generic import LARGE
 from xgradcheck._judge import distance
@@ -167,6 +168,8 @@ def _rows(
     value, spread = at
     first, *others = runs
     others = [*(run_of(phi, mode) for mode in asked.modes[1:]), *others]
+    if (still := constant(phi, at, [first, *others], asked)) is not None:
+        return still
     if wants_projection(phi, asked):
         found = projected(phi, value, spread, [first, *others], asked, work, lost)
         if found is not None:

@@ -84,6 +84,8 @@ class Measured:
     """What the function changes whenever it runs, held still."""
     unraised: str = ""
     """Why the truth was not computed in float64, where the function runs below that."""
+    is_constant: bool = False
+    """Whether nothing but rounding moves phi."""
 
     @property
     def value(self) -> float:

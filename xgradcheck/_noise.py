@@ -39,6 +39,8 @@ INSIDE, LEAPS = 0.45, 2
 """How far from its middle a point is still inside a cell; and how many leaps between cells suffice.
 Of those of a function that leaps anywhere, one in ten falls between.
 """
+RESTLESS = 1 / 16
+"""By what share of itself phi may change over the narrow steps of a line, and tell its bits."""
 LOUD = 50.0
 """Noise of so many times that of rounding the result is worth a second look."""
 
@@ -73,7 +75,9 @@ def measure_noise(
         second = line()
         sigma, values = min(sigma, second.noise()), values + second.seen
     bits = told
-    if told == DOUBLE and unit is not None:
+    # What is left of larger numbers that cancel is a few quanta, whatever they were computed in.
+    is_rest = np.ptp(values[0]) > RESTLESS * abs(value)
+    if told == DOUBLE and unit is not None and not is_rest:
         bits = _bits_of(np.append(np.concatenate(values), value) / unit)
     if bits == DOUBLE and sigma > LOUD * least:
         bits = _bits_of_the_argument(along, value, point)

@@ -67,6 +67,11 @@ def outcome(
         leaves[leaf.name] = entry
         findings += said
         notes += noted
+    if measured.is_constant:
+        notes.append(
+            "nothing moves the output by more than rounding: a function whose parts cancel in its "
+            "sum shows little of its backward pass; check it without the sum"
+        )
     scored = last.truth.value if last.truth.scored is None else last.truth.scored[0]
     told = Told(
         value=measured.value,
@@ -83,7 +88,9 @@ def outcome(
         refusal=measured.refusal,
         unraised=measured.unraised,
     )
-    overall = distance(last.backward.gradient, scored)
+    # Zeros that are apart by rounding are no distance apart, in the leaves and together.
+    is_apart = any(leaf.distance != 0 for leaf in leaves.values())
+    overall = distance(last.backward.gradient, scored) if is_apart else 0.0
     return concluded(problem, leaves, findings, notes, told, overall, frame)
 
 

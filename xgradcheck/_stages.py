@@ -311,7 +311,7 @@ def _plan(phi: Phi, asked: Asked) -> Plan:
 def _coverage(found: Any, asked: Asked) -> str:
     if isinstance(found, Projected):
         return "rows" if asked.coverage == "rows" else "projection"
-    return "sweep"
+    return "projection" if isinstance(found, list) and found[0].is_constant else "sweep"
 
 
 def cotangent_of(problem: Problem, seed: int) -> Vector:

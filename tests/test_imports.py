@@ -236,7 +236,8 @@ MAY_IMPORT = {
     "_measured": NUMBERS | {"_adapters", "_as_run", "_constraints", "_generic", "_truth"},
     "_rows": NUMBERS
     | {"_as_run", "_constraints", "_errors", "_generic", "_measured"}
-    | {"_phi", "_progress", "_second_look", "_sweep", "_truth"},
+    | {"_phi", "_progress", "_saturated", "_second_look", "_sweep", "_truth"},
+    "_saturated": NUMBERS | {"_phi"},
     "_constant": NUMBERS | {"_generic", "_measured", "_phi", "_rows", "_truth"},
     "_projected": NUMBERS
     | {"_as_run", "_budget", "_directions", "_generic", "_measured", "_phi", "_projection"}

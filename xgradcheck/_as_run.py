@@ -13,6 +13,7 @@ import numpy as np
 
 from xgradcheck._adapters import Problem
 from xgradcheck._differences import rms
+from xgradcheck._judge import distance
 from xgradcheck._layout import BITS, Layout, Leaf, Positions, Vector, bits_of, to_bits
 from xgradcheck._phi import Phi
 
@@ -26,8 +27,8 @@ SIMILAR = 0.05
 """How far apart the gradients of a function and of the same one in float64 may lie."""
 MOVES, SAMPLES = 3, 4
 """How often the arguments are moved to the next floats, and to others near by."""
-NEAR = 2.0**-9
-"""How near, as a share of the point."""
+NEAR, FARTHER = 2.0**-9, 2.0**-4
+"""How near, as a share of the point; and how far off where all that is near is rounded alike."""
 USUAL = 0.9
 """Of how many elements of a leaf the least rounding is what is usual in it."""
 SAFETY = 4.0
@@ -47,6 +48,10 @@ def ulps(values: Vector, bits: int) -> Vector:
 
 def _near(values: Vector, bits: int) -> Vector:
     return np.fmax(NEAR * np.abs(values), 2 * ulps(values, bits))
+
+
+def _farther(values: Vector, bits: int) -> Vector:
+    return np.fmax(FARTHER * np.abs(values), 2 * ulps(values, bits))
 
 
 def _far(values: Vector, bits: int) -> Vector:
@@ -104,25 +109,30 @@ def near(phi: Phi, seed: int, places: Positions | None = None) -> Near:
     of some.
     """
     found = {}
-    for turn in range(SAMPLES):
+    for turn in range(2 * SAMPLES):
         gradient = gradient_at(phi, _near_by(phi, seed, turn))
         if gradient is not None:
             found[turn] = gradient if places is None else gradient[places]
     return Near(seed, places, found)
 
 
-def errors_near_by(phi: Phi, own: Vector, wide: Vector, found: Near) -> list[Vector]:
-    """What a gradient below float64 is off by, here and at points near by."""
+def errors_near_by(
+    phi: Phi, own: Vector, wide: Vector, found: Near, is_farther: bool = False
+) -> list[Vector]:
+    """What a gradient below float64 is off by, here and at points near by, or ``is_farther`` ones."""
     some = slice(None) if found.places is None else found.places
     errors = [own[some] - wide[some]]
     for turn, gradient in found.gradients.items():
+        if (turn >= SAMPLES) is not is_farther:
+            continue
         if (exact := gradient_at(phi, _near_by(phi, found.seed, turn))) is not None:
             errors.append(gradient - exact[some])
     return errors
 
 
 def _near_by(phi: Phi, seed: int, turn: int) -> Vector:
-    return _moved(phi, _near, seed, MOVES + 1 + turn, uniform=True)
+    reach = _near if turn < SAMPLES else _farther
+    return _moved(phi, reach, seed, MOVES + 1 + turn, uniform=True)
 
 
 def _moved(phi: Phi, reach: Reach, seed: int, turn: int, uniform: bool = False) -> Vector:
@@ -138,9 +148,10 @@ def _moved(phi: Phi, reach: Reach, seed: int, turn: int, uniform: bool = False) 
     return to_bits(phi.problem.point + step, phi.problem.layout.significands())
 
 
-def is_kept(found: AsFound, phi: Phi, apart: float) -> bool:
+def is_kept(found: AsFound, phi: Phi, own: Vector, wide: Vector) -> bool:
     """Whether a function raised to float64 is still the one that was found, by its outputs, or by
-    outputs that are what is left of larger numbers and a gradient that is hardly ``apart``.
+    outputs that are what is left of larger numbers and its gradients, its ``own`` and the ``wide``
+    one, that are hardly apart or rounding as well.
     """
     problem = phi.problem
     far = _moved(phi, _far, found.far, MOVES)
@@ -149,7 +160,9 @@ def is_kept(found: AsFound, phi: Phi, apart: float) -> bool:
     if all(is_the_same(*pair, change, found.outputs, found.bits) for pair in pairs):
         return True
     size = float(np.max(np.abs(problem.point)))
-    return apart <= SIMILAR and all(is_nearly_the_same(*pair, size, found.bits) for pair in pairs)
+    nothing = SAFETY * 2.0**-found.bits * float(np.max(np.abs(phi.cotangent)))
+    are_alike = distance(wide, own) <= SIMILAR or bool((np.abs(wide - own) <= nothing).all())
+    return are_alike and all(is_nearly_the_same(*pair, size, found.bits) for pair in pairs)
 
 
 def gradient_at(phi: Phi, point: Vector) -> Vector | None:

@@ -44,7 +44,7 @@ def constant(
     noise = replace(noise, sigma=max(noise.sigma, spread))
     dust = [DUST * _sigma(noise, run) for run in runs]
     is_dust = all((own <= limit).all() for own, limit in zip(moves, dust, strict=True))
-    if not is_dust or _reach(phi, value, scale, asked.seed) > DUST * noise.sigma:
+    if not is_dust or _reach(phi, value, scale, asked.seed) > dust[0]:
         return None
     return [
         _row(phi, value, spread, run, asked, noise, limit / scale)

@@ -140,6 +140,10 @@ def tolerance(rtol: float | None, atol: float, bits: int = DOUBLE) -> Tolerance:
 # what the most influential leaf moves it. That of 16 bits is all that their rounding leaves.
 ZERO = {53: 1e-8, 24: 1e-6, 11: 2.0**-7, 8: 2.0**-4}
 NEGLIGIBLE = 1e-4
+BLURRED = 2.0**-37 / ZERO[DOUBLE]
+"""By what share of that differences may err, and be no better however steps are chosen: what moves
+phi by 2^-37 of itself over a full change.
+"""
 
 
 def zero_below(
@@ -207,15 +211,20 @@ def judge(
     still: Mask,
     slack: Vector,
     scored: tuple[Vector, Vector] | None = None,
+    faint: Vector | float = 0.0,
+    is_beside: bool = False,
 ) -> Judged:
     """The verdict on one leaf.
 
     Element: wrong where ``|g - t|`` less the bar exceeds the allowance, right where ``|g - t|`` and
     the bar do not or where it stands still, else undecided. Leaf: the same for its distance.
     ``zero_below`` is what counts as zero in each element, ``still`` marks those that have gradient
-    zero and do not move phi by a bit. ``slack`` is allowed on top: by how much the gradient does
-    not repeat itself. ``scored`` gives the truth and bar that the distance is taken from, where
-    they are not those of the elements (textbook mode).
+    zero and do not move phi by a bit. Below ``faint`` what is not wrong as far as differences tell
+    is right: it is nothing beside phi, as the slope of a saturated unit; and so is what they tell
+    to a share of that. ``slack`` is allowed on top: by how much the gradient does not repeat
+    itself; ``is_beside`` says that all of it may be rounding, since another row has no need of it.
+    ``scored`` gives the truth and bar that the distance is taken from, where they are not those of
+    the elements (textbook mode).
     """
     leaf_rms = rms(truth)
     allowed = allowance.allowed(gradient, truth, leaf_rms) + slack
@@ -227,7 +236,11 @@ def judge(
         failed = ~finite & ~infinite | (settled & exceeds(error, bar, allowed))
         undecided = ~failed & ~(error + bar <= allowed)
         undecided &= ~stand_still(still, bar, allowance, leaf_rms)
-        null = np.abs(gradient) + np.abs(truth) + bar <= zero_below
+        seen = np.abs(gradient) + np.abs(truth) + bar
+        is_faint = settled & ~failed & ((seen <= faint) | (bar <= BLURRED * faint))
+        blurred = is_faint & undecided
+        undecided &= ~is_faint
+        null = seen <= np.fmax(zero_below, faint)
         # Below the rounding of what is not zero, two numbers that differ are both zero.
         lost = np.abs(gradient) + np.abs(truth) <= NEGLIGIBLE * zero_below
     is_zero = bool(
@@ -240,12 +253,12 @@ def judge(
     score = 0.0 if is_zero else distance(gradient, at)
     size = norm(at) + norm(np.where(finite, gradient, 0.0))
     score_bar = (1 + score) * norm(at_bar) / size if size > 0 else 0.0
-    limit = allowance.distance + (
-        (allowance.atol * np.sqrt(gradient.size) + norm(slack)) / size if size > 0 else 0.0
-    )
+    excused = allowance.atol * np.sqrt(gradient.size) + norm(slack)
+    excused += norm(np.where(blurred, error + (1 + score) * bar, 0.0))
+    limit = allowance.distance + (excused / size if size > 0 else 0.0)
     unsure = not is_zero and not score + score_bar <= limit
     # All of it may be rounding, and too much of it to be called zero.
-    unsure |= not is_zero and bool(
+    unsure |= not (is_zero or is_beside) and bool(
         slack.any() and ((np.abs(truth) <= bar) & (np.abs(gradient) <= bar + slack)).all()
     )
     if failed.any():

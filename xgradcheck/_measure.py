@@ -12,7 +12,6 @@ from xgradcheck._as_run import as_found, beside, is_kept, near, rounded, roundin
 from xgradcheck._constant import constant
 from xgradcheck._errors import InvalidCase, short
 from xgradcheck._generic import LARGE
-from xgradcheck._judge import distance
 from xgradcheck._layout import DOUBLE, Leaf, Vector
 from xgradcheck._measured import REVERSE, Measured, Run
 from xgradcheck._phi import Phi, noise_of
@@ -86,8 +85,8 @@ def measure(phi: Phi, asked: Asked) -> Outcome:
                         continue
                     wide_value, wide_spread = settled_value(phi)
                     wide = run_of(phi, asked.modes[0], once=problem.layout.size > LARGE)
-                    apart = distance(wide.backward.gradient, run.backward.gradient)
-                    if not is_kept(found, phi, apart):
+                    gradients = run.backward.gradient, wide.backward.gradient
+                    if not is_kept(found, phi, *gradients):
                         raise InvalidCase("its outputs are others then")
                 except Exception as error:  # whatever a function has against float64
                     why = why or (str(error) if isinstance(error, InvalidCase) else short(error))

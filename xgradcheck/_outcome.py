@@ -25,6 +25,7 @@ from xgradcheck._findings import (
 )
 from xgradcheck._generic import is_symmetric
 from xgradcheck._judge import (
+    ZERO,
     Judged,
     Verdict,
     accepted_impostors,
@@ -34,7 +35,7 @@ from xgradcheck._judge import (
 )
 from xgradcheck._kinds import Kind
 from xgradcheck._layout import DOUBLE, Leaf, Mask, Vector, bits_of
-from xgradcheck._measured import Measured, Told
+from xgradcheck._measured import SMALLEST, Measured, Told
 from xgradcheck._precision import looks_like, said_of
 from xgradcheck._report import Element, Finding, LeafReport, Leaves, Report
 from xgradcheck._sensitivity import of_elements
@@ -43,6 +44,8 @@ ABOUT, SMALL = 10.0, 1e-3
 """In how many distances that are allowed a symmetric matrix is right as a whole, and how large its
 bars may be beside its gradient.
 """
+ROUNDED = 4.0
+"""How many times what is zero in an arithmetic its rounding may leave."""
 HALVES = ((np.triu, 1), (np.tril, -1))
 
 
@@ -63,7 +66,9 @@ def outcome(
         if number in measured.spaces:
             words = measured.spaces[number].words
             notes.append(f"{leaf.name}: compared in the tangent space of {words}")
-        entry, said, noted = together([account(leaf, number, problem, row, eps) for row in rows])
+        entry, said, noted = together(
+            [account(leaf, number, problem, row, eps, row is not measured) for row in rows]
+        )
         leaves[leaf.name] = entry
         findings += said
         notes += noted
@@ -287,8 +292,14 @@ def leaf_entry(
 
 
 def account(
-    leaf: Leaf, number: int, problem: Problem, measured: Measured, eps: Vector | None
+    leaf: Leaf,
+    number: int,
+    problem: Problem,
+    measured: Measured,
+    eps: Vector | None,
+    is_beside: bool = False,
 ) -> Account:
+    """What is said of one leaf in one row; ``is_beside`` another one, in float64."""
     truth, found = measured.truth, measured.backward.gradient[leaf.part]
     allowance = measured.allowance
     value, bar = truth.value[leaf.part], truth.bar[leaf.part]
@@ -302,6 +313,7 @@ def account(
     below = truth.zero_below
     if measured.near_by.zero_below is not None:
         below = np.fmax(below, measured.near_by.zero_below)
+    is_rounding = is_beside and _is_rounding(measured, part)
     judged = judge(
         gradient,
         value,
@@ -312,6 +324,8 @@ def account(
         truth.still[part],
         measured.run.excused[part],
         scored,
+        truth.faint_in(part),
+        is_rounding,
     )
     verdict, findings, notes = judged.verdict, [], []
     if verdict is Verdict.FAIL and _is_right_symmetrised(leaf, problem.point, measured):
@@ -343,11 +357,18 @@ def account(
         and not judged.is_zero
         and (accepted := accepted_impostors(value, bar, allowance, measured.run.excused[part]))
     ):
-        verdict = Verdict.INCONCLUSIVE
         text = f"{leaf.name}: these tolerances would also accept {' and '.join(accepted)}: "
         if accepted_impostors(value, bar, allowance, measured.run.slack[part]):
+            verdict = Verdict.INCONCLUSIVE
             findings.append(Finding(leaf.name, "loose tolerance", text + "lower rtol or atol"))
+        elif is_rounding:
+            dtype = precision(measured.bits)
+            notes.append(
+                f"{leaf.name}: in {dtype} little but rounding is left of its gradient at this "
+                f"point: float64 alone tells that it is right"
+            )
         else:
+            verdict = Verdict.INCONCLUSIVE
             text += "the gradient changes by as much when its arguments change by one ulp"
             findings.append(Finding(leaf.name, "rounding", text))
     mistake = (measured.near_by.mistakes or {}).get(number)
@@ -378,6 +399,17 @@ def account(
         sensitivity=None if judged.is_zero else of_elements(leaf, value, allowed + bar),
     )
     return entry, findings, notes
+
+
+def _is_rounding(measured: Measured, part: slice) -> bool:
+    """Whether what is excused in a run below float64 is as good as zero there: float64 has judged
+    the formula, and no more is asked of the rounding.
+    """
+    bits = measured.run.bits
+    if bits is None:
+        return False
+    limit = ROUNDED * ZERO[bits] / ZERO[DOUBLE] * measured.truth.faint_in(part) + SMALLEST[bits]
+    return bool((measured.run.excused[part] <= limit).all())
 
 
 def element_at(

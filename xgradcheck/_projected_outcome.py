@@ -81,7 +81,7 @@ def _account(problem: Problem, number: int, leaf: Leaf, found: Projected, row: i
     if restricted is not None and number in restricted.numbers:
         place = restricted.numbers.index(number)
         part = restricted.layout.leaves[place]
-        own, said, notes = account(part, place, restricted, found.looked[row], None)
+        own, said, notes = account(part, place, restricted, found.looked[row], None, row > 0)
         if suspect is not None and own.verdict is Verdict.FAIL:
             own = _with_suspect(own, leaf, suspect, run, bound)
             said = [suspects(leaf, suspect, finding) for finding in said]

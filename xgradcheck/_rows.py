@@ -2,7 +2,8 @@
 every coordinate.
 """
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -12,13 +13,14 @@ from xgradcheck._constraints import Tangent
 from xgradcheck._differences import Noise, rms
 from xgradcheck._errors import InvalidCase
 from xgradcheck._generic import NearBy, look_near_by
-from xgradcheck._judge import tolerance, zero_below
+from xgradcheck._judge import ZERO, Tolerance, tolerance, zero_below
 from xgradcheck._kinds import Kind
-from xgradcheck._layout import DOUBLE, Layout, Vector
+from xgradcheck._layout import DOUBLE, Layout, Mask, Vector
 from xgradcheck._measured import FORWARD, REVERSE, Measured, Run
 from xgradcheck._phi import Phi, noise_of
 from xgradcheck._progress import Tick
-from xgradcheck._second_look import settle_suspicious
+from xgradcheck._saturated import saturated
+from xgradcheck._second_look import accused_by, settle_suspicious
 from xgradcheck._sweep import look_at, sweep
 from xgradcheck._truth import Sweep, Truth
 
@@ -151,27 +153,70 @@ def judged_beside(
     wide: Measured,
     own: Run,
     asked: Asked,
-    errors: Sequence[Vector] | None = None,
+    errors_of: Callable[[bool], Sequence[Vector]] | None = None,
 ) -> Measured:
     """Another run beside a truth that is known: the backward pass as it runs, or forward mode.
-    Looked at again where the truth was good enough for the first gradient alone.
+    Looked at again where the truth was good enough for the first gradient alone. ``errors_of``
+    gives what it is off by at points near by, or farther off.
     """
     layout, gradient, bits = phi.problem.layout, own.backward.gradient, own.bits or DOUBLE
     allowance = tolerance(asked.rtol, asked.atol, bits)
     truth, work = wide.truth.copy(), wide.work
     given = gradient, truth.value
     truth.zero_below = zero_below(layout, work.scale, given, bits, work.influence)
+    if errors_of is None and own.near is not None:
+        known = gradient, wide.backward.gradient, own.near
+        errors_of = functools.partial(errors_near_by, phi, *known)
     if own.bits is not None:
-        if errors is None:
-            assert own.near is not None
-            errors = errors_near_by(phi, gradient, wide.backward.gradient, own.near)
-        lost = rounding(errors, layout)
-        lost[truth.kinds == Kind.KINK] = 0.0
+        assert errors_of is not None
+        lost = _spread(errors_of(False), truth, layout)
         size = float(np.max(np.abs(phi.problem.values()[0] * phi.cotangent)))
-        own = replace(own, rounding=np.fmax(lost, _dust(work, truth, gradient, bits, size)))
+        lost = np.fmax(lost, _dust(work, truth, gradient, bits, size))
+        # The formula is judged in float64: what is right here as well needs no excuse.
+        lost[_are_right(work, truth, gradient, allowance)] = 0.0
+        own = replace(own, rounding=lost)
     work = replace(work, gradient=gradient, allowance=allowance, slack=own.excused)
     settle_suspicious(work, truth)
-    return replace(wide, run=own, work=work, truth=truth, near_by=NearBy({}, None, True))
+    if own.bits is not None and errors_of is not None:
+        alone = accused_by(work, truth) & ~accused_by(wide.work, wide.truth)
+        if alone.any():
+            lost = _lost(work, truth, alone, own.bits)
+            lost = np.fmax(lost, np.where(alone, _spread(errors_of(True), truth, layout), 0.0))
+            own = replace(own, rounding=own.rounding + lost)
+    below = wide.near_by.zero_below
+    if below is not None:
+        below = below * (ZERO[bits] / ZERO[wide.bits])
+    near_by = NearBy({}, None, True, zero_below=below)
+    return replace(wide, run=own, work=work, truth=truth, near_by=near_by)
+
+
+def _are_right(work: Sweep, truth: Truth, gradient: Vector, allowance: Tolerance) -> Mask:
+    """Which elements are right without any excuse."""
+    right = np.zeros(gradient.size, bool)
+    for leaf in work.layout:
+        part = leaf.part
+        own, value = gradient[part], truth.value[part]
+        with np.errstate(invalid="ignore"):
+            error = np.abs(own - value) + truth.bar[part]
+            right[part] = error <= allowance.allowed(own, value, rms(value))
+    return right
+
+
+def _spread(errors: Sequence[Vector], truth: Truth, layout: Layout) -> Vector:
+    """What rounding may have done to each element, by errors at several points."""
+    lost = rounding(errors, layout)
+    lost[truth.kinds == Kind.KINK] = 0.0
+    return lost
+
+
+def _lost(work: Sweep, truth: Truth, alone: Mask, bits: int) -> Vector:
+    """What the slope of saturated units may have lost in so many bits."""
+    errors = np.abs(work.gradient - truth.value)
+    places = np.flatnonzero(alone)
+    places = places[saturated(work.phi, places, errors[places], bits)]
+    lost = np.zeros_like(errors)
+    lost[places] = errors[places]
+    return lost
 
 
 def _dust(work: Sweep, truth: Truth, gradient: Vector, bits: int, size: float) -> Vector:

@@ -68,7 +68,7 @@ def settle_suspicious(work: Sweep, truth: Truth) -> None:
                 break
             size *= 2
     _settle_kinks(work, truth)
-    slopes, accused = truth.value.copy(), _accused(work, truth)
+    slopes, accused = truth.value.copy(), accused_by(work, truth)
     _settle_ties(work, truth)
     _settle_meetings(work, truth, slopes, accused)
 
@@ -103,7 +103,7 @@ def _open_coordinates(work: Sweep, truth: Truth, leaf: Leaf) -> Positions:
     return leaf.start + np.flatnonzero(near & suspicious(work, truth, part))
 
 
-def _accused(work: Sweep, truth: Truth) -> Mask:
+def accused_by(work: Sweep, truth: Truth) -> Mask:
     """Where a gradient would be called wrong."""
     accused = truth.settled & np.isfinite(work.gradient)
     for leaf in work.layout:
@@ -115,7 +115,7 @@ def _settle_meetings(work: Sweep, truth: Truth, slopes: Vector, alone: Mask) -> 
     """Leave open what is right but for several kinks that meet. ``slopes`` are those along single
     coordinates, ``alone`` marks what they call wrong without regard to ties.
     """
-    accused = _accused(work, truth)
+    accused = accused_by(work, truth)
     if not accused.any():
         return
     found, tied = np.flatnonzero(accused), np.flatnonzero(accused & ~alone)
@@ -141,7 +141,7 @@ def _settle_meetings(work: Sweep, truth: Truth, slopes: Vector, alone: Mask) -> 
 
 def _settle_kinks(work: Sweep, truth: Truth) -> None:
     """Acquit gradients outside the slopes of a kink that are right for every output alone."""
-    accused = (truth.kinds == Kind.KINK) & _accused(work, truth)
+    accused = (truth.kinds == Kind.KINK) & accused_by(work, truth)
     places = np.flatnonzero(accused)
     found = suits_each_output(work.phi, places, work.scale) if places.size else None
     if found is None:

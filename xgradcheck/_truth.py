@@ -31,6 +31,8 @@ class Truth:
     bar: Vector
     noise: Noise
     zero_below: Vector
+    faint: Vector | float = 0.0
+    """Smaller elements are nothing beside phi."""
     scored: tuple[Vector, Vector] | None = None
     settled: Mask = field(init=False)
     still: Mask = field(init=False)
@@ -49,6 +51,10 @@ class Truth:
             (4, self.value.size), bool
         )
         self.kinds = np.full(self.value.size, Kind.SMOOTH, np.uint8)
+
+    def faint_in(self, part: slice) -> Vector | float:
+        """What is nothing beside phi in some elements."""
+        return self.faint[part] if isinstance(self.faint, np.ndarray) else self.faint
 
     def copy(self) -> "Truth":
         """Another truth that knows the same."""

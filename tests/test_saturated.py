@@ -1,0 +1,98 @@
+"""Points at which little is left of a gradient: saturated units, large logits, zeros, small numbers.
+
+Right ones pass in every precision, though of float32 and 16 bits little but rounding is left there;
+what is wrong by a factor fails.
+"""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from xgradcheck import check
+
+DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+FUNCTIONS = {
+    "softmax": lambda x: torch.softmax(x, -1),
+    "log_softmax": lambda x: F.log_softmax(x, -1),
+    "cross entropy": lambda x: F.cross_entropy(x[None], torch.tensor([0])),
+    "logsumexp": lambda x: torch.logsumexp(x, -1),
+    "sigmoid": torch.sigmoid,
+    "tanh": torch.tanh,
+    "logsigmoid": F.logsigmoid,
+    "silu": F.silu,
+    "elu": F.elu,
+    "expm1": lambda x: torch.expm1(-x.abs()),
+}
+POINTS = {
+    "large": [-30.0, -25.0, -15.0],
+    "both ends": [15.4, -15.2, 17.7, -13.1, 14.0, -16.6],
+    "logits": [-20.0, 20.0, -19.5, 18.25],
+    "ten": [-10.0, 10.0, -12.5, 11.0],
+    "small": [1e-3, -2e-3, 3e-3],
+}
+UNSEEN = {("tanh", "logits")}
+"""Where the gradient is so small that phi does not show it, 1e-17 of 1."""
+
+
+class Times(torch.autograd.Function):
+    """The same, with a gradient that is wrong by a factor."""
+
+    @staticmethod
+    def forward(ctx, x, factor):
+        ctx.factor = factor
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, cotangent):
+        return cotangent * ctx.factor, None
+
+
+def at(name: str, dtype: torch.dtype) -> torch.Tensor:
+    return torch.tensor(POINTS[name], dtype=torch.float64).to(dtype).requires_grad_()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("point", POINTS)
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_what_is_left_of_a_right_gradient_is_right(name, point, dtype):
+    assert check(FUNCTIONS[name], at(point, dtype)).verdict == "PASS"
+
+
+@pytest.mark.parametrize("factor", [2.0, -1.0, 1.3])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("point", POINTS)
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_what_is_left_of_a_wrong_one_is_wrong(name, point, dtype, factor):
+    def wrong(x):
+        return FUNCTIONS[name](Times.apply(x, factor))
+
+    report = check(wrong, at(point, dtype), raise_exception=False)
+    assert (report.verdict == "FAIL") == ((name, point) not in UNSEEN)
+
+
+STATIONARY = {
+    "square": lambda x: x**2,
+    "cosine": torch.cos,
+    "product": lambda x: torch.prod(x, -1),
+    "gram": lambda x: x @ x.T,
+    "huber": lambda x: F.huber_loss(x, torch.zeros_like(x)),
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", STATIONARY)
+def test_a_gradient_that_is_zero_at_zero_is_right_in_every_precision(name, dtype):
+    x = torch.zeros(3, 4, dtype=dtype, requires_grad=True)
+    assert check(STATIONARY[name], x).verdict == "PASS"
+    with pytest.raises(AssertionError, match="only right at this point"):
+        check(lambda x: STATIONARY[name](Times.apply(x, 2.0)), x)
+
+
+@pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
+def test_what_a_coarse_sum_inside_rounds_is_no_mistake(dtype):
+    # One plus little: of the little few bits are left, at all points near by the same ones.
+    for seed in range(3):
+        generator = torch.Generator().manual_seed(seed)
+        x = 0.05 * torch.randn(3, 5, generator=generator)
+        report = check(lambda x: F.layer_norm(x + 1, (5,)), x.to(dtype), raise_exception=False)
+        assert report.verdict != "FAIL"

@@ -1,0 +1,37 @@
+"""Where a backward pass below float64 has lost a slope that is next to nothing: at a saturated unit
+it is the difference of numbers as large as the slope is elsewhere, as in ``s (1 - s)``.
+"""
+
+import numpy as np
+
+from xgradcheck._layout import Mask, Positions, Vector
+from xgradcheck._phi import Phi
+
+PARTS, LOOKED_AT, STEP = 8, 64, 2.0**-10
+"""In how many steps slopes are followed to the origin, of how many coordinates, and over how much
+of their scale.
+"""
+UNITS = 8.0
+"""How many units of rounding the steepest slope on the way there may have lost."""
+
+
+def saturated(phi: Phi, places: Positions, errors: Vector, bits: int) -> Mask:
+    """Which of these coordinates err by no more than a backward pass of so many bits may lose:
+    where phi is so much steeper on the way to the origin, and is finite there.
+    """
+    found = np.zeros(len(places), bool)
+    chosen = places[:LOOKED_AT]
+    point, layout = phi.problem.point.copy(), phi.problem.layout
+    moves = np.zeros_like(point)
+    for number in np.unique(layout.owners(chosen)):
+        moves[layout.leaves[number].part] = point[layout.leaves[number].part]
+    if not np.isfinite(phi.along(-moves, np.ones(1))).all():
+        return found
+    steepest, step = np.zeros(len(chosen)), STEP * phi.scales()[0][chosen]
+    for part in range(1, PARTS):
+        with phi.problem.at(point - moves * (part / PARTS)), phi.anew() as there:
+            above, below = there.pairs(chosen, step)
+        with np.errstate(all="ignore"):
+            steepest = np.fmax(steepest, np.abs(above - below) / (2 * step))
+    found[: len(chosen)] = errors[: len(chosen)] <= UNITS * 2.0**-bits * steepest
+    return found

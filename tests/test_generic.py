@@ -201,3 +201,102 @@ def test_a_gradient_that_is_the_same_everywhere_is_wrong_near_by(fn, point, wron
 def test_a_function_that_hands_in_the_very_same_array_is_a_tree():
     report = check(lambda w: (w**3).sum(), np.ones(4), grads=lambda w: FIXED)
     assert any("give grads as a function" in note for note in report.notes)
+
+
+def one_hot(classes: int) -> np.ndarray:
+    return np.eye(classes)[[0, 2, 1, 2]]
+
+
+def cross_entropy(p):
+    shifted = p["x"] - p["x"].max(-1, keepdims=True)
+    log = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+    return -(p["y"] * log).sum()
+
+
+def of_probabilities(p):
+    """Right where labels sum to 1, which is what labels do."""
+    e = np.exp(p["x"] - p["x"].max(-1, keepdims=True))
+    soft = e / e.sum(-1, keepdims=True)
+    return {"x": soft - p["y"], "y": -np.log(soft)}
+
+
+def masked(p):
+    return (((p["x"] - 1) * p["m"]) ** 2).sum()
+
+
+def of_masks(p):
+    """Right where m is 0 or 1."""
+    return {"x": 2 * (p["x"] - 1) * p["m"], "m": 2 * (p["x"] - 1) ** 2 * p["m"]}
+
+
+def histogram(p):
+    edges, at = p["e"], np.clip(np.searchsorted(p["e"], p["x"]) - 1, 0, len(p["e"]) - 2)
+    return (p["h"][at] * (p["x"] - edges[at]) / (edges[at + 1] - edges[at])).sum()
+
+
+def of_edges(p):
+    at = np.clip(np.searchsorted(p["e"], p["x"]) - 1, 0, len(p["e"]) - 2)
+    low, width, found = p["e"][at], np.diff(p["e"])[at], {k: 0 * v for k, v in p.items()}
+    share = (p["x"] - low) / width
+    found["x"] = p["h"][at] / width
+    np.add.at(found["h"], at, share)
+    np.add.at(found["e"], at, p["h"][at] * (share - 1) / width)
+    np.add.at(found["e"], at + 1, -p["h"][at] * share / width)
+    return found
+
+
+RNG = np.random.default_rng(8)
+KEPT = {
+    "labels": (cross_entropy, of_probabilities, {"x": RNG.normal(size=(4, 3)), "y": one_hot(3)}),
+    "smoothed": (
+        cross_entropy,
+        of_probabilities,
+        {"x": RNG.normal(size=(4, 3)), "y": 0.9 * one_hot(3) + 0.1 / 3},
+    ),
+    "a mask": (
+        masked,
+        of_masks,
+        {"x": RNG.normal(size=5), "m": np.array([0.0, 1.0, 1.0, 0.0, 1.0])},
+    ),
+    "edges": (
+        histogram,
+        of_edges,
+        {"x": np.array([0.3, 1.7, 3.4]), "e": np.arange(5.0), "h": RNG.normal(size=4)},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", KEPT)
+def test_what_a_function_takes_its_arguments_for_they_stay_near_by(name):
+    value, gradient, point = KEPT[name]
+    assert check(value, point, grads=gradient).verdict == "PASS"
+    for leaf in point:
+
+        def wrong(p, leaf=leaf):
+            return {key: g * (1.01 if key == leaf else 1) for key, g in gradient(p).items()}
+
+        report = check(value, point, grads=wrong, raise_exception=False)
+        assert [key for key, found in report.leaves.items() if found.verdict == "FAIL"] == [
+            f"p['{leaf}']"
+        ]
+
+
+def test_a_mask_hides_a_mistake_in_its_own_gradient():
+    point = {"m": np.array([0.0, 1.0, 1.0, 0.0])}
+    with pytest.raises(AssertionError, match="only right at this point"):
+        check(lambda p: cube(p["m"]), point, grads=lambda p: {"m": 3 * p["m"]})
+
+
+def test_a_unit_matrix_hides_a_transpose():
+    point = {"x": RNG.normal(size=(2, 3)), "w": np.eye(3)}
+    weights = RNG.normal(size=(2, 3))
+
+    def of(p, w):
+        return {"x": weights @ w, "w": p["x"].T @ weights}
+
+    def value(p):
+        return (weights * (p["x"] @ p["w"])).sum()
+
+    assert check(value, point, grads=lambda p: of(p, p["w"].T)).verdict == "PASS"
+    with pytest.raises(AssertionError, match="only right at this point"):
+        check(value, point, grads=lambda p: of(p, p["w"]))

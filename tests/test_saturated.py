@@ -1,4 +1,4 @@
-"""Points at which little is left of a gradient: saturated units, large logits, zeros, small numbers.
+"""Points at which little is left of a gradient: saturated units, large logits, small numbers, zero.
 
 Right ones pass in every precision, though of float32 and 16 bits little but rounding is left there;
 what is wrong by a factor fails.

@@ -119,7 +119,7 @@ def near(phi: Phi, seed: int, places: Positions | None = None) -> Near:
 def errors_near_by(
     phi: Phi, own: Vector, wide: Vector, found: Near, is_farther: bool = False
 ) -> list[Vector]:
-    """What a gradient below float64 is off by, here and at points near by, or ``is_farther`` ones."""
+    """What a gradient below float64 is off by, here and near by, or at points farther off."""
     some = slice(None) if found.places is None else found.places
     errors = [own[some] - wide[some]]
     for turn, gradient in found.gradients.items():

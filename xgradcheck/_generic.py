@@ -23,6 +23,8 @@ TRIES = 2
 
 
 SYMMETRIC, DIAGONAL = "it is symmetric", "it is diagonal"
+SUM, NORM = "its rows have sum 1", "its rows have norm 1"
+SWITCHES = "its values are 0 and 1"
 LARGE = 1_000_000
 """Beyond so many coordinates nothing is told element by element."""
 LOOKED_AT, SAMPLED = 64, 4096
@@ -65,10 +67,17 @@ def look_near_by(
     can_move = problem.can_move
     if not why or not can_move:
         return NearBy(why, None, can_move)
-    found = _moved(phi, why, allowance, seed)
-    if found is None:
+    # What is right for every mask, or every label, need not be so for what is neither 0 nor 1.
+    switches = {number: text for number, text in why.items() if text == SWITCHES}
+    others = {number: text for number, text in why.items() if text != SWITCHES}
+    looks = [_moved(phi, moved, allowance, seed) for moved in (others, switches) if moved]
+    known = [look for look in looks if look is not None]
+    if not known:
         return NearBy(why, None, can_move)
-    there, mistakes = found
+    there, mistakes = known[0]
+    if switches and looks[-1] is not None:
+        own = {number: looks[-1][1][number] for number in switches if number in looks[-1][1]}
+        mistakes = (mistakes if others else {}) | own
     if there.is_stale(backward):
         return NearBy(why, {}, can_move, is_stale=True)
     below = None
@@ -99,11 +108,16 @@ def _degenerate(layout: Layout, point: Vector) -> dict[int, str]:
 
 def _why(values: Vector, bits: int) -> str:
     flat = values.ravel()
-    first, few = flat[0], flat[:LOOKED_AT]
+    first, few = flat[0] + 0.0, flat[:LOOKED_AT]
+    rows = values.reshape(-1, values.shape[-1]) if values.ndim else values.reshape(1, 1)
     # What most leaves are not is seen by their first values.
+    if rows.shape[1] > 1 and _sum_to_one(rows[:1], bits) and _sum_to_one(rows, bits):
+        return SUM
     if values.size > 1 and (few == first).all() and (flat == first).all():
         return f"all its values are {first:g}"
     whole = (few == np.round(few)).all() and (flat == np.round(flat)).all()
+    if whole and ((flat == 0) | (flat == 1)).all() and values.size > 1:
+        return SWITCHES
     if whole and np.abs(flat).max() < WHOLE:
         return f"it is {first:g}" if values.size == 1 else "its values are whole numbers"
     if _is_square(values):
@@ -111,16 +125,13 @@ def _why(values: Vector, bits: int) -> str:
             return DIAGONAL
         if is_symmetric(values, bits):
             return SYMMETRIC
-    rows = values.reshape(-1, values.shape[-1]) if values.ndim else values.reshape(1, 1)
     if values.ndim >= 2 and any(_some_equal(x) for x in (rows, rows.T)):
         return "some of its rows or columns are equal"
     sample = np.abs(flat[:: max(1, flat.size // SAMPLED)])
     if values.size > 3 and len(np.unique(sample)) <= max(2, sample.size / 3):
         return "many of its values are equal"
-    if values.size > 1 and values.ndim and rows.shape[1] > 1:
-        for what, have_one in (("sum", _sum_to_one), ("norm", _have_norm_one)):
-            if have_one(rows[:1]) and have_one(rows):
-                return f"its rows have {what} 1"
+    if rows.shape[1] > 1 and _have_norm_one(rows[:1]) and _have_norm_one(rows):
+        return NORM
     return ""
 
 
@@ -148,8 +159,10 @@ def _is_diagonal(values: Vector) -> bool:
     return not values[..., ~np.eye(values.shape[-1], dtype=bool)].any()
 
 
-def _sum_to_one(rows: Vector) -> bool:
-    return bool((np.abs(rows.sum(1) - 1) < 1e-9).all())
+def _sum_to_one(rows: Vector, bits: int) -> bool:
+    """Whether rows are as those of probabilities, as closely as so many bits hold them."""
+    off = max(1e-9, rows.shape[1] * 2.0**-bits)
+    return bool((rows >= 0).all() and (np.abs(rows.sum(1) - 1) < off).all())
 
 
 def _have_norm_one(rows: Vector) -> bool:
@@ -181,8 +194,9 @@ def _moved(
     for far in NEAR:
         for signed in (units, [np.abs(unit) for unit in units]):
             point = problem.point.copy()
-            for leaf, scale, unit in zip(leaves, scales, signed, strict=True):
-                point[leaf.part] += far * scale * unit
+            for number, leaf, scale, unit in zip(chosen, leaves, scales, signed, strict=True):
+                values, moves = point[leaf.part], far * scale * unit
+                point[leaf.part] = _beside(values, moves, leaf.grid, chosen[number])
             if phi.is_bound:
                 point = problem.point + phi.tangential(point - problem.point)
             with problem.at(point), phi.anew() as there:
@@ -190,6 +204,28 @@ def _moved(
             if found is not None:
                 return found
     return None
+
+
+def _beside(values: Vector, moves: Vector, grid: tuple[int, ...], why: str) -> Vector:
+    """Values that were moved, and still are what their function may take them for: probabilities,
+    unit vectors, edges in their order.
+    """
+    moved = values + moves
+    if not grid or grid[-1] < 2:
+        return moved
+    rows, own = values.reshape(-1, grid[-1]), moved.reshape(-1, grid[-1])
+    if why == SUM:
+        drawn = np.abs(moves).reshape(rows.shape)
+        share = NEAR[0] * drawn / np.max(drawn, initial=np.finfo(float).tiny)
+        mixed = rows + share
+        return np.asarray((mixed / mixed.sum(1, keepdims=True)).ravel())
+    if why == NORM:
+        return np.asarray((own / np.sqrt((own**2).sum(1, keepdims=True))).ravel())
+    if (np.diff(rows, axis=1) > 0).all():
+        return np.sort(own, axis=1).ravel()
+    if (np.diff(rows, axis=1) < 0).all():
+        return -np.sort(-own, axis=1).ravel()
+    return moved
 
 
 def _wrong_here(

@@ -444,17 +444,15 @@ class JaxProblem:
         floating = [number for number, node in enumerate(self._nodes) if _is_floating(node.value)]
         wrt = 0 if case.wrt is None and case.grads is not None else case.wrt
         if wrt is not None:
-            if isinstance(wrt, int | tuple) and case.args:
+            if isinstance(wrt, int | str | tuple | list) and case.args:
                 # A Python number is a constant, a rate of dropout, say; unless the argument that is
                 # asked for holds nothing else, as in jax.grad(f)(3.0).
                 arrays = {self._nodes[number].path[0] for number in floating}
-                asked = {
-                    n % len(case.args)
-                    for n in ((wrt,) if isinstance(wrt, int) else wrt)
-                    if isinstance(n, int)
-                } - arrays
+                named = (wrt,) if isinstance(wrt, int | str) else wrt
+                places = {n % len(case.args) for n in named if isinstance(n, int)} - arrays
                 for number, node in enumerate(self._nodes):
-                    if node.path[0] in asked and isinstance(node.value, float):
+                    is_asked = node.path[0] in places or node.suffix in named
+                    if is_asked and isinstance(node.value, float):
                         self._nodes[number] = Node(node.path, node.suffix, np.float64(node.value))
                 floating = [
                     number for number, node in enumerate(self._nodes) if _is_floating(node.value)
@@ -472,7 +470,9 @@ class JaxProblem:
     def _left_out(self) -> list[str]:
         left = [node for number, node in enumerate(self._nodes) if number not in self._numbers]
         arrays = [node for node in left if isinstance(node.value, jax.Array | np.ndarray)]
-        return [
+        numbers = [node for node in left if type(node.value) is float]
+        constants = [f"{node.suffix}: a Python number, unless wrt names it" for node in numbers]
+        return constants + [
             f"{node.suffix}: not in wrt"
             if _is_floating(node.value)
             else f"{node.suffix}: {node.value.dtype}, not differentiable"

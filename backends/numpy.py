@@ -195,6 +195,7 @@ def _in_copies(case: Case) -> Binding:
     candidates = [Candidate((node.suffix,), node.path) for node in floating]
     wrt = 0 if case.wrt is None else case.wrt
     chosen = [floating[number] for number in select(wrt, candidates, len(case.args))]
+    _refuse_masked(chosen)
     slots = [
         Slot(node.suffix, node.path, node.value, np.array(node.value, order="K", subok=True))
         for node in chosen
@@ -228,6 +229,7 @@ def _in_place(case: Case) -> Binding:
         floating = given
     if not floating:
         raise InvalidCase("wrt holds no floating array: pass the arrays that the function reads.")
+    _refuse_masked(floating)
     slots = [_slot_in_place(case.wrt, node) for node in floating]
     twins: dict[int, str] = {}
     for slot in slots:
@@ -240,6 +242,16 @@ def _in_place(case: Case) -> Binding:
             )
     known = [node.path for node in nodes]
     return Binding(slots, _handed.Places([slot.path for slot in slots], known), skipped)
+
+
+def _refuse_masked(nodes: Iterable[Node]) -> None:
+    """Raise for arrays of which parts are hidden: what moves there moves nothing."""
+    for node in nodes:
+        if isinstance(node.value, np.ma.MaskedArray):
+            raise InvalidCase(
+                f"{node.suffix} is a masked array: pass its data, and the mask as an argument or "
+                f"in the function."
+            )
 
 
 def _is_object(owner: Any) -> bool:

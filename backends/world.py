@@ -10,6 +10,7 @@ import functools
 import operator
 import random
 import sys
+from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -292,30 +293,61 @@ def mapping_state(name: str, mapping: MutableMapping[Any, Any]) -> State:
     return State(name, read, restore)
 
 
+CONTAINERS = (list, dict, set, deque, OrderedDict, defaultdict)
+
+
+def _contents(value: Any) -> Any:
+    """What a container of Python's own holds, in its order; None where it is none."""
+    if type(value) not in CONTAINERS:
+        return None
+    return list(value.items()) if isinstance(value, dict) else list(value)
+
+
+def _refill(container: Any, contents: Any) -> None:
+    container.clear()
+    (container.extend if isinstance(container, list | deque) else container.update)(contents)
+
+
+def _holds(container: Any, contents: Any) -> bool:
+    """Whether a container holds the very objects that it held."""
+    if contents is None:
+        return True
+    now = _contents(container)
+    if isinstance(container, dict):
+        now, contents = ([x for pair in pairs for x in pair] for pairs in (now, contents))
+    return len(now) == len(contents) and all(map(operator.is_, now, contents))
+
+
 def attributes_state(
     prefix: str, attributes: dict[str, Any], but: set[str], added_name: str
 ) -> State:
-    """What an object's attributes are bound to, all ``but`` some, and which there are: an array
-    that is put back needs the flag beside it that says that it is there.
+    """What an object's attributes are bound to, all ``but`` some, which there are, and what lists,
+    dicts and their like among them hold: an array that is put back needs the flag beside it that
+    says that it is there.
     """
 
     def read() -> dict[str, Any]:
-        return {key: value for key, value in attributes.items() if key not in but}
+        kept = {key: value for key, value in attributes.items() if key not in but}
+        return {key: (value, _contents(value)) for key, value in kept.items()}
 
     def restore(saved: dict[str, Any]) -> None:
         for key in read().keys() - saved.keys():
             del attributes[key]
-        attributes.update(saved)
+        for key, (value, contents) in saved.items():
+            attributes[key] = value
+            if not _holds(value, contents):
+                _refill(value, contents)
+
+    def is_kept(key: str, saved: dict[str, Any]) -> bool:
+        return attributes.get(key, saved) is saved[key][0] and _holds(*saved[key])
 
     def is_as(saved: dict[str, Any]) -> bool:
-        now = read()
-        same_keys = now.keys() == saved.keys()
-        return same_keys and all(map(operator.is_, now.values(), map(saved.get, now)))
+        return attributes.keys() - but == saved.keys() and all(is_kept(k, saved) for k in saved)
 
     def changed(saved: dict[str, Any]) -> list[str]:
-        now = read()
-        exchanged = [key for key, value in saved.items() if now.get(key, saved) is not value]
-        return [prefix + key for key in exchanged] + [added_name] * bool(now.keys() - saved.keys())
+        added = attributes.keys() - but - saved.keys()
+        exchanged = [prefix + key for key in saved if not is_kept(key, saved)]
+        return exchanged + [added_name] * bool(added)
 
     return State(added_name, read, restore, is_as=is_as, changed=changed)
 
@@ -488,7 +520,8 @@ def array_state(name: str, array: np.ndarray[Any, Any]) -> State:
     def is_as(saved: Any) -> bool:
         return same_bytes(array, saved)
 
-    return State(name, lambda: array.copy(order="K"), restore, is_as=is_as)
+    # A subclass may have a copy() of its own.
+    return State(name, lambda: np.array(array, order="K", subok=True), restore, is_as=is_as)
 
 
 REACH = 10_000

@@ -697,3 +697,24 @@ def test_a_slope_in_16_bits_does_not_make_a_gradient_stale() -> None:
         x, b = (torch.randn(*shape).bfloat16() for shape in ((5, 4), (4,)))
         report = report_on(function(forward, first_alone), x, b)
         assert "stale" not in {finding.kind for finding in report.findings}
+
+
+def test_a_formula_that_is_wrong_by_little_is_not_called_rounding():
+    labels, smoothing = np.eye(6)[[0, 5, 2]], 0.1
+
+    def target(classes):
+        return (1 - smoothing) * labels + smoothing / classes
+
+    def value(x):
+        log = x - np.log(np.exp(x).sum(-1, keepdims=True))
+        return -(target(6) * log).sum()
+
+    def wrong(x):
+        soft = np.exp(x) / np.exp(x).sum(-1, keepdims=True)
+        return soft - target(6) + 3e-3
+
+    for seed in range(5):
+        x = np.random.default_rng(seed).normal(size=(3, 6))
+        report = check(value, x, grads=wrong, raise_exception=False)
+        assert report.verdict == "FAIL"
+        assert "precision" not in {finding.kind for finding in report.findings}

@@ -224,3 +224,30 @@ def test_a_program_that_gives_other_values_is_not_believed(monkeypatch: pytest.M
     monkeypatch.setattr(JaxProblem, "_program_of", wrong)
     x = np.random.default_rng(0).normal(size=2100)
     assert in_jax(lambda x: jnp.sin(x).sum(), x).verdict is Verdict.PASS
+
+
+@jax.custom_vjp
+def tempered(x, t):
+    return jax.nn.softmax(x / t)
+
+
+def _tempered(x, t):
+    return tempered(x, t), (tempered(x, t), x, t)
+
+
+def _wrong_in_t(saved, g):
+    soft, x, t = saved
+    inner = soft * (g - (soft * g).sum(-1, keepdims=True))
+    return inner / t, (inner * x).sum() * 100
+
+
+tempered.defvjp(_tempered, _wrong_in_t)
+
+
+def test_a_python_number_is_told_to_be_a_constant_and_checked_by_name():
+    x = np.random.default_rng(0).normal(size=(4, 3))
+    report = check(tempered, x, 0.7, backend="jax")
+    assert report.skipped == ("t: a Python number, unless wrt names it",)
+    for wrt in (1, [0, 1], "t", ["x", "t"]):
+        found = check(tempered, x, 0.7, backend="jax", wrt=wrt, raise_exception=False)
+        assert found.leaves["t"].verdict == "FAIL"

@@ -348,3 +348,38 @@ def test_a_large_tree_of_float32_is_projected():
         )
         assert place in report.findings[0].text
         assert report.leaves["W1"].verdict == "FAIL" and report.evaluations < 500
+
+
+class Param(np.ndarray):
+    """An array whose copy() takes no order, as some libraries have them."""
+
+    def copy(self):
+        return np.array(self).view(Param)
+
+
+def test_a_function_may_keep_arrays_of_a_kind_of_their_own():
+    kept = np.ones(3).view(Param)
+
+    def cost(q):
+        kept[:] = q
+        return float((np.asarray(kept) ** 3).sum())
+
+    point = np.array([0.5, 1.0, 2.0])
+    assert check(cost, point, grads=lambda q: 3 * q**2).verdict == "PASS"
+    assert (np.asarray(kept) == 1).all()
+
+
+def test_places_in_a_table_may_lie_near_its_end():
+    def between(table, place):
+        low = np.floor(place).astype(int)
+        return (table[low] * (1 + low - place) + table[low + 1] * (place - low)).sum()
+
+    def gradients(table, place):
+        low, found = np.floor(place).astype(int), np.zeros_like(table)
+        np.add.at(found, low, 1 + low - place)
+        np.add.at(found, low + 1, place - low)
+        return found, table[low + 1] - table[low]
+
+    for table in (np.zeros(6), RNG.normal(size=6)):
+        given = table, np.array([0.3, 1.7, 4.6])
+        assert check(between, *given, wrt=(0, 1), grads=gradients).verdict == "PASS"

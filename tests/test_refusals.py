@@ -195,3 +195,11 @@ def test_the_users_own_exception_passes_unchanged_with_the_case_as_a_note() -> N
         check(breaks, T)
     assert caught.value is raised
     assert "breaks" in caught.value.__notes__[0]
+
+
+def test_a_masked_array_is_refused_by_name():
+    hidden = np.ma.masked_array([0.3, -1.2, 0.7], mask=[0, 1, 0])
+    for given in ({}, {"wrt": {"h": hidden}}):
+        args = () if given else (hidden,)
+        with pytest.raises(InvalidCase, match="is a masked array: pass its data"):
+            check(lambda *_: np.sin(hidden).sum(), *args, grads=np.cos(hidden.data), **given)

@@ -156,3 +156,53 @@ def test_a_backward_pass_that_does_not_repeat_itself(spread, factor, verdict, mo
     said = " ".join(str(report).split())
     assert ("ulps only, which are allowed" in said) == (spread == 4e-15)
     assert ("stochastic backward" in said) == (spread == 1e-2)
+
+
+class Unwritten(torch.autograd.Function):
+    """One element of the weight's gradient is a number in the first run alone."""
+
+    runs = 0
+
+    @staticmethod
+    def forward(ctx, x, w):
+        ctx.save_for_backward(x, w)
+        return x @ w
+
+    @staticmethod
+    def backward(ctx, cotangent):
+        x, w = ctx.saved_tensors
+        Unwritten.runs += 1
+        dw = x.T @ cotangent
+        if Unwritten.runs > 1:
+            dw[0, 0] = torch.nan
+        return cotangent @ w.T, dw
+
+
+def test_a_gradient_that_is_no_number_in_later_runs_is_wrong():
+    x, w = torch.randn(4, 3, dtype=torch.float64), torch.randn(3, 2, dtype=torch.float64)
+    Unwritten.runs = 0
+    report = check(lambda x, w: Unwritten.apply(x, w), x, w, raise_exception=False)
+    assert {name: leaf.verdict for name, leaf in report.leaves.items()} == {
+        "x": "PASS",
+        "w": "FAIL",
+    }
+    assert report.leaves["w"].wrong == 1
+
+
+def test_losses_that_a_module_gathers_in_a_list_are_put_back():
+    class Gate(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.gate, self.expert = nn.Linear(3, 4).double(), nn.Linear(3, 4).double()
+            self.losses = []
+
+        def forward(self, x):
+            share = self.gate(x).softmax(-1)
+            self.losses.append((share.mean(0) ** 2).sum())
+            return (share * self.expert(x)).sum() + sum(self.losses)
+
+    model = Gate()
+    report = check(model, torch.randn(4, 3, dtype=torch.float64))
+    assert report.verdict == "PASS"
+    assert held(report).endswith("Gate.losses")
+    assert model.losses == []

@@ -289,3 +289,23 @@ def test_a_slope_just_outside_of_those_of_a_kink_is_wrong(is_array):
         else:
             report = check(lambda x: leaky(x).sum(), x, grads=own, raise_exception=False)
         assert report.verdict == ("PASS" if at_zero in right else "FAIL"), at_zero
+
+
+class Unwritten(torch.autograd.Function):
+    """A cross entropy whose gradient was never written."""
+
+    @staticmethod
+    def forward(ctx, logits, labels):
+        return torch.nn.functional.cross_entropy(logits, labels)
+
+    @staticmethod
+    def backward(ctx, cotangent):
+        return cotangent * torch.zeros(4, 3), None
+
+
+@pytest.mark.parametrize("level", [0.0, 1.0])
+def test_equal_numbers_are_no_kink_where_the_gradient_is_missing(level):
+    labels, logits = torch.tensor([0, 1, 2, 0]), torch.full((4, 3), level, dtype=torch.float64)
+    assert check(torch.nn.functional.cross_entropy, logits, labels).verdict == "PASS"
+    with pytest.raises(AssertionError, match="dlogits is zero"):
+        check(lambda logits: Unwritten.apply(logits, labels), logits)

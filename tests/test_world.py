@@ -1,6 +1,7 @@
 """The user's world is left as found, however a check ends; and held still while it runs."""
 
 import random
+from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -202,10 +203,17 @@ class Busy(nn.Module):
         self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
         self.register_buffer("trace", torch.zeros(4, dtype=torch.float64))
         self.linear.weight.grad = torch.full((4, 3), 7.0, dtype=torch.float64)
-        self.trap, self.factor, self.seen = trap, 1.0, set()
+        self.trap, self.factor, self.log = trap, 1.0, ["made"]
+        self.queue, self.counts = deque([0], maxlen=3), {"calls": 0}
+        seen: set[str] = set()
+        self.note = seen.add  # what a module keeps in a set of its own is put back
 
     def forward(self, x):
-        self.seen.add(fingerprint([p.detach() for p in self.parameters()], x.detach()))
+        self.log.append("called")
+        self.queue.append(len(self.queue))
+        self.counts["calls"] += 1
+        self.counts[len(self.log)] = x
+        self.note(fingerprint([p.detach() for p in self.parameters()], x.detach()))
         noise = random.random() + np.random.random()
         h = self.dropout(self.norm(self.linear(x))) * self.frozen * noise
         h = Scaled.apply(h + 0.01 * self.calls, self.scale, self.factor)
@@ -229,7 +237,8 @@ def torch_state(module: nn.Module, *tensors: torch.Tensor) -> Any:
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     randoms = torch.get_rng_state(), np.random.get_state(), random.getstate()
     identities = [(id(part), id(part.grad)) for part in parts]
-    return module, tensors, modes, deterministic, warn_only, randoms, identities
+    logs = list(module.log), list(module.queue), dict(module.counts)
+    return module, tensors, modes, deterministic, warn_only, randoms, identities, logs
 
 
 def torch_module(trap: Trap) -> World:
@@ -240,7 +249,7 @@ def torch_module(trap: Trap) -> World:
         module.factor = 1.5 if wrong else 1.0
         return check(module, x, wrt=["*", "x"], raise_exception=raises)
 
-    return World(run, lambda: module(x), lambda: torch_state(module, x), module.seen)
+    return World(run, lambda: module(x), lambda: torch_state(module, x), module.note.__self__)
 
 
 def torch_closure(trap: Trap) -> World:
@@ -261,7 +270,7 @@ def torch_closure(trap: Trap) -> World:
     def state():
         return torch_state(module, x, free), generator.get_state()
 
-    return World(run, loss, state, module.seen)
+    return World(run, loss, state, module.note.__self__)
 
 
 def torch_arguments(trap: Trap) -> World:

@@ -3,7 +3,7 @@
 import numpy as np
 
 from xgradcheck._differences import norm, rms
-from xgradcheck._layout import BITS, Vector
+from xgradcheck._layout import BITS, DOUBLE, Vector
 
 FORMATS = {
     "float32": (BITS["float32"], 2.0**-28, 2.0**-19),
@@ -17,6 +17,10 @@ SPREAD, PEAK, COHERENT, LARGEST, LEAST = 0.8, 2.0**6, 0.9, 4.0, 4
 """The share of elements that such an error touches, at least; how many times the usual one the
 largest is, at most; how much of it may be one factor; how many times the most of a format an
 element may be off by; and how many elements tell something.
+"""
+MIXED, STEADY = 0.3, 0.5
+"""In float64, where nothing is short as a rule: how often the sign of a random error changes from
+one element to the next larger, and how large its mean may be beside it.
 """
 
 
@@ -45,10 +49,19 @@ def looks_like(found: Vector, truth: Vector, bits: int, bar: Vector | float = 0.
     touched = float(np.mean(known & (share > 2.0 ** (2 - bits))))
     if along > COHERENT or touched < SPREAD or np.max(share) > PEAK * np.median(share):
         return ""
+    if bits == DOUBLE and not _is_random(truth, error):
+        return ""
     for name, (short, least, most) in FORMATS.items():
         if short < bits and least <= relative < most and np.max(share) <= LARGEST * most:
             return name
     return ""
+
+
+def _is_random(truth: Vector, error: Vector) -> bool:
+    """Whether errors are spread as those of rounding are: those of a formula go with its values."""
+    signs = np.sign(error[np.argsort(truth)])
+    changes = float(np.mean(signs[1:] != signs[:-1]))
+    return changes > MIXED and abs(np.mean(error)) < STEADY * rms(error)
 
 
 def said_of(name: str) -> str:

@@ -100,6 +100,10 @@ def run_of(phi: Phi, mode: str, once: bool = False) -> Run:
             break
     if once or len(runs) == 2:
         return Run(backward, np.broadcast_to(0.0, first.shape))
+    # What was no number in any run, as memory that was never written, is none.
+    lost = np.isfinite(first) & ~np.isfinite(runs).all(axis=0)
+    if lost.any():
+        backward = backward._replace(gradient=np.where(lost, np.nan, first))
     with np.errstate(invalid="ignore"):
         slack = np.nan_to_num(np.ptp(runs, axis=0), nan=0.0, posinf=0.0)
     return Run(backward, np.asarray(slack))

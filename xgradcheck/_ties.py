@@ -261,7 +261,8 @@ def meeting(
         for step in STEPS:
             plus, minus = phi.along(direction, np.array([step, -step]))
             ahead, behind = (plus - value) / step, (value - minus) / step
-            size = float(np.abs(gradient * direction).sum())
+            # A gradient of zero is no measure of what curvature may do.
+            size = float((np.fmax(np.abs(gradient), np.abs(slopes)) * direction).sum())
             noise = NOISE_SIGMAS * 2 * _rounding(value).sigma / step
             low, high = min(ahead, behind) - noise, max(ahead, behind) + noise
             borne_out &= low - SLACK * size <= total <= high + SLACK * size

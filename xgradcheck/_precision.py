@@ -61,7 +61,7 @@ def _is_random(truth: Vector, error: Vector) -> bool:
     """Whether errors are spread as those of rounding are: those of a formula go with its values."""
     signs = np.sign(error[np.argsort(truth)])
     changes = float(np.mean(signs[1:] != signs[:-1]))
-    return changes > MIXED and abs(np.mean(error)) < STEADY * rms(error)
+    return bool(changes > MIXED and abs(np.mean(error)) < STEADY * rms(error))
 
 
 def said_of(name: str) -> str:

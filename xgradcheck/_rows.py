@@ -20,7 +20,7 @@ from xgradcheck._measured import FORWARD, REVERSE, Measured, Run
 from xgradcheck._phi import Phi, noise_of
 from xgradcheck._progress import Tick
 from xgradcheck._saturated import saturated
-from xgradcheck._second_look import accused_by, settle_suspicious
+from xgradcheck._second_look import accused_by, settle_suspicious, suspicious
 from xgradcheck._sweep import look_at, sweep
 from xgradcheck._truth import Sweep, Truth
 
@@ -29,6 +29,8 @@ DUST, DUST_AS_RUN = 2.0**9, 4.0
 """What rounding may leave of a gradient that is zero, in units of the rounding of phi, for a full
 change; the first where differences alone tell that it is zero.
 """
+WAY = np.array([-1.0, -0.5, 0.5])
+"""How far to go, as a multiple of the point."""
 RUNS = 4
 """Of a backward pass that does not repeat itself."""
 
@@ -133,6 +135,8 @@ def swept(
     if run.bits is None:
         dust = _dust(work, truth, gradient, DOUBLE, abs(value))
         run = replace(run, rounding=np.fmax(run.rounding, dust))
+    if any(suspicious(work, truth, leaf.part).any() for leaf in problem.layout if leaf.size):
+        truth.faint = faint(work)
     if phi.refusal is not None and not phi.answers:
         raise phi.refusal
     near_by = NearBy({}, None, True)
@@ -187,11 +191,25 @@ def judged_beside(
             lost = _lost(work, truth, alone, own.bits)
             lost = np.fmax(lost, np.where(alone, _spread(errors_of(True), truth, layout), 0.0))
             own = replace(own, rounding=own.rounding + lost)
+        if own.excused.any() and not np.any(truth.faint):
+            truth.faint = faint(work)
     below = wide.near_by.zero_below
     if below is not None:
         below = below * (ZERO[bits] / ZERO[wide.bits])
     near_by = NearBy({}, None, True, zero_below=below)
     return replace(wide, run=own, work=work, truth=truth, near_by=near_by)
+
+
+def faint(work: Sweep) -> Vector | float:
+    """What is nothing beside all that each coordinate can do to phi, on the way to the origin or as
+    far in the other direction: the slope of a saturated unit. A large constant in phi is no such
+    thing.
+    """
+    if work.noise.bits < DOUBLE:
+        return 0.0
+    moved = np.abs(work.phi.along(work.point, WAY) - work.value)
+    size = float(np.max(moved[np.isfinite(moved)], initial=0.0))
+    return np.asarray(ZERO[DOUBLE] * size / work.scale)
 
 
 def _are_right(work: Sweep, truth: Truth, gradient: Vector, allowance: Tolerance) -> Mask:

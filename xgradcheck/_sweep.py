@@ -19,13 +19,13 @@ from xgradcheck._differences import (
     representable,
     rms,
 )
-from xgradcheck._judge import ZERO, zero_below
+from xgradcheck._judge import zero_below
 from xgradcheck._ladder import EXPONENTS
-from xgradcheck._layout import BATCHED, DOUBLE, Positions, Vector
+from xgradcheck._layout import BATCHED, Positions, Vector
 from xgradcheck._second_look import settle_suspicious, suspicious, take_complex_steps
 from xgradcheck._truth import COMPLEX, Sweep, Truth
 
-QUIET = (-9, -12, -15)
+QUIET = (-2, -5, -9, -12, -15)
 """Exponents of two, of a coordinate's natural scale."""
 RESOLUTION = 16.0
 """Changes of phi below this many units of rounding may be absorbed inside, by sums larger than
@@ -165,17 +165,7 @@ def _truth(work: Sweep, slope: Vector, bar: Vector) -> Truth:
     slope, bar = np.where(known, slope, 0.0), np.where(known, bar, np.inf)
     given, bits = (work.gradient, slope), work.noise.bits
     below = zero_below(work.layout, work.scale, given, bits, work.influence)
-    return Truth(slope, bar, work.noise, below, _faint(work, slope))
-
-
-def _faint(work: Sweep, slope: Vector) -> Vector | float:
-    """What is nothing beside phi, or the numbers that it is made of, in each element."""
-    if work.noise.bits < DOUBLE:
-        return 0.0
-    made_of = work.noise.sigma * 2.0**DOUBLE
-    moved = np.abs(slope * work.scale)
-    size = max(abs(work.value), made_of, float(np.max(moved, initial=0.0)))
-    return np.asarray(ZERO[DOUBLE] * size / work.scale)
+    return Truth(slope, bar, work.noise, below)
 
 
 def _pairs_in_blocks(work: Sweep, steps: Vector, done: int, total: int) -> tuple[Vector, Vector]:

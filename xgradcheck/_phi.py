@@ -19,7 +19,7 @@ PATIENCE = 64
 """How many refusals in a row, without a single value, are the function's fault and not the edge of
 its domain.
 """
-REFUSALS = (ValueError, ArithmeticError, LookupError, RuntimeError, AssertionError)
+REFUSALS = (ValueError, ArithmeticError, IndexError, RuntimeError, AssertionError)
 """How functions refuse an argument: domain errors of Python and NumPy, a place outside of a table,
 checks of torch's losses and distributions, a matrix that is not positive definite, an assertion.
 """

@@ -718,3 +718,25 @@ def test_a_formula_that_is_wrong_by_little_is_not_called_rounding():
         report = check(value, x, grads=wrong, raise_exception=False)
         assert report.verdict == "FAIL"
         assert "precision" not in {finding.kind for finding in report.findings}
+
+
+@pytest.mark.parametrize("intercept", [0, 8])
+def test_a_missing_l2_term_is_told_beside_an_intercept_that_has_none(intercept):
+    rng = np.random.default_rng(0)
+    X, y = rng.normal(size=(30, 9)), (rng.random(30) < 0.5) * 1.0
+    X[:, intercept] = 1.0
+    penalised = np.arange(9) != intercept
+
+    def cost(t):
+        z = X @ t
+        return np.mean(np.logaddexp(0, z) - y * z) + 0.35 * np.sum(t[penalised] ** 2)
+
+    def gradient(t):
+        return X.T @ (1 / (1 + np.exp(-X @ t)) - y) / 30
+
+    t = rng.normal(size=9)
+    right = check(cost, t, grads=lambda t: gradient(t) + 0.7 * penalised * t)
+    assert right.verdict == "PASS"
+    report = check(cost, t, grads=gradient, raise_exception=False)
+    (found,) = [finding for finding in report.findings if finding.kind == "L2 term"]
+    assert "lambda = 0.7) is missing from the gradient, in 8 of 9 elements" in found.text

@@ -106,10 +106,10 @@ def beside(phi: Phi, seed: int) -> list[Vector]:
 
 def near(phi: Phi, seed: int, places: Positions | None = None) -> Near:
     """The gradients at points near by that the dtypes of the leaves can hold, of all coordinates or
-    of some.
+    of some; where all are looked at, at as many points farther off too.
     """
     found = {}
-    for turn in range(2 * SAMPLES):
+    for turn in range(SAMPLES if places is not None else 2 * SAMPLES):
         gradient = gradient_at(phi, _near_by(phi, seed, turn))
         if gradient is not None:
             found[turn] = gradient if places is None else gradient[places]

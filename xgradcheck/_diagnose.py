@@ -235,15 +235,26 @@ def _conjugate(seen: Seen) -> Cause | None:
 
 
 def _terms(seen: Seen) -> Cause | None:
-    """A term that is missing, or that the function lacks: L2, L1, a constant."""
+    """A term that is missing, or that the function lacks: L2, L1, a constant; the first two also in
+    some elements alone, as where an intercept is not penalised.
+    """
     if seen.places.size < FEWEST or seen.leaf.is_complex:
         return None
-    missing = seen.truth - seen.found
-    theta = seen.point[seen.places]
+    everywhere = np.ones(seen.places.size, bool)
+    wrong = everywhere if seen.bad is None else seen.bad[seen.places]
+    cause = _term_in(seen, everywhere)
+    if cause is None and FEWEST <= wrong.sum() < wrong.size:
+        cause = _term_in(seen, wrong)
+    return cause
+
+
+def _term_in(seen: Seen, some: Mask) -> Cause | None:
+    missing = (seen.truth - seen.found)[some]
+    theta = seen.point[seen.places][some]
     close = max(
         TERM if missing.size >= MANY else CLOSER, 4 * seen.noise * norm(seen.truth) / norm(missing)
     )
-    bases = [("constant", "", np.ones(theta.size))]
+    bases = [("constant", "", np.ones(theta.size))] if some.all() else []
     if np.ptp(np.abs(theta)) > 0:
         bases.append(("L2 term", "", theta))
         if np.ptp(np.sign(theta)) > 0:
@@ -271,7 +282,7 @@ def _terms(seen: Seen) -> Cause | None:
         text += f"the {kind} (lambda = {size:.4g}) is missing from the gradient"
     else:
         text += f"the gradient has an {kind} (lambda = {-size:.4g}) that the function lacks"
-    return Cause(kind, text)
+    return Cause(kind, text if some.all() else f"{text}, in {some.sum()} of {some.size} elements")
 
 
 class _Moved(NamedTuple):

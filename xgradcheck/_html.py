@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from xgradcheck._errors import lacks
 from xgradcheck._judge import Verdict, largest_floor
 from xgradcheck._page import MACROS, PAGE, SCRIPT, STYLE
-from xgradcheck._text import element_name, headline, measured, printable
+from xgradcheck._text import element_name, graded, headline, measured, printable
 from xgradcheck._written import write
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ def _shown(name: str, report: "Report", drawing: Any, pictured: int) -> dict[str
     floor = largest_floor(leaf.floor for leaf in leaves)
     facts = [
         ("distance", measured(report.distance)),
-        ("grade", report.grade),
+        ("grade", graded(report)),
         ("floor", measured(floor)),
         ("leaves", len(leaves)),
         ("coverage", report.coverage),
@@ -198,7 +198,7 @@ def _rows(leaf: "LeafReport") -> list[dict[str, Any]]:
             "verdict": row.verdict,
             "distance": measured(row.distance),
             "distance_key": _key(row.distance),
-            "grade": f"{row.baseline:.2g} x" if row.baseline is not None else row.grade,
+            "grade": f"{row.baseline:.2g} x" if row.baseline is not None else graded(row),
             "floor": measured(row.floor),
             "floor_key": _key(row.floor),
             "wrong": f"{row.wrong:,} of {row.size:,}" if row.wrong else "-",

@@ -81,7 +81,7 @@ def report_on(
     except InvalidCase:
         raise
     except Exception as error:
-        error.add_note(f"xgradcheck: raised by the function while checking {title}.")
+        error.add_note(f"xgradcheck: raised while checking {title}.")
         raise
 
 

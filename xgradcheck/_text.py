@@ -12,7 +12,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from xgradcheck._judge import Verdict, largest_floor, percent
+from xgradcheck._judge import Grade, Verdict, largest_floor, percent
 
 if TYPE_CHECKING:
     from xgradcheck._report import Element, Finding, LeafReport, ProbeReport, Report
@@ -21,6 +21,7 @@ SHOWN = 3
 """Of how many leaves the text shows the worst element."""
 ROWS, LINES = 12, 12
 """How many leaves the table has, and how many findings and notes follow, unless all are wanted."""
+CLOSE = (Grade.GREAT, Grade.OKAY)
 STYLES = {
     Verdict.PASS: "bold green",
     Verdict.FAIL: "bold red",
@@ -178,21 +179,25 @@ def headline(report: "Report") -> str:
     passed = f"; {held} probe{'s' * (held > 1)} passed" if held else ""
     if report.coverage == "none":
         return f"a surrogate, whose gradient was not compared{passed}"
-    graded = _graded(report.precision, report.grade)
-    graded = f" ({graded})" if report.precision == "float64" else f", {graded}"
+    word = graded(report)
+    if report.precision == "float64" or word == "-":
+        said = f" ({report.precision if word == '-' else word})"
+    else:
+        said = f", {word} ({report.precision})"
     errors = [row.baseline for leaf in leaves for row in leaf.rows if row.baseline is not None]
     if errors:
         return (
             f"the gradient is right in {len(leaves)} {many}, error = {max(errors):.2g} x baseline"
         )
     right = "as expected" if report.is_stated else "right"
-    score = f"distance {report.distance:.1e}{graded}"
+    score = f"distance {report.distance:.1e}{said}"
     return f"the gradient is {right} in {len(leaves)} {many}, {score}{passed}"
 
 
-def _graded(dtype: str, grade: str) -> str:
-    """A grade, with the precision that it was reached in where that is not float64."""
-    return str(grade) if dtype == "float64" else f"{grade} ({dtype})"
+def graded(row: "LeafReport | Report") -> str:
+    """A grade; a dash where it would call rounding wrong, in what has passed below float64."""
+    is_low = row.verdict is Verdict.PASS and row.precision != "float64"
+    return "-" if is_low and row.grade not in CLOSE else str(row.grade)
 
 
 def bare_table() -> Table:
@@ -288,7 +293,9 @@ def _grade(row: "LeafReport", beside: bool) -> str:
     """
     if row.baseline is not None:
         return f"{row.baseline:.2g} x"
-    return str(row.grade) if beside else _graded(row.precision, row.grade)
+    word = graded(row)
+    plain = beside or word == "-" or row.precision == "float64"
+    return word if plain else f"{word} ({row.precision})"
 
 
 def measured(number: float, digits: int = 1) -> str:

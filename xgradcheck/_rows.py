@@ -234,9 +234,8 @@ def _spread(errors: Sequence[Vector], truth: Truth, layout: Layout) -> Vector:
 def _lost(work: Sweep, truth: Truth, alone: Mask, bits: int) -> Vector:
     """What the slope of saturated units may have lost in so many bits."""
     errors = np.abs(work.gradient - truth.value)
-    places = np.flatnonzero(alone)
+    places, lost = np.flatnonzero(alone), np.zeros_like(errors)
     places = places[saturated(work.phi, places, errors[places], bits)]
-    lost = np.zeros_like(errors)
     lost[places] = errors[places]
     return lost
 

@@ -235,8 +235,9 @@ def _look_again(work: Sweep, truth: Truth, leaf: Leaf, index: Positions) -> tupl
         None if work.pairs is None else work.pairs[:, index],
     )
     best = climbed.best
-    best.settled &= ~_absorbed(work, index, climbed.rungs)
     room = np.inf  # asked for, and all that could be had
+    flat = outcome(best)[0] & (np.abs(best.middle) <= best.bar)
+    best.settled &= ~_absorbed(work, index, climbed.rungs, flat)
     wrong, undecided = outcome(best)
     # Strictly between the slopes of both sides a gradient is right, however uncertain those are.
     between = (best.low + best.bar < gradient) & (gradient < best.high - best.bar)
@@ -269,46 +270,53 @@ def _look_again(work: Sweep, truth: Truth, leaf: Leaf, index: Positions) -> tupl
     return wrong, undecided
 
 
-def _absorbed(work: Sweep, index: Positions, rungs: Vector) -> Mask:
-    """Where phi does not move at all for steps of the coordinate's own size, and does for wide
-    ones, but by no less than what a gradient says of a step of that size: what it adds is lost
-    beside something larger, as in log(1 + x^2) at 1e-9. Beyond a kink, as that of a clip, phi
-    would move by as little as one likes.
+def _absorbed(work: Sweep, index: Positions, rungs: Vector, among: Mask) -> Mask:
+    """Where, ``among`` these, phi does not move at all for narrow steps, and does for wide ones,
+    but by no less than what a gradient says of the widest that do not move it: what it adds is lost
+    beside something larger, as in log(1 + x^2) at 1e-9 or x - (x - exp(x)) at -30. Beyond a kink,
+    as that of a clip, phi would move by as little as one likes.
     """
-    _, plus, minus = rungs
-    unmoved = np.isfinite(plus + minus) & (plus == work.value) & (minus == work.value)
-    still = (unmoved | ~np.isfinite(plus + minus)).all(axis=0) & unmoved.any(axis=0)
-    chosen = np.flatnonzero(still & (work.gradient[index] != 0))
+    steps, plus, minus = rungs
+    moved = np.fmax(np.abs(plus - work.value), np.abs(minus - work.value))
+    known = np.isfinite(plus + minus)
+    moving = np.min(np.where(known & (moved > 0), steps, np.inf), axis=0, initial=np.inf)
+    still = np.max(np.where(known & (steps < moving), steps, 0.0), axis=0, initial=0.0)
+    chosen = np.flatnonzero((still > 0) & among & (work.gradient[index] != 0))
     absorbed = np.zeros(len(index), bool)
     if chosen.size:
-        told = np.abs(work.gradient[index[chosen]]) * work.scale[index[chosen]]
-        absorbed[chosen] = told < _least_move(work, index[chosen], told)
+        bounds = still[chosen], moving[chosen]
+        absorbed[chosen] = _moves_by_quanta(work, index[chosen], *bounds)
     return absorbed
 
 
-def _least_move(work: Sweep, index: Positions, told: Vector) -> Vector:
-    """By how much phi moves at these coordinates if it does at all, sought where it begins to,
-    until that is less than what is ``told`` of it; 0 where it never moves, or by much.
+def _moves_by_quanta(work: Sweep, index: Positions, still: Vector, moving: Vector) -> Mask:
+    """Whether the least that phi moves by at these coordinates, sought between the widest step that
+    leaves it ``still`` and the narrowest ``moving`` it, infinite where none is known, is more than
+    their gradients say of the former, and little beside what far steps do.
     """
 
     def moves(steps: Vector) -> Vector:
         moved = np.max(np.abs(np.array(work.phi.pairs(index, steps)) - work.value), axis=0)
         return np.where(np.isfinite(moved), moved, 0.0)
 
-    scale = work.scale[index]
+    gradient, scale = np.abs(work.gradient[index]), work.scale[index]
     far = np.array([moves(scale * 2.0**exponent) for exponent in FAR])
     begins = np.argmax(far > 0, axis=0)
-    least = np.take_along_axis(far, begins[None], axis=0)[0]
-    high = scale * 2.0 ** np.array(FAR)[begins]
-    low = high / 2.0 ** (FAR[1] - FAR[0])
+    far_off = np.isinf(moving)
+    low = np.where(far_off & (begins > 0), scale * 2.0 ** np.array(FAR)[begins - 1], still)
+    high = np.where(far_off, scale * 2.0 ** np.array(FAR)[begins], moving)
+    least = np.where(far_off, np.take_along_axis(far, begins[None], axis=0)[0], moves(high))
     for _ in range(HALVED):
-        if not (told < least).any():
+        if not (gradient * low < least).any():
             break
         middle = np.sqrt(low * high)
         moved = moves(middle)
         low, high = np.where(moved > 0, low, middle), np.where(moved > 0, middle, high)
         least = np.where(moved > 0, np.fmin(least, moved), least)
-    return np.where(least < LITTLE * np.fmax.reduce(far, axis=0), least, 0.0)
+    # A tread is no quantum: over the coordinate's own size phi goes up few of them.
+    most = np.where(far_off, np.fmax.reduce(far, axis=0), far[0])
+    is_quantum = (least > 0) & (least < LITTLE * most)
+    return np.asarray(is_quantum & (gradient * low < least))
 
 
 def _rescued(work: Sweep, truth: Truth, leaf: Leaf, index: Positions) -> Mask:

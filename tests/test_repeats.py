@@ -206,3 +206,32 @@ def test_losses_that_a_module_gathers_in_a_list_are_put_back():
     assert report.verdict == "PASS"
     assert held(report).endswith("Gate.losses")
     assert model.losses == []
+
+
+class Accumulating(torch.autograd.Function):
+    """Adds into a buffer that is never set to zero: right once, and wrong ever after."""
+
+    buffer = None
+
+    @staticmethod
+    def forward(ctx, x, w):
+        ctx.save_for_backward(x, w)
+        return x @ w
+
+    @staticmethod
+    def backward(ctx, cotangent):
+        x, w = ctx.saved_tensors
+        if Accumulating.buffer is None:
+            Accumulating.buffer = torch.zeros_like(w)
+        Accumulating.buffer = Accumulating.buffer.to(w) + x.T @ cotangent
+        return cotangent @ w.T, Accumulating.buffer.clone()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+def test_a_gradient_that_grows_with_every_run_is_wrong(dtype):
+    x, w = torch.randn(4, 3, dtype=dtype), torch.randn(3, 2, dtype=dtype)
+    Accumulating.buffer = None
+    report = check(lambda x, w: Accumulating.apply(x, w), x, w, raise_exception=False)
+    assert report.leaves["x"].verdict == "PASS"
+    assert report.leaves["w"].verdict == "FAIL"
+    assert any(finding.kind == "accumulates" for finding in report.findings)

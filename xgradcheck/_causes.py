@@ -52,8 +52,8 @@ def with_causes(
         for number, leaf in enumerate(phi.problem.layout)
         if report.leaves[leaf.name].verdict is Verdict.FAIL and number not in phi.tangents
     ]
-    if not wrong:
-        return report
+    if not wrong or any(finding.kind == "accumulates" for finding in report.findings):
+        return report  # what is known already needs no other cause
     looked = _Looked(phi, found, another)
     findings, leaves = [*report.findings], Leaves(report.leaves)
     for number in wrong:

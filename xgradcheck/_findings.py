@@ -181,6 +181,14 @@ def along_directions(leaf: Leaf, mistake: Mistake) -> Finding:
     return Finding(leaf.name, "wrong gradient", text)
 
 
+def grows() -> Finding:
+    text = (
+        "every run of the backward pass adds as much to the gradient as the one before, and a "
+        "later one was judged: set to zero what it adds into"
+    )
+    return Finding("", "accumulates", text)
+
+
 def on_repeats(problem: Problem, told: Told) -> tuple[list[str], list[Finding]]:
     """Notes on leaves whose gradient varies by rounding, findings on those where it is random."""
     notes: list[str] = []

@@ -32,6 +32,8 @@ class Run:
     bits: int | None = None
     """The significant bits that it ran in, where it is judged as it runs, below float64."""
     mode: str = REVERSE
+    grows: bool = False
+    """Whether every run added as much to some element as the one before: this is not the first."""
 
     @property
     def excused(self) -> Vector:

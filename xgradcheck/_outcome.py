@@ -11,6 +11,7 @@ from xgradcheck._budget import Budget
 from xgradcheck._differences import norm, rms
 from xgradcheck._findings import (
     forward_mismatch,
+    grows,
     indices,
     low_precision,
     not_raised,
@@ -115,6 +116,8 @@ def concluded(
     if told.spread:
         ulps = told.spread / float(np.spacing(abs(told.value)))
         notes.append(f"the forward pass repeats itself to {ulps:.0f} ulps only, taken for noise")
+    if told.runs[0].grows:
+        findings.append(grows())
     if told.runs[-1].slack.any():
         rounded, random = on_repeats(problem, told)
         notes += rounded

@@ -313,9 +313,9 @@ def _moves_by_quanta(work: Sweep, index: Positions, still: Vector, moving: Vecto
         moved = moves(middle)
         low, high = np.where(moved > 0, low, middle), np.where(moved > 0, middle, high)
         least = np.where(moved > 0, np.fmin(least, moved), least)
-    # A tread is no quantum: over the coordinate's own size phi goes up few of them.
-    most = np.where(far_off, np.fmax.reduce(far, axis=0), far[0])
-    is_quantum = (least > 0) & (least < LITTLE * most)
+    # A staircase goes up as steeply far off, and what is lost beside something larger does not.
+    steepest = np.fmax.reduce(far / (scale * 2.0 ** np.array(FAR)[:, None]), axis=0)
+    is_quantum = (least > 0) & (least < LITTLE * steepest * high)
     return np.asarray(is_quantum & (gradient * low < least))
 
 

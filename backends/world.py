@@ -293,12 +293,14 @@ def mapping_state(name: str, mapping: MutableMapping[Any, Any]) -> State:
     return State(name, read, restore)
 
 
+LARGE = 10_000
+"""What holds more is a store of data, and no log of a few calls."""
 CONTAINERS = (list, dict, set, deque, OrderedDict, defaultdict)
 
 
 def _contents(value: Any) -> Any:
-    """What a container of Python's own holds, in its order; None where it is none."""
-    if type(value) not in CONTAINERS:
+    """What a container of Python's own holds, in its order; None where it is none, or a store."""
+    if type(value) not in CONTAINERS or len(value) > LARGE:
         return None
     return list(value.items()) if isinstance(value, dict) else list(value)
 

@@ -300,3 +300,21 @@ def test_a_unit_matrix_hides_a_transpose():
     assert check(value, point, grads=lambda p: of(p, p["w"].T)).verdict == "PASS"
     with pytest.raises(AssertionError, match="only right at this point"):
         check(value, point, grads=lambda p: of(p, p["w"]))
+
+
+def test_a_normaliser_that_is_missing_where_it_is_1_is_left_open():
+    point = {"w": np.full(4, 0.25)}
+    values = RNG.normal(size=4)
+
+    def mean(p):
+        return (p["w"] * values).sum() / p["w"].sum()
+
+    def right(p):
+        return {"w": (values - mean(p)) / p["w"].sum()}
+
+    assert check(mean, point, grads=right).verdict == "PASS"
+    report = check(mean, point, grads=lambda p: {"w": values - mean(p)}, raise_exception=False)
+    assert report.verdict == "INCONCLUSIVE"
+    (found,) = report.findings
+    assert "right where its rows have sum 1, as here, and wrong off that" in found.text
+    assert found.text.endswith("give constraint='simplex'")

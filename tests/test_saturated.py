@@ -1,7 +1,7 @@
 """Points at which little is left of a gradient: saturated units, large logits, small numbers, zero.
 
-Right ones pass in every precision, though of float32 and 16 bits little but rounding is left there;
-what is wrong by a factor fails.
+Right ones pass in float64, and below it where more than rounding is left of them; none is called
+wrong. What is wrong by a factor fails.
 """
 
 import pytest
@@ -34,6 +34,17 @@ UNSEEN = {("tanh", "logits")}
 """Where the gradient is so small that phi does not show it, 1e-17 of 1."""
 
 
+LOST = {
+    (name, point)
+    for name, *points in (
+        ("expm1", "both ends", "logits", "ten"),
+        ("softmax", "large"),
+    )
+    for point in points
+}
+"""Where all that float32 or 16 bits have left is zero or a unit of rounding, and phi shows more."""
+
+
 class Times(torch.autograd.Function):
     """The same, with a gradient that is wrong by a factor."""
 
@@ -55,7 +66,9 @@ def at(name: str, dtype: torch.dtype) -> torch.Tensor:
 @pytest.mark.parametrize("point", POINTS)
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_what_is_left_of_a_right_gradient_is_right(name, point, dtype):
-    assert check(FUNCTIONS[name], at(point, dtype)).verdict == "PASS"
+    report = check(FUNCTIONS[name], at(point, dtype), raise_exception=False)
+    is_lost = dtype != torch.float64 and (name, point) in LOST
+    assert report.verdict == "PASS" or (is_lost and report.verdict == "INCONCLUSIVE")
 
 
 @pytest.mark.parametrize("factor", [2.0, -1.0, 1.3])

@@ -27,8 +27,8 @@ SIMILAR = 0.05
 """How far apart the gradients of a function and of the same one in float64 may lie."""
 MOVES, SAMPLES = 3, 4
 """How often the arguments are moved to the next floats, and to others near by."""
-NEAR, FARTHER = 2.0**-9, 2.0**-4
-"""How near, as a share of the point; and how far off where all that is near is rounded alike."""
+NEAR = 2.0**-9
+"""How near, as a share of the point."""
 USUAL = 0.9
 """Of how many elements of a leaf the least rounding is what is usual in it."""
 SAFETY = 4.0
@@ -48,10 +48,6 @@ def ulps(values: Vector, bits: int) -> Vector:
 
 def _near(values: Vector, bits: int) -> Vector:
     return np.fmax(NEAR * np.abs(values), 2 * ulps(values, bits))
-
-
-def _farther(values: Vector, bits: int) -> Vector:
-    return np.fmax(FARTHER * np.abs(values), 2 * ulps(values, bits))
 
 
 def _far(values: Vector, bits: int) -> Vector:
@@ -106,33 +102,28 @@ def beside(phi: Phi, seed: int) -> list[Vector]:
 
 def near(phi: Phi, seed: int, places: Positions | None = None) -> Near:
     """The gradients at points near by that the dtypes of the leaves can hold, of all coordinates or
-    of some; where all are looked at, at as many points farther off too.
+    of some.
     """
     found = {}
-    for turn in range(SAMPLES if places is not None else 2 * SAMPLES):
+    for turn in range(SAMPLES):
         gradient = gradient_at(phi, _near_by(phi, seed, turn))
         if gradient is not None:
             found[turn] = gradient if places is None else gradient[places]
     return Near(seed, places, found)
 
 
-def errors_near_by(
-    phi: Phi, own: Vector, wide: Vector, found: Near, is_farther: bool = False
-) -> list[Vector]:
-    """What a gradient below float64 is off by, here and near by, or at points farther off."""
+def errors_near_by(phi: Phi, own: Vector, wide: Vector, found: Near) -> list[Vector]:
+    """What a gradient below float64 is off by, here and at points near by."""
     some = slice(None) if found.places is None else found.places
     errors = [own[some] - wide[some]]
     for turn, gradient in found.gradients.items():
-        if (turn >= SAMPLES) is not is_farther:
-            continue
         if (exact := gradient_at(phi, _near_by(phi, found.seed, turn))) is not None:
             errors.append(gradient - exact[some])
     return errors
 
 
 def _near_by(phi: Phi, seed: int, turn: int) -> Vector:
-    reach = _near if turn < SAMPLES else _farther
-    return _moved(phi, reach, seed, MOVES + 1 + turn, uniform=True)
+    return _moved(phi, _near, seed, MOVES + 1 + turn, uniform=True)
 
 
 def _moved(phi: Phi, reach: Reach, seed: int, turn: int, uniform: bool = False) -> Vector:

@@ -19,8 +19,10 @@ from xgradcheck._truth import Sweep, Truth
 
 FAINT = 2.0**-20
 """Beside phi, or 1: a gradient that does more over a full change is not asked about."""
-DUST = 32.0
-"""How many times the noise of phi, in the arithmetic at hand, is still no more than rounding."""
+DUST, DUST_AS_RUN = 32.0, 4.0
+"""How many times the noise of phi is still no more than rounding; the second where that is measured
+in float64 and the gradient has fewer bits.
+"""
 LINES, STEPS = 3, np.array([2.0**-2, -(2.0**-2), 2.0**-5, -(2.0**-5)])
 """How many directions phi is followed along, and how far, as a share of a full change."""
 
@@ -42,7 +44,7 @@ def constant(
     if noise.bits < DOUBLE:
         return None  # much could hide in such noise
     noise = replace(noise, sigma=max(noise.sigma, spread))
-    dust = [DUST * _sigma(noise, run) for run in runs]
+    dust = [(DUST if run.bits is None else DUST_AS_RUN) * _sigma(noise, run) for run in runs]
     is_dust = all((own <= limit).all() for own, limit in zip(moves, dust, strict=True))
     if not is_dust or _reach(phi, value, scale, asked.seed) > dust[0]:
         return None

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from xgradcheck._adapters import Problem
-from xgradcheck._generic import DIAGONAL, SYMMETRIC, NearBy
+from xgradcheck._generic import DIAGONAL, NORM, SUM, SYMMETRIC, NearBy
 from xgradcheck._judge import Judged
 from xgradcheck._kinds import Kind, Kinds
 from xgradcheck._layout import BITS, DOUBLE, Leaf, Mask, Vector
@@ -162,13 +162,21 @@ def unsure(
     return Finding(leaf.name, "noise", text, where)
 
 
-def only_here(leaf: Leaf, mistake: Mistake, why: dict[int, str]) -> Finding:
-    text = (
-        f"{leaf.name}: right at this point, which hides mistakes, and wrong near by: along a "
-        f"random direction backward gives {mistake.analytic:.6g}, differences give "
+def only_here(leaf: Leaf, number: int, mistake: Mistake, near_by: NearBy) -> Finding:
+    seen = (
+        f"along a random direction backward gives {mistake.analytic:.6g}, differences give "
         f"{mistake.truth:.6g} ± {mistake.bar:.1g}"
     )
-    if {SYMMETRIC, DIAGONAL} & set(why.values()):
+    if number in near_by.kept:
+        own = near_by.why[number]
+        say = "constraint='simplex'" if own == SUM else "a projection as constraint="
+        text = (
+            f"{leaf.name}: right where {own}, as here, and wrong off that: {seen}; if it is meant "
+            f"for such arguments alone, give {say}"
+        )
+        return Finding(leaf.name, "only on its constraint", text)
+    text = f"{leaf.name}: right at this point, which hides mistakes, and wrong near by: {seen}"
+    if {SYMMETRIC, DIAGONAL} & set(near_by.why.values()):
         text += "; if it is meant for symmetric matrices alone, say constraint='symmetric'"
     return Finding(leaf.name, "only right at this point", text)
 
@@ -225,6 +233,8 @@ def notes_on_near_by(problem: Problem, near_by: NearBy) -> list[str]:
     if not near_by.can_move or near_by.is_stale:
         advice = "give grads as a function to have another point looked at"
         return [f"this point hides mistakes ({hidden}): {advice}"]
+    if {SUM, NORM} & set(near_by.why.values()):
+        hidden += ", which is kept for the other leaves"
     if near_by.mistakes is None:
         return [f"this point hides mistakes ({hidden}), and no other was found in the domain"]
     return [f"this point hides mistakes ({hidden}), so another one near by was looked at too"]

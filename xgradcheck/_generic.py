@@ -11,7 +11,7 @@ import numpy as np
 from xgradcheck._adapters import Backward
 from xgradcheck._as_run import rounded
 from xgradcheck._judge import Tolerance, zero_below
-from xgradcheck._layout import DOUBLE, Layout, Leaf, Vector, bits_of
+from xgradcheck._layout import BITS, DOUBLE, Layout, Leaf, Vector, bits_of
 from xgradcheck._phi import Phi, noise_of
 from xgradcheck._projection import is_certified
 from xgradcheck._slopes import Mistake, slope_along
@@ -24,7 +24,7 @@ TRIES = 2
 
 SYMMETRIC, DIAGONAL = "it is symmetric", "it is diagonal"
 SUM, NORM = "its rows have sum 1", "its rows have norm 1"
-SWITCHES = "its values are 0 and 1"
+SWITCHES, OFF = "its values are 0 and 1", "off what they are"
 LARGE = 1_000_000
 """Beyond so many coordinates nothing is told element by element."""
 LOOKED_AT, SAMPLED = 64, 4096
@@ -48,6 +48,8 @@ class NearBy:
     """Whether the very same arrays were handed in there: a tree in the form of a function."""
     zero_below: Vector | None = None
     """What counts as zero in each element, by the gradient near by."""
+    kept: frozenset[int] = frozenset()
+    """Of the leaves with mistakes those that are right as long as they keep what they are."""
 
 
 def look_near_by(
@@ -67,23 +69,25 @@ def look_near_by(
     can_move = problem.can_move
     if not why or not can_move:
         return NearBy(why, None, can_move)
-    # What is right for every mask, or every label, need not be so for what is neither 0 nor 1.
-    switches = {number: text for number, text in why.items() if text == SWITCHES}
-    others = {number: text for number, text in why.items() if text != SWITCHES}
-    looks = [_moved(phi, moved, allowance, seed) for moved in (others, switches) if moved]
+    # What is right for every mask, or every label, need not be so for what is none: beside such
+    # values all leaves are looked at, and off them only the leaf itself.
+    within = {number: text for number, text in why.items() if text != SWITCHES}
+    off = {number: OFF for number, text in why.items() if text in (SWITCHES, SUM, NORM)}
+    looks = [_moved(phi, moved, allowance, seed) for moved in (within, off) if moved]
     known = [look for look in looks if look is not None]
     if not known:
         return NearBy(why, None, can_move)
     there, mistakes = known[0]
-    if switches and looks[-1] is not None:
-        own = {number: looks[-1][1][number] for number in switches if number in looks[-1][1]}
-        mistakes = (mistakes if others else {}) | own
+    mistakes = mistakes if within else {}
+    beyond = looks[-1][1] if off and looks[-1] is not None else {}
+    kept = {n for n in beyond if n in off and n not in mistakes and why[n] != SWITCHES}
+    mistakes = {n: beyond[n] for n in beyond if n in off} | mistakes
     if there.is_stale(backward):
         return NearBy(why, {}, can_move, is_stale=True)
     below = None
     if problem.layout.size <= LARGE:
         below = zero_below(problem.layout, phi.scales()[0], (there.gradient,))
-    return NearBy(why, mistakes, can_move, zero_below=below)
+    return NearBy(why, mistakes, can_move, zero_below=below, kept=frozenset(kept))
 
 
 def _degenerate(layout: Layout, point: Vector) -> dict[int, str]:
@@ -111,7 +115,7 @@ def _why(values: Vector, bits: int) -> str:
     first, few = flat[0] + 0.0, flat[:LOOKED_AT]
     rows = values.reshape(-1, values.shape[-1]) if values.ndim else values.reshape(1, 1)
     # What most leaves are not is seen by their first values.
-    if rows.shape[1] > 1 and _sum_to_one(rows[:1], bits) and _sum_to_one(rows, bits):
+    if _axis_of_sums(values, bits) is not None:
         return SUM
     if values.size > 1 and (few == first).all() and (flat == first).all():
         return f"all its values are {first:g}"
@@ -157,6 +161,16 @@ def _is_diagonal(values: Vector) -> bool:
     if values[..., 0, 1:].any():
         return False
     return not values[..., ~np.eye(values.shape[-1], dtype=bool)].any()
+
+
+def _axis_of_sums(values: Vector, bits: int = DOUBLE) -> int | None:
+    """The axis along which values are as those of probabilities, the last where several are."""
+    for axis in reversed(range(values.ndim)):
+        if values.shape[axis] > 1:
+            rows = np.moveaxis(values, axis, -1).reshape(-1, values.shape[axis])
+            if _sum_to_one(rows[:1], bits) and _sum_to_one(rows, bits):
+                return axis
+    return None
 
 
 def _sum_to_one(rows: Vector, bits: int) -> bool:
@@ -213,17 +227,18 @@ def _beside(values: Vector, moves: Vector, grid: tuple[int, ...], why: str) -> V
     moved = values + moves
     if not grid or grid[-1] < 2:
         return moved
-    rows, own = values.reshape(-1, grid[-1]), moved.reshape(-1, grid[-1])
     if why == SUM:
-        drawn = np.abs(moves).reshape(rows.shape)
-        share = NEAR[0] * drawn / np.max(drawn, initial=np.finfo(float).tiny)
-        mixed = rows + share
-        return np.asarray((mixed / mixed.sum(1, keepdims=True)).ravel())
+        # Short formats hold sums less closely than these numbers are held here.
+        axis = _axis_of_sums(values.reshape(grid), min(BITS.values()))
+        drawn = np.abs(moves).reshape(grid)
+        mixed = values.reshape(grid) + NEAR[0] * drawn / np.max(drawn, initial=np.finfo(float).tiny)
+        return np.asarray((mixed / mixed.sum(axis, keepdims=True)).ravel())
+    rows, own = values.reshape(-1, grid[-1]), moved.reshape(-1, grid[-1])
     if why == NORM:
         return np.asarray((own / np.sqrt((own**2).sum(1, keepdims=True))).ravel())
-    if (np.diff(rows, axis=1) > 0).all():
+    if why != OFF and (np.diff(rows, axis=1) > 0).all():
         return np.sort(own, axis=1).ravel()
-    if (np.diff(rows, axis=1) < 0).all():
+    if why != OFF and (np.diff(rows, axis=1) < 0).all():
         return -np.sort(-own, axis=1).ravel()
     return moved
 

@@ -2,7 +2,6 @@
 differenced, coordinate by coordinate.
 """
 
-import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -448,22 +447,15 @@ def _looked(
     wide = swept(part, value, spread, first, asked, noise, is_part=True, is_suspect=is_suspect)
     rows = [wide]
     for run, own in zip(runs[1:], others, strict=True):
-        errors_of = None
+        errors = None
         if run.bits is not None:
             assert run.near is not None
-            known = run.backward.gradient, runs[0].backward.gradient, run.near
-            errors_of = functools.partial(_errors_in, phi, places, *known)
-        rows.append(judged_beside(part, wide, own, asked, errors_of))
+            gradients = run.backward.gradient, runs[0].backward.gradient
+            errors = errors_near_by(phi, *gradients, run.near)
+            errors = errors if run.near.places is not None else [e[places] for e in errors]
+        rows.append(judged_beside(part, wide, own, asked, errors))
     phi.evaluations += part.evaluations
     return rows
-
-
-def _errors_in(
-    phi: Phi, places: Positions, own: Vector, wide: Vector, found: Near, is_farther: bool
-) -> list[Vector]:
-    """What a gradient below float64 is off by near by, in the coordinates that are looked at."""
-    errors = errors_near_by(phi, own, wide, found, is_farther)
-    return errors if found.places is not None else [error[places] for error in errors]
 
 
 def _lost_in(restricted: Restricted, phi: Phi, lost: Lost) -> Vector:

@@ -167,8 +167,9 @@ def _certified(leaf: Leaf, run: Run, found: Projected, number: int, bound: Bound
         )
     mistake = (found.near_by.mistakes or {}).get(number)
     if mistake is not None:
-        own = replace(own, verdict=Verdict.FAIL)
-        findings.append(only_here(leaf, mistake, found.near_by.why))
+        is_kept = number in found.near_by.kept
+        own = replace(own, verdict=Verdict.INCONCLUSIVE if is_kept else Verdict.FAIL)
+        findings.append(only_here(leaf, number, mistake, found.near_by))
     return _labelled(own, run), findings, notes
 
 

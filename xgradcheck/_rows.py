@@ -2,8 +2,7 @@
 every coordinate.
 """
 
-import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -29,6 +28,8 @@ DUST, DUST_AS_RUN = 2.0**9, 4.0
 """What rounding may leave of a gradient that is zero, in units of the rounding of phi, for a full
 change; the first where differences alone tell that it is zero.
 """
+FEW_CHANGES = 2
+"""How many other values a gradient takes at the points near by where it is counted in units."""
 WAY = np.array([-1.0, -0.5, 0.5])
 """How far to go, as a multiple of the point."""
 RUNS, STEADY = 4, 1e-3
@@ -173,23 +174,22 @@ def judged_beside(
     wide: Measured,
     own: Run,
     asked: Asked,
-    errors_of: Callable[[bool], Sequence[Vector]] | None = None,
+    errors: Sequence[Vector] | None = None,
 ) -> Measured:
     """Another run beside a truth that is known: the backward pass as it runs, or forward mode.
-    Looked at again where the truth was good enough for the first gradient alone. ``errors_of``
-    gives what it is off by at points near by, or farther off.
+    Looked at again where the truth was good enough for the first gradient alone.
     """
     layout, gradient, bits = phi.problem.layout, own.backward.gradient, own.bits or DOUBLE
     allowance = tolerance(asked.rtol, asked.atol, bits)
     truth, work = wide.truth.copy(), wide.work
     given = gradient, truth.value
     truth.zero_below = zero_below(layout, work.scale, given, bits, work.influence)
-    if errors_of is None and own.near is not None:
-        known = gradient, wide.backward.gradient, own.near
-        errors_of = functools.partial(errors_near_by, phi, *known)
     if own.bits is not None:
-        assert errors_of is not None
-        lost = _spread(errors_of(False), truth, layout)
+        if errors is None:
+            assert own.near is not None
+            errors = errors_near_by(phi, gradient, wide.backward.gradient, own.near)
+        lost = rounding(errors, layout)
+        lost[truth.kinds == Kind.KINK] = 0.0
         size = float(np.max(np.abs(phi.problem.values()[0] * phi.cotangent)))
         lost = np.fmax(lost, _dust(work, truth, gradient, bits, size))
         # The formula is judged in float64: what is right here as well needs no excuse.
@@ -197,12 +197,11 @@ def judged_beside(
         own = replace(own, rounding=lost)
     work = replace(work, gradient=gradient, allowance=allowance, slack=own.excused)
     settle_suspicious(work, truth)
-    if own.bits is not None and errors_of is not None:
+    if own.bits is not None:
         alone = accused_by(work, truth) & ~accused_by(wide.work, wide.truth)
+        alone &= _stands_still(own)
         if alone.any():
-            lost = _lost(work, truth, alone, own.bits)
-            lost = np.fmax(lost, np.where(alone, _spread(errors_of(True), truth, layout), 0.0))
-            own = replace(own, rounding=own.rounding + lost)
+            own = replace(own, rounding=own.rounding + _lost(work, truth, alone, own.bits))
         if own.excused.any() and not np.any(truth.faint):
             truth.faint = faint(work)
     below = wide.near_by.zero_below
@@ -236,11 +235,15 @@ def _are_right(work: Sweep, truth: Truth, gradient: Vector, allowance: Tolerance
     return right
 
 
-def _spread(errors: Sequence[Vector], truth: Truth, layout: Layout) -> Vector:
-    """What rounding may have done to each element, by errors at several points."""
-    lost = rounding(errors, layout)
-    lost[truth.kinds == Kind.KINK] = 0.0
-    return lost
+def _stands_still(run: Run) -> Mask:
+    """Which elements hardly change from a point to others near by: what is left of them is counted
+    in units of the rounding of larger numbers. A mistake moves with its gradient.
+    """
+    gradient, near = run.backward.gradient, run.near
+    found = [] if near is None else [g for g in near.gradients.values() if g.size == gradient.size]
+    ordered = np.sort([gradient, *found], axis=0)
+    changes = np.sum(np.diff(ordered, axis=0) != 0, axis=0)
+    return np.asarray(changes <= FEW_CHANGES if found else np.zeros(gradient.size, bool))
 
 
 def _lost(work: Sweep, truth: Truth, alone: Mask, bits: int) -> Vector:

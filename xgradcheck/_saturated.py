@@ -11,6 +11,8 @@ PARTS, LOOKED_AT, STEP = 8, 64, 2.0**-10
 """In how many steps slopes are followed to the origin, of how many coordinates, and over how much
 of their scale.
 """
+LARGER = 4.0
+"""How much larger phi may be on the way than at the point, and opposite of it."""
 UNITS = 8.0
 """How many units of rounding the steepest slope on the way there may have lost."""
 
@@ -25,12 +27,16 @@ def saturated(phi: Phi, places: Positions, errors: Vector, bits: int) -> Mask:
     moves = np.zeros_like(point)
     for number in np.unique(layout.owners(chosen)):
         moves[layout.leaves[number].part] = point[layout.leaves[number].part]
-    if not np.isfinite(phi.along(-moves, np.ones(1))).all():
+    ends = phi.along(-moves, np.array([0.0, 1.0, 2.0]))
+    if not np.isfinite(ends).all():
         return found
+    most = LARGER * float(np.max(np.abs(ends[[0, 2]])))
     steepest, step = np.zeros(len(chosen)), STEP * phi.scales()[0][chosen]
     for part in range(1, PARTS):
         with phi.problem.at(point - moves * (part / PARTS)), phi.anew() as there:
             above, below = there.pairs(chosen, step)
+        if not np.abs(above).max() <= most:
+            continue  # a pole, and no plateau
         with np.errstate(all="ignore"):
             steepest = np.fmax(steepest, np.abs(above - below) / (2 * step))
     found[: len(chosen)] = errors[: len(chosen)] <= UNITS * 2.0**-bits * steepest

@@ -14,8 +14,8 @@ from xgradcheck._errors import InvalidCase
 from xgradcheck._generic import NearBy, look_near_by
 from xgradcheck._judge import ZERO, Tolerance, tolerance, zero_below
 from xgradcheck._kinds import Kind
-from xgradcheck._layout import DOUBLE, Layout, Mask, Vector
-from xgradcheck._measured import FORWARD, REVERSE, Measured, Run
+from xgradcheck._layout import DOUBLE, Layout, Leaf, Mask, Vector
+from xgradcheck._measured import FORWARD, REVERSE, SMALLEST, Measured, Run
 from xgradcheck._phi import Phi, noise_of
 from xgradcheck._progress import Tick
 from xgradcheck._saturated import saturated
@@ -148,8 +148,9 @@ def swept(
     if run.bits is None:
         dust = _dust(work, truth, gradient, DOUBLE, abs(value))
         run = replace(run, rounding=np.fmax(run.rounding, dust))
-    if any(suspicious(work, truth, leaf.part).any() for leaf in problem.layout if leaf.size):
-        truth.faint = faint(work)
+    doubtful = [x for x in problem.layout if x.size and suspicious(work, truth, x.part).any()]
+    if doubtful:
+        truth.faint = faint(work, doubtful)
     if phi.refusal is not None and not phi.answers:
         raise phi.refusal
     near_by = NearBy({}, None, True)
@@ -202,8 +203,9 @@ def judged_beside(
         alone &= _stands_still(own)
         if alone.any():
             own = replace(own, rounding=own.rounding + _lost(work, truth, alone, own.bits))
-        if own.excused.any() and not np.any(truth.faint):
-            truth.faint = faint(work)
+        excused = [x for x in layout if x.size and (own.excused[x.part] > SMALLEST[bits]).any()]
+        if excused:
+            truth.faint = faint(work, excused)
     below = wide.near_by.zero_below
     if below is not None:
         below = below * (ZERO[bits] / ZERO[wide.bits])
@@ -211,16 +213,19 @@ def judged_beside(
     return replace(wide, run=own, work=work, truth=truth, near_by=near_by)
 
 
-def faint(work: Sweep) -> Vector | float:
-    """What is nothing beside all that each coordinate can do to phi, on the way to the origin or as
-    far in the other direction: the slope of a saturated unit. A large constant in phi is no such
-    thing.
+def faint(work: Sweep, leaves: Sequence[Leaf]) -> Vector | float:
+    """What is nothing beside all that each of these leaves can do to phi, on the way to the origin
+    or as far in the other direction: the slope of a saturated unit. A large constant in phi is no
+    such thing.
     """
     if work.noise.bits < DOUBLE:
         return 0.0
-    moved = np.abs(work.phi.along(work.point, WAY) - work.value)
-    size = float(np.max(moved[np.isfinite(moved)], initial=0.0))
-    return np.asarray(ZERO[DOUBLE] * size / work.scale)
+    found = np.zeros_like(work.point)
+    for leaf in leaves:
+        moved = np.abs(work.phi.along(work.point[leaf.part], WAY, leaf.start) - work.value)
+        size = float(np.max(moved[np.isfinite(moved)], initial=0.0))
+        found[leaf.part] = ZERO[DOUBLE] * size / work.scale[leaf.part]
+    return found
 
 
 def _are_right(work: Sweep, truth: Truth, gradient: Vector, allowance: Tolerance) -> Mask:

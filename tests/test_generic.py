@@ -318,3 +318,11 @@ def test_a_normaliser_that_is_missing_where_it_is_1_is_left_open():
     (found,) = report.findings
     assert "right where its rows have sum 1, as here, and wrong off that" in found.text
     assert found.text.endswith("give constraint='simplex'")
+
+
+def test_what_is_absorbed_near_by_is_no_mistake():
+    # x - log_sigmoid(x) at -20 loses exp(-20) but for a few units of rounding of 20.
+    logits = torch.tensor([-100.0, -50, -20, 20, 50, 100], dtype=torch.float64)
+    labels = (logits > 0).double()
+    bce = torch.nn.functional.binary_cross_entropy_with_logits
+    assert check(lambda x: bce(x, labels), logits, raise_exception=False).verdict != "FAIL"

@@ -300,9 +300,11 @@ CONTAINERS = (list, dict, set, deque, OrderedDict, defaultdict)
 
 def _contents(value: Any) -> Any:
     """What a container of Python's own holds, in its order; None where it is none, or a store."""
-    if type(value) not in CONTAINERS or len(value) > LARGE:
-        return None
-    return list(value.items()) if isinstance(value, dict) else list(value)
+    return None if type(value) not in CONTAINERS or len(value) > LARGE else _listed(value)
+
+
+def _listed(container: Any) -> list[Any]:
+    return list(container.items()) if isinstance(container, dict) else list(container)
 
 
 def _refill(container: Any, contents: Any) -> None:
@@ -314,10 +316,12 @@ def _holds(container: Any, contents: Any) -> bool:
     """Whether a container holds the very objects that it held."""
     if contents is None:
         return True
-    now = _contents(container)
+    if len(container) != len(contents):
+        return False
+    now = _listed(container)
     if isinstance(container, dict):
         now, contents = ([x for pair in pairs for x in pair] for pairs in (now, contents))
-    return len(now) == len(contents) and all(map(operator.is_, now, contents))
+    return all(map(operator.is_, now, contents))
 
 
 def attributes_state(

@@ -253,6 +253,14 @@ KEPT = {
         of_probabilities,
         {"x": RNG.normal(size=(4, 3)), "y": 0.9 * one_hot(3) + 0.1 / 3},
     ),
+    "a column of probabilities": (
+        lambda p: -(p["y"] * (p["x"] - np.log(np.exp(p["x"]).sum(0)))).sum(),
+        lambda p: {
+            "x": np.exp(p["x"]) / np.exp(p["x"]).sum(0) - p["y"],
+            "y": np.log(np.exp(p["x"]).sum(0)) - p["x"],
+        },
+        {"x": RNG.normal(size=(3, 1)), "y": np.array([[0.2], [0.5], [0.3]])},
+    ),
     "a mask": (
         masked,
         of_masks,

@@ -235,3 +235,18 @@ def test_a_gradient_that_grows_with_every_run_is_wrong(dtype):
     assert report.leaves["x"].verdict == "PASS"
     assert report.leaves["w"].verdict == "FAIL"
     assert any(finding.kind == "accumulates" for finding in report.findings)
+
+
+def test_a_list_that_grows_beyond_all_bounds_is_put_back():
+    class Log(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear, self.calls = nn.Linear(3, 2).double(), [0] * 9_999
+
+        def forward(self, x):
+            self.calls += [len(self.calls)] * 3
+            return self.linear(x).tanh()
+
+    model = Log()
+    assert check(model, torch.randn(4, 3, dtype=torch.float64)).verdict == "PASS"
+    assert model.calls == [0] * 9_999

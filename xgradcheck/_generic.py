@@ -229,20 +229,20 @@ def _beside(values: Vector, moves: Vector, grid: tuple[int, ...], why: str) -> V
     unit vectors, edges in their order.
     """
     moved = values + moves
-    if not grid or grid[-1] < 2:
-        return moved
     if why == SUM:
         # Short formats hold sums less closely than these numbers are held here.
         axis = _axis_of_sums(values.reshape(grid), min(BITS.values()))
         drawn = np.abs(moves).reshape(grid)
         mixed = values.reshape(grid) + NEAR[0] * drawn / np.max(drawn, initial=np.finfo(float).tiny)
         return np.asarray((mixed / mixed.sum(axis, keepdims=True)).ravel())
+    if why == OFF or not grid or grid[-1] < 2:
+        return moved
     rows, own = values.reshape(-1, grid[-1]), moved.reshape(-1, grid[-1])
     if why == NORM:
         return np.asarray((own / np.sqrt((own**2).sum(1, keepdims=True))).ravel())
-    if why != OFF and (np.diff(rows, axis=1) > 0).all():
+    if (np.diff(rows, axis=1) > 0).all():
         return np.sort(own, axis=1).ravel()
-    if why != OFF and (np.diff(rows, axis=1) < 0).all():
+    if (np.diff(rows, axis=1) < 0).all():
         return -np.sort(-own, axis=1).ravel()
     return moved
 

@@ -337,7 +337,7 @@ def attributes_state(
         return {key: (value, _contents(value)) for key, value in kept.items()}
 
     def restore(saved: dict[str, Any]) -> None:
-        for key in read().keys() - saved.keys():
+        for key in attributes.keys() - but - saved.keys():
             del attributes[key]
         for key, (value, contents) in saved.items():
             attributes[key] = value

@@ -158,15 +158,19 @@ def test_a_backward_pass_that_does_not_repeat_itself(spread, factor, verdict, mo
     assert ("stochastic backward" in said) == (spread == 1e-2)
 
 
-class Unwritten(torch.autograd.Function):
-    """One element of the weight's gradient is a number in the first run alone."""
-
-    runs = 0
+class Product(torch.autograd.Function):
+    """A matrix product, whose backward is written below."""
 
     @staticmethod
     def forward(ctx, x, w):
         ctx.save_for_backward(x, w)
         return x @ w
+
+
+class Unwritten(Product):
+    """One element of the weight's gradient is a number in the first run alone."""
+
+    runs = 0
 
     @staticmethod
     def backward(ctx, cotangent):
@@ -208,15 +212,10 @@ def test_losses_that_a_module_gathers_in_a_list_are_put_back():
     assert model.losses == []
 
 
-class Accumulating(torch.autograd.Function):
+class Accumulating(Product):
     """Adds into a buffer that is never set to zero: right once, and wrong ever after."""
 
     buffer = None
-
-    @staticmethod
-    def forward(ctx, x, w):
-        ctx.save_for_backward(x, w)
-        return x @ w
 
     @staticmethod
     def backward(ctx, cotangent):

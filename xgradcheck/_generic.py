@@ -11,6 +11,7 @@ import numpy as np
 from xgradcheck._adapters import Backward
 from xgradcheck._as_run import rounded
 from xgradcheck._judge import Tolerance, zero_below
+from xgradcheck._ladder import bear_out
 from xgradcheck._layout import BITS, DOUBLE, Layout, Leaf, Vector, bits_of
 from xgradcheck._phi import Phi, noise_of
 from xgradcheck._projection import is_certified
@@ -20,10 +21,8 @@ NEAR = (0.4, 0.01)
 """How far away, as a share of the leaf's scale; the second where the first leaves the domain."""
 TRIES = 2
 """How many directions have to call a leaf wrong."""
-WIDE, SIDED = np.array([2.0**-8, 2.0**-10, 2.0**-12]), 0.1
-"""Which steps speak for a gradient, of such a direction, and how near to it their slope has to be,
-as a share of its distance to that of narrow ones.
-"""
+WIDE = np.array([2.0**-8, 2.0**-10, 2.0**-12])
+"""Which steps speak for a gradient, of such a direction."""
 
 
 SYMMETRIC, DIAGONAL = "it is symmetric", "it is diagonal"
@@ -77,15 +76,14 @@ def look_near_by(
     # values all leaves are looked at, and off them only the leaf itself.
     within = {number: text for number, text in why.items() if text != SWITCHES}
     off = {number: OFF for number, text in why.items() if text in (SWITCHES, SUM, NORM)}
-    looks = [_moved(phi, moved, allowance, seed) for moved in (within, off) if moved]
-    known = [look for look in looks if look is not None]
-    if not known:
+    near = _moved(phi, within, allowance, seed) if within else None
+    beyond = _moved(phi, off, allowance, seed) if off else None
+    if (known := near or beyond) is None:
         return NearBy(why, None, can_move)
-    there, mistakes = known[0]
-    mistakes = mistakes if within else {}
-    beyond = looks[-1][1] if off and looks[-1] is not None else {}
-    kept = {n for n in beyond if n in off and n not in mistakes and why[n] != SWITCHES}
-    mistakes = {n: beyond[n] for n in beyond if n in off} | mistakes
+    there, mistakes = known[0], near[1] if near else {}
+    own = {n: mistake for n, mistake in beyond[1].items() if n in off} if beyond else {}
+    kept = {n for n in own if n not in mistakes and why[n] != SWITCHES}
+    mistakes = own | mistakes
     if there.is_stale(backward):
         return NearBy(why, {}, can_move, is_stale=True)
     below = None
@@ -290,5 +288,4 @@ def _is_borne_out(phi: Phi, leaf: Leaf, direction: Vector, value: float, mistake
     """
     moved = phi.along(direction, np.concatenate([WIDE, -WIDE]), leaf.start)
     slopes = (moved[: len(WIDE)] - moved[len(WIDE) :]) / (2 * WIDE)
-    near = SIDED * min(abs(mistake.analytic - mistake.truth), abs(mistake.analytic))
-    return bool((np.abs(slopes - mistake.analytic) < near).all())
+    return bool(bear_out(slopes, mistake.analytic, mistake.truth).all())

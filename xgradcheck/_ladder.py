@@ -207,9 +207,16 @@ def _is_staircase(best: Estimate, gradient: Vector, rungs: Vector, scale: Vector
     the slope of one stair only.
     """
     steps, plus, minus = rungs
-    near = np.abs((plus - minus) / (2 * steps) - gradient)
-    close = SIDED * np.fmin(np.abs(best.middle - gradient), np.abs(gradient))
-    return np.asarray(np.sum((near < close) & (steps > WIDE * scale), axis=0) >= STEPS)
+    near = bear_out((plus - minus) / (2 * steps), gradient, best.middle)
+    return np.asarray(np.sum(near & (steps > WIDE * scale), axis=0) >= STEPS)
+
+
+def bear_out(slopes: Vector, gradient: Vector | float, truth: Vector | float) -> Mask:
+    """Which slopes are so much nearer to a gradient than to what is taken for its truth that they
+    speak for the gradient.
+    """
+    close = SIDED * np.fmin(np.abs(truth - gradient), np.abs(gradient))
+    return np.asarray(np.abs(slopes - gradient) < close)
 
 
 OF_ITS_OWN = 6

@@ -329,7 +329,7 @@ def account(
         truth.still[part],
         measured.run.excused[part],
         scored,
-        truth.faint_in(part),
+        truth.faint[part],
         is_rounding,
     )
     verdict, findings, notes = judged.verdict, [], []
@@ -415,7 +415,7 @@ def _is_rounding(measured: Measured, part: slice) -> bool:
     if bits is None:
         return False
     units = ROUNDED * 2.0**-bits / ZERO[DOUBLE] / np.sqrt(max(excused.size, 1))
-    limit = units * measured.truth.faint_in(part) + SMALLEST[bits]
+    limit = units * measured.truth.faint[part] + SMALLEST[bits]
     value, gradient = measured.truth.value[part], measured.backward.gradient[part]
     is_near = norm(gradient - value) <= FAR_OFF * norm(value)
     return bool((excused <= limit).all() and (is_near or (np.abs(value) <= limit).all()))

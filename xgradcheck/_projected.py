@@ -242,7 +242,7 @@ def _judged(row: Measured, leaf: Leaf) -> Judged:
         truth.zero_below[part],
         truth.still[part],
         row.run.excused[part],
-        faint=truth.faint_in(part),
+        faint=truth.faint[part],
     )
 
 

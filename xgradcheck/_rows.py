@@ -213,15 +213,13 @@ def judged_beside(
     return replace(wide, run=own, work=work, truth=truth, near_by=near_by)
 
 
-def faint(work: Sweep, leaves: Sequence[Leaf]) -> Vector | float:
+def faint(work: Sweep, leaves: Sequence[Leaf]) -> Vector:
     """What is nothing beside all that each of these leaves can do to phi, on the way to the origin
     or as far in the other direction: the slope of a saturated unit. A large constant in phi is no
     such thing.
     """
-    if work.noise.bits < DOUBLE:
-        return 0.0
     found = np.zeros_like(work.point)
-    for leaf in leaves:
+    for leaf in leaves if work.noise.bits == DOUBLE else ():
         moved = np.abs(work.phi.along(work.point[leaf.part], WAY, leaf.start) - work.value)
         size = float(np.max(moved[np.isfinite(moved)], initial=0.0))
         found[leaf.part] = ZERO[DOUBLE] * size / work.scale[leaf.part]

@@ -180,10 +180,8 @@ def headline(report: "Report") -> str:
     if report.coverage == "none":
         return f"a surrogate, whose gradient was not compared{passed}"
     word = graded(report)
-    if report.precision == "float64" or word == "-":
-        said = f" ({report.precision if word == '-' else word})"
-    else:
-        said = f", {word} ({report.precision})"
+    said = f" ({word})" if report.precision == "float64" else f", {word} ({report.precision})"
+    said = said.removeprefix(", -")
     errors = [row.baseline for leaf in leaves for row in leaf.rows if row.baseline is not None]
     if errors:
         return (

@@ -31,8 +31,6 @@ class Truth:
     bar: Vector
     noise: Noise
     zero_below: Vector
-    faint: Vector | float = 0.0
-    """Smaller elements are nothing beside phi."""
     scored: tuple[Vector, Vector] | None = None
     settled: Mask = field(init=False)
     still: Mask = field(init=False)
@@ -41,6 +39,8 @@ class Truth:
     """Where phi bends so much more than it slopes that the slope may be rounding."""
     kinds: Kinds = field(init=False)
     remainder: dict[int, float] = field(default_factory=dict)
+    faint: Vector = field(init=False)
+    """Smaller elements are nothing beside phi."""
     rungs: dict[int, Vector] = field(default_factory=dict)
     """At some wrong elements, the worst among them: steps, and phi above and below."""
     sides: dict[int, tuple[float, float]] = field(default_factory=dict)
@@ -51,10 +51,7 @@ class Truth:
             (4, self.value.size), bool
         )
         self.kinds = np.full(self.value.size, Kind.SMOOTH, np.uint8)
-
-    def faint_in(self, part: slice) -> Vector | float:
-        """What is nothing beside phi in some elements."""
-        return self.faint[part] if isinstance(self.faint, np.ndarray) else self.faint
+        self.faint = np.broadcast_to(0.0, self.value.shape)
 
     def copy(self) -> "Truth":
         """Another truth that knows the same."""

@@ -5,10 +5,9 @@ autograd.
 import functools
 import math
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, replace
-from itertools import combinations
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -32,48 +31,51 @@ from xgradcheck._layout import (
     refuse_unless_finite,
     refuse_unless_known,
 )
-from xgradcheck._selection import Candidate, argument_nodes, closure_nodes, select
-from xgradcheck._tree import Node, Path, flatten, replaced
+from xgradcheck._selection import argument_nodes
+from xgradcheck._tree import Path, flatten, replaced
 
-from .torch_batches import FEWEST, Rows, offsets, points_at_once, together, width
+from .torch_batches import FEWEST, Rows, points_at_once, together
 from .torch_exchanged import eager, exchanged, mapped
 from .torch_forms import forms
+from .torch_leaves import (
+    CONVERT,
+    Binding,
+    Slot,
+    bound,
+    dtype_of,
+    is_floating,
+    overlaps,
+    refuse_shared,
+)
+from .torch_moves import LEAST, MERGED, Stretch, Stretches, is_plain_double, writer
 from .torch_probes import probes as probes
 from .torch_raising import Draws, raised
 from .torch_tensors import (
     Computed,
-    bits_of_tensor,
     graph_of,
     has_custom,
     inner,
     paired,
     put_numbers,
     read_into,
-    set_bits,
+    shortest,
+    told_by_graph,
 )
 from .torch_tensors import (
     array_of as array_of,
 )
+from .torch_world import drops_out, named_modules, refuse_quantised, states_of, tensor_state
 from .world import (
     TORCH,
-    State,
     World,
-    attributes_state,
     displaced,
-    element_writer,
     number_states,
-    plain_states,
-    random_states,
     reachable,
-    same_bytes,
 )
 
-# What modules keep for themselves; their mode and their buffers have states of their own.
-OWN = {*vars(nn.Module())}
 REFUSED = "torch::autograd::Error"
 INSIDE = "incompatible with .grad()"
 """What a checkpoint that runs a backward pass of its own says to ``torch.autograd.grad``."""
-CONVERT = "convert it with .float() or .double()"
 
 
 def owns(contents: Any) -> bool:
@@ -124,9 +126,7 @@ def planted(forward: Any, backward: Any, count: int) -> tuple[Any, Any]:
 def bind(case: Case) -> "TorchProblem":
     """The problem that this call poses; refuses what cannot be checked."""
     with torch.inference_mode(False):
-        if isinstance(case.fn, nn.Module):
-            return TorchProblem(case, _of_module(case, case.fn))
-        return TorchProblem(case, _of_closure(case) if case.is_closure else _of_arguments(case))
+        return TorchProblem(case, bound(case))
 
 
 def timed(case: Case) -> Any:
@@ -159,245 +159,6 @@ def devices() -> dict[str, str]:
     return {"torch devices": ", ".join(["cpu", *names]), "torch cuda": str(torch.version.cuda)}
 
 
-@dataclass(slots=True)
-class Slot:
-    """A leaf: the tensor of the user, and the one that the function gets to see and that is
-    perturbed.
-    """
-
-    names: tuple[str, ...]
-    path: Path
-    found: torch.Tensor
-    work: torch.Tensor
-
-    @property
-    def name(self) -> str:
-        return " = ".join(self.names)
-
-
-@dataclass(slots=True)
-class Binding:
-    """The leaves of one call, and what stands around them."""
-
-    slots: list[Slot]
-    places: _handed.Places
-    skipped: list[str]
-    nodes: list[Node]
-    """Every leaf of the arguments."""
-
-
-def _is_floating(value: Any) -> bool:
-    return isinstance(value, torch.Tensor) and (value.is_floating_point() or value.is_complex())
-
-
-def _dtype(tensor: torch.Tensor) -> str:
-    return str(tensor.dtype).removeprefix("torch.")
-
-
-def _of_arguments(case: Case) -> Binding:
-    """Leaves of a function's arguments: those that require grad, or all floating ones if none
-    does.
-    """
-    nodes = argument_nodes(case)
-    tensors = _grouped(
-        (node.suffix, node.path, node.value) for node in nodes if _is_floating(node.value)
-    )
-    if case.wrt is None and case.grads is None:
-        chosen = [slot for slot in tensors if slot.found.requires_grad] or tensors
-    else:
-        chosen = _selected(0 if case.wrt is None else case.wrt, tensors, len(case.args))
-    reason = "does not require grad" if case.wrt is None else "not in wrt"
-    skipped = [f"{slot.name}: {reason}" for slot in tensors if slot not in chosen]
-    return _binding([_in_copy(slot) for slot in chosen], nodes, skipped)
-
-
-def _of_module(case: Case, module: nn.Module) -> Binding:
-    """Leaves of a module: its parameters, in place, and its inputs where they are asked for."""
-    nodes = argument_nodes(case, module.forward)
-    inputs = _grouped(
-        (node.suffix, node.path, node.value) for node in nodes if _is_floating(node.value)
-    )
-    parameters = _grouped(_parameters(module))
-    taken = {name for slot in parameters for name in slot.names}
-    for slot in inputs:
-        slot.names = tuple(f"input {name}" if name in taken else name for name in slot.names)
-    if case.wrt is None:
-        chosen = [slot for slot in parameters if slot.found.requires_grad] or inputs
-        skipped = [
-            f"{slot.name}: frozen (requires_grad is False)"
-            for slot in parameters
-            if slot not in chosen
-        ]
-        skipped += [f"{slot.name}: an input, not in wrt" for slot in inputs if slot not in chosen]
-    else:
-        chosen = _selected(case.wrt, [*parameters, *inputs], len(case.args))
-        skipped = [
-            f"{slot.name}: not in wrt" for slot in (*parameters, *inputs) if slot not in chosen
-        ]
-    given = {id(slot) for slot in inputs}
-    return _binding(
-        [_in_copy(slot) if id(slot) in given else _in_place(slot) for slot in chosen],
-        nodes,
-        skipped,
-    )
-
-
-def _of_closure(case: Case) -> Binding:
-    """Leaves of a closure: the tensors and parameters in ``wrt``, in place, since only they reach
-    the function.
-    """
-    found: list[tuple[str, Path, torch.Tensor]] = []
-    for node in closure_nodes(case.wrt):
-        if isinstance(node.value, nn.Module):
-            prefix = f"{node.suffix}." if node.path else ""
-            found += [
-                (prefix + name, (*node.path, *path), tensor)
-                for name, path, tensor in _parameters(node.value)
-            ]
-        elif _is_floating(node.value):
-            found.append((node.suffix, node.path, node.value))
-    tensors = _grouped(found)
-    frozen = [
-        slot
-        for slot in tensors
-        if isinstance(slot.found, nn.Parameter) and not slot.found.requires_grad
-    ]
-    skipped = [f"{slot.name}: frozen (requires_grad is False)" for slot in frozen]
-    slots = [_in_place(slot) for slot in tensors if slot not in frozen]
-    return Binding(
-        slots,
-        _handed.Places([slot.path for slot in slots], [path for _, path, _ in found]),
-        skipped,
-        [],
-    )
-
-
-def _binding(slots: list[Slot], nodes: list[Node], skipped: list[str]) -> Binding:
-    plain = [
-        node
-        for node in nodes
-        if isinstance(node.value, torch.Tensor) and not _is_floating(node.value)
-    ]
-    skipped += [f"{node.suffix}: {_dtype(node.value)}, not differentiable" for node in plain]
-    paths = [node.path for node in nodes]
-    places = (
-        _handed.places([slot.path for slot in slots], paths) if slots else _handed.Places([], [])
-    )
-    return Binding(slots, places, skipped, nodes)
-
-
-def _selected(wrt: Any, slots: list[Slot], arguments: int) -> list[Slot]:
-    candidates = [Candidate(slot.names, slot.path) for slot in slots]
-    return [slots[number] for number in select(wrt, candidates, arguments)]
-
-
-def _parameters(module: nn.Module) -> Iterator[tuple[str, Path, torch.Tensor]]:
-    for name, parameter in module.named_parameters(remove_duplicate=False):
-        if nn.parameter.is_lazy(parameter):
-            raise InvalidCase(
-                f"parameter {name!r} is not initialised yet: run the module once on its input "
-                f"first."
-            )
-        yield name, tuple(name.split(".")), parameter
-
-
-def _grouped(found: Iterable[tuple[str, Path, torch.Tensor]]) -> list[Slot]:
-    """One slot per tensor object, under all the names it is found by."""
-    slots: dict[int, Slot] = {}
-    for name, path, tensor in found:
-        if id(tensor) in slots:
-            slots[id(tensor)].names += (name,)
-        else:
-            slots[id(tensor)] = Slot((name,), path, tensor, tensor)
-    return list(slots.values())
-
-
-def _in_copy(slot: Slot) -> Slot:
-    """Let a copy be perturbed: same values and, unless elements overlap, same strides, on which a
-    backward may lean.
-    """
-    _refuse(slot)
-    found = slot.found.detach()
-    if found.is_contiguous() or _overlaps(found):
-        slot.work = found.clone(memory_format=torch.contiguous_format)
-    else:
-        slot.work = torch.empty_strided(
-            found.shape, found.stride(), dtype=found.dtype, device=found.device
-        )
-        slot.work.copy_(found)
-    return slot
-
-
-def _in_place(slot: Slot) -> Slot:
-    """Let the user's own tensor be perturbed."""
-    _refuse(slot)
-    if slot.found.is_conj() or slot.found.is_neg():
-        raise InvalidCase(
-            f"{slot.name} is conjugated or negated on reading: pass {slot.name}.resolve_conj() or "
-            f".resolve_neg()."
-        )
-    return slot
-
-
-def _overlaps(tensor: torch.Tensor) -> bool:
-    """Whether several elements lie on one number, as after expand, unfold or as_strided."""
-    if tensor.is_contiguous():
-        return False
-    spans = sorted(
-        (stride, size)
-        for size, stride in zip(tensor.shape, tensor.stride(), strict=True)
-        if size > 1
-    )
-    reach = 0
-    for stride, size in spans:
-        if stride <= reach:
-            return True
-        reach += stride * (size - 1)
-    return False
-
-
-def _refuse_shared(slots: list[Slot]) -> None:
-    """Raise where two leaves lie on the same numbers: no step moves one of them alone."""
-    owners: dict[int, list[Slot]] = {}
-    for slot in slots:
-        if slot.work.numel():
-            owners.setdefault(slot.work.untyped_storage().data_ptr(), []).append(slot)
-    for sharing in owners.values():
-        for first, second in combinations(sharing, 2):
-            if _meet(first.work, second.work):
-                raise InvalidCase(
-                    f"{first.name} and {second.name} lie in the same memory, and no step moves "
-                    f"one alone: make them one tensor, or name one with wrt=."
-                )
-
-
-def _meet(first: torch.Tensor, second: torch.Tensor) -> bool:
-    """Whether two tensors over one storage have an element in common."""
-    (low, high), (least, most) = _span(first), _span(second)
-    if high <= least or most <= low:
-        return False
-    return bool(np.intersect1d(_places(first), _places(second)).size)
-
-
-def _span(tensor: torch.Tensor) -> tuple[int, int]:
-    """The part of its storage that a tensor reaches over, in bytes."""
-    start, size = tensor.data_ptr(), tensor.itemsize
-    return start, start + size * width(tensor.shape, tensor.stride())
-
-
-def _places(tensor: torch.Tensor) -> Positions:
-    """Where the elements lie in their storage, in bytes."""
-    places = offsets(tensor.shape, tensor.stride()) + tensor.storage_offset()
-    return np.asarray(places * tensor.itemsize)
-
-
-def _refuse(slot: Slot) -> None:
-    """Raise for a tensor that differences cannot judge."""
-    refuse_unless_known(slot.name, _dtype(slot.found), CONVERT)
-    if slot.found.layout is not torch.strided:
-        raise InvalidCase(f"{slot.name} is a sparse tensor: pass it dense, with .to_dense().")
-
-
 class Here:
     """Where the leaves lie now, and where they were found."""
 
@@ -426,7 +187,7 @@ class TorchProblem:
         self._case, self._binding = case, binding
         self._slots, self._places = binding.slots, binding.places
         self.layout = lay_out(
-            Entry(s.names, s.path, tuple(s.found.shape), _dtype(s.found)) for s in self._slots
+            Entry(s.names, s.path, tuple(s.found.shape), dtype_of(s.found)) for s in self._slots
         )
         self.point: Vector = np.empty(self.layout.size)
         for slot, leaf in zip(self._slots, self.layout, strict=True):
@@ -443,10 +204,10 @@ class TorchProblem:
         own = {id(slot.found): slot.work for slot in self._slots}
         works |= {n.path: own[id(n.value)] for n in binding.nodes if id(n.value) in own}
         self._args, self._kwargs = case.arguments(works)
-        _refuse_shared(self._slots)
+        refuse_shared(self._slots)
         self._found = reachable(case.fn, case.args, case.kwargs, case.wrt, case.loss, case.grads)
-        self._modules = _named_modules(self._found)
-        _refuse_quantised(self._modules)
+        self._modules = named_modules(self._found)
+        refuse_quantised(self._modules)
         self._others = [n.value for n in binding.nodes if isinstance(n.value, torch.Tensor)]
         self._world = self._surroundings()
         self._grad_mode: Callable[[], Any] | None = None
@@ -471,7 +232,7 @@ class TorchProblem:
         )
 
     def _surroundings(self) -> World:
-        states = _states(self._found, self._modules)
+        states = states_of(self._found, self._modules)
         leaves, origin = {}, Here(self._here.origin)
         names = {id(slot.work): slot.name for slot in self._slots}
         for slot, leaf in zip(self._slots, self.layout, strict=True):
@@ -480,7 +241,7 @@ class TorchProblem:
         for tensor in self._tensors_around():
             if tensor.layout is torch.strided:
                 name = names.get(id(tensor), "a tensor")
-                states.append(_tensor_state(tensor, name, leaves.get(id(tensor))))
+                states.append(tensor_state(tensor, name, leaves.get(id(tensor))))
         return World(states, list(number_states(self._found)))
 
     def _tensors_around(self) -> list[torch.Tensor]:
@@ -555,7 +316,7 @@ class TorchProblem:
     @contextmanager
     def _apart(self) -> Iterator[None]:
         """Elements that lie on one number, as after expand, each in a place of its own."""
-        shared = [slot.work for slot in self._slots if _overlaps(slot.work)]
+        shared = [slot.work for slot in self._slots if overlaps(slot.work)]
         found = [work.data for work in shared]
         try:
             for work in shared:
@@ -568,7 +329,7 @@ class TorchProblem:
     @property
     def moving(self) -> list[str]:
         names = self._world.moving
-        dropping = [name for name, part in self._modules.items() if _drops_out(part)]
+        dropping = [name for name, part in self._modules.items() if drops_out(part)]
         if TORCH in names and dropping:
             names[names.index(TORCH)] = f"{TORCH} (dropout in {', '.join(dropping)})"
         return names
@@ -607,7 +368,7 @@ class TorchProblem:
         with torch.enable_grad():
             nodes = list(flatten(self._call(), (), "output"))
         self._world.watch()
-        floating = [node for node in nodes if _is_floating(node.value)]
+        floating = [node for node in nodes if is_floating(node.value)]
         if not floating:
             kinds = ", ".join(type(node.value).__name__ for node in nodes) or "nothing"
             raise InvalidCase(
@@ -615,15 +376,15 @@ class TorchProblem:
             )
         kept = [node for node in floating if node.value.requires_grad] or floating
         for node in kept:
-            refuse_unless_known(node.suffix, _dtype(node.value), CONVERT)
+            refuse_unless_known(node.suffix, dtype_of(node.value), CONVERT)
         left = [node for node in nodes if node not in kept]
         said = [f"{node.suffix}: {_kind(node.value)}, not differentiable" for node in left]
         self.skipped += [text for text in said if text not in self.skipped]
         self.outputs = lay_out(
-            Entry((n.suffix,), n.path, tuple(n.value.shape), _dtype(n.value)) for n in kept
+            Entry((n.suffix,), n.path, tuple(n.value.shape), dtype_of(n.value)) for n in kept
         )
         outs, self._paths = [node.value for node in kept], [node.path for node in kept]
-        bits, rows = _told_by_graph(outs)
+        bits, rows = told_by_graph(outs)
         # Raised functions draw in the dtype that they would draw in.
         is_low = self._scope is nullcontext and min(self.layout.bits, self.outputs.bits) < DOUBLE
         hides = is_low and has_custom(outs)
@@ -641,7 +402,7 @@ class TorchProblem:
         Functions compute in, as under autocast.
         """
         computed = self._watched()
-        return DOUBLE if computed is None else _shortest(computed.dtypes)
+        return DOUBLE if computed is None else shortest(computed.dtypes)
 
     def _watched(self) -> Computed | None:
         """All that is computed once; None for what cannot be watched."""
@@ -792,7 +553,7 @@ class TorchProblem:
             out = self._call()
         floating = np.concatenate([_handed.numbers(array_of(t)) for t in self._tensors(out)])
         others = [node.value for node in flatten(out) if isinstance(node.value, torch.Tensor)]
-        return floating, [other.cpu().numpy() for other in others if not _is_floating(other)]
+        return floating, [other.cpu().numpy() for other in others if not is_floating(other)]
 
     def _evaluator(self, cotangent: Vector) -> Callable[[], float]:
         """phi as a function of the leaves as they stand, with as little Python on the way as can
@@ -844,7 +605,7 @@ class TorchProblem:
         stop, adds, found = start + direction.size, self._moves_by_sums(), []
         spans = [span for span in self._spans if start <= span[1] and span[2] <= stop]
         is_all = sum(last - first for _, first, last in spans) == direction.size <= MERGED
-        if adds and is_all and all(_is_plain_double(slot.work) for slot, _, _ in spans):
+        if adds and is_all and all(is_plain_double(slot.work) for slot, _, _ in spans):
             works = [slot.work for slot, _, _ in spans]
             return [Stretches(works, self.point[start:stop], direction)]
         for slot, begin, end in self._spans:
@@ -898,7 +659,7 @@ class TorchProblem:
     def _singly(self, owner: int, places: Positions, moved: Vector, cotangent: Vector) -> Vector:
         values, evaluate = np.empty(len(places)), self._evaluator(cotangent)
         base = self.point[self.layout.leaves[owner].start + places]
-        put = _writer(self._slots[owner].work)
+        put = writer(self._slots[owner].work)
         steps = zip(places.tolist(), moved.tolist(), base.tolist(), strict=True)
         with self._graphless():
             for number, (place, there, here) in enumerate(steps):
@@ -994,7 +755,7 @@ class TorchProblem:
         case, values = self._case, np.empty(len(index), complex)
         cotangents = self._cotangents(cotangent)
         # Operations on mixed kinds are refused: what is no leaf becomes complex as well.
-        nodes = [node for node in argument_nodes(case) if _is_floating(node.value)]
+        nodes = [node for node in argument_nodes(case) if is_floating(node.value)]
         still = {id(node.value): node.value.detach().to(torch.complex128) for node in nodes}
         for number, (position, step) in enumerate(zip(index, steps, strict=True)):
             point = self.point.astype(complex)
@@ -1156,143 +917,6 @@ class _Second(TorchProblem):
         }
 
 
-def _told_by_graph(outs: list[torch.Tensor]) -> tuple[int, dict[int, int]]:
-    """The shortest significand on the backward path of the outputs; and, for tensors that
-    embeddings read, all with one padding row, the number of that row.
-    """
-    dtypes: set[torch.dtype] = set()
-    rows: dict[int, set[int]] = {}
-    for node in graph_of(outs):
-        entries = getattr(node, "_input_metadata", ())
-        # Beside others, what looks like a lone float32 is an output that nobody asked for.
-        dtypes |= {
-            entry.dtype
-            for entry in entries
-            if entry.dtype is not torch.float32 or len(entries) == 1 or entry.shape
-        }
-        # Embeddings without such a row say -1, and whatever else reads a tensor says nothing.
-        if (padding := getattr(node, "_saved_padding_idx", None)) is None:
-            continue
-        for follower, _ in node.next_functions:
-            if (variable := getattr(follower, "variable", None)) is not None:
-                rows.setdefault(id(variable), set()).add(padding)
-    alone = {key: found.pop() for key, found in rows.items() if len(found) == 1}
-    return _shortest(dtypes), {key: row for key, row in alone.items() if 0 <= row < 1 << 62}
-
-
-def _shortest(dtypes: Iterable[torch.dtype]) -> int:
-    """The shortest significand among these, in bits."""
-    kinds = [dtype for dtype in dtypes if dtype.is_floating_point or dtype.is_complex]
-    return min((1 - round(math.log2(torch.finfo(kind).eps)) for kind in kinds), default=DOUBLE)
-
-
-def _is_plain_double(tensor: torch.Tensor) -> bool:
-    return tensor.dtype is torch.float64 and tensor.is_cpu
-
-
-class Stretches:
-    """Neighbouring leaves in float64, all of each, to be moved along a direction by one sum."""
-
-    def __init__(self, works: list[torch.Tensor], numbers: Vector, direction: Direction) -> None:
-        self._works, self._numbers = works, torch.from_numpy(numbers)
-        self._way = torch.from_numpy(direction).double()
-        self._moved = torch.empty_like(self._numbers)
-        self._found, self._parts = self._cut(self._numbers), self._cut(self._moved)
-
-    def _cut(self, numbers: torch.Tensor) -> list[torch.Tensor]:
-        parts = torch.split(numbers, [work.numel() for work in self._works])
-        return [part.view(work.shape) for part, work in zip(parts, self._works, strict=True)]
-
-    def move(self, step: float) -> None:
-        """Have the leaves lie at ``point + step * direction``."""
-        # One after the other, so that the product is rounded.
-        torch.mul(self._way, step, out=self._moved).add_(self._numbers)
-        self._put(self._parts)
-
-    def put_back(self) -> None:
-        """Have the leaves lie at the point again."""
-        self._put(self._found)
-
-    def _put(self, parts: list[torch.Tensor]) -> None:
-        torch._foreach_copy_([work.data for work in self._works], parts)
-
-
-class Stretch:
-    """A part of one leaf, to be moved along a direction and put back."""
-
-    def __init__(
-        self, work: torch.Tensor, numbers: Vector, part: slice, direction: Direction, adds: bool
-    ) -> None:
-        self._work, self._numbers, self._part, self._direction = work, numbers, part, direction
-        self._base, self._is_whole = numbers[part], direction.size == numbers.size
-        self._is_plain = not work.is_complex() and (self._is_whole or work.is_contiguous())
-        self._there = torch.from_numpy(self._base)
-        if self._is_plain and self._is_whole:
-            self._there = self._there.view(work.shape)
-        self._adds = adds and self._is_plain and work.dtype is torch.float64 and work.is_cpu
-        self._way = torch.from_numpy(direction).view(self._there.shape) if self._adds else None
-
-    def move(self, step: float) -> None:
-        """Have the leaf lie at ``point + step * direction`` here."""
-        if self._way is None:
-            self._write(lambda piece: displaced(self._base[piece], self._direction[piece], step))
-            return
-        memory, way = self._memory(), self._way
-        if way.dtype is not torch.float64:
-            way = memory.copy_(way)
-        if math.frexp(step)[0] in WHOLE_BITS:
-            torch.add(self._there, way, alpha=step, out=memory)
-        else:
-            # Added in one go, the product would not be rounded, and the sum another one.
-            torch.mul(way, step, out=memory).add_(self._there)
-
-    def put_back(self) -> None:
-        """Have the leaf lie at the point again."""
-        if self._is_plain:
-            self._memory().copy_(self._there)
-        else:
-            self._write(self._base.__getitem__)
-
-    def _memory(self) -> torch.Tensor:
-        """Where the numbers lie now: a function may put other memory under its tensors."""
-        memory = self._work.data
-        return memory if self._is_whole else memory.view(-1)[self._part]
-
-    def _write(self, numbers: Callable[[slice], Vector]) -> None:
-        if self._is_plain and self._work.is_contiguous():
-            memory = self._memory().view(-1)
-            for start in range(0, len(self._base), PIECE):
-                piece = slice(start, start + PIECE)
-                memory[piece].copy_(torch.from_numpy(numbers(piece)))
-            return
-        moved = self._numbers.copy()
-        moved[self._part] = numbers(slice(None))
-        put_numbers(self._work, moved)
-
-
-LEAST = np.iinfo(np.int64).min
-"""The bits of -0.0, as a whole number."""
-WHOLE_BITS = (0.0, 0.5, -0.5)
-"""Significands of zero and of the powers of two, by which products are exact."""
-MERGED = 1 << 16
-"""Up to so many coordinates are moved together, which takes as much memory again."""
-PIECE = 1 << 18
-"""How many numbers below float64 are computed at a time."""
-
-
-def _writer(tensor: torch.Tensor) -> Callable[[int, float], None]:
-    """How to set one element of a tensor by its position in C order, as cheaply as its memory
-    allows.
-    """
-    data = tensor.detach()
-    if data.is_complex():
-        count, put = data.numel(), _writer(torch.view_as_real(data))
-        return lambda place, value: put(2 * (place % count) + place // count, value)
-    if data.device.type != "cpu" or data.dtype in (torch.float16, torch.bfloat16):
-        return lambda place, value: data.__setitem__(np.unravel_index(place, data.shape), value)
-    return element_writer(data.numpy())
-
-
 @contextmanager
 def _refused_without_rule() -> Iterator[None]:
     try:
@@ -1304,185 +928,4 @@ def _refused_without_rule() -> Iterator[None]:
 
 
 def _kind(value: Any) -> str:
-    return _dtype(value) if isinstance(value, torch.Tensor) else type(value).__name__
-
-
-def _named_modules(found: list[Any]) -> dict[str, nn.Module]:
-    """Every module that a call can reach, by its dotted name; the outermost by its class."""
-    named: dict[str, nn.Module] = {}
-    seen: set[int] = set()
-    for node in found:
-        for name, part in node.named_modules() if isinstance(node, nn.Module) else ():
-            if id(part) not in seen:
-                seen.add(id(part))
-                named[name or type(part).__name__] = part
-    return named
-
-
-def _refuse_quantised(modules: dict[str, nn.Module]) -> None:
-    """Raise for modules that round to a grid: their gradients are meant to be no derivatives."""
-    for name, module in modules.items():
-        kind = type(module)
-        if kind.__module__.startswith(("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized")):
-            raise InvalidCase(
-                f"module {name!r} is quantised ({kind.__name__}): it computes with whole numbers "
-                f"and has no gradient; check the model before it is converted."
-            )
-        if not any("FakeQuantize" in base.__name__ for base in kind.__mro__):
-            continue
-        # torch's own and torchao's; both can be switched off.
-        enabled = getattr(module, "fake_quant_enabled", getattr(module, "enabled", True))
-        if bool(torch.as_tensor(enabled).any()):
-            raise InvalidCase(
-                f"module {name!r} is quantisation-aware ({kind.__name__}): its gradient is a "
-                f"straight-through estimate and no derivative; check the model before it is "
-                f"prepared, or with fake quantisation disabled."
-            )
-
-
-def _drops_out(module: nn.Module) -> bool:
-    share = getattr(module, "p", None) or getattr(module, "dropout", None)
-    return module.training and isinstance(share, float | int) and share > 0
-
-
-def _states(found: list[Any], modules: dict[str, nn.Module]) -> list[State]:
-    """Everything a PyTorch function can change that its caller would notice, or its next
-    evaluation, beside tensors.
-    """
-    states = [*random_states(), _modes_state()]
-    for name, module in modules.items():
-        states += _module_states(name, module)
-    states += [_torch_generator_state(node) for node in found if isinstance(node, torch.Generator)]
-    states += plain_states([n for n in found if not isinstance(n, nn.Module | torch.Tensor)])
-    return states
-
-
-def _torch_generator_state(generator: torch.Generator) -> State:
-    def restore(saved: Any) -> None:
-        generator.set_state(torch.from_numpy(saved))
-
-    return State("a torch Generator", lambda: generator.get_state().numpy(), restore, True)
-
-
-def _modes_state() -> State:
-    """The global switches of PyTorch."""
-
-    def read() -> Any:
-        deterministic = torch.are_deterministic_algorithms_enabled()
-        only_warn = torch.is_deterministic_algorithms_warn_only_enabled()
-        return [torch.get_default_dtype(), torch.is_grad_enabled(), deterministic, only_warn]
-
-    def restore(saved: Any) -> None:
-        torch.set_default_dtype(saved[0])
-        torch.set_grad_enabled(saved[1])
-        torch.use_deterministic_algorithms(saved[2], warn_only=saved[3])
-
-    return State("torch's modes", read, restore, is_as=lambda found: bool(read() == found))
-
-
-def _has(tensor: torch.Tensor, numbers: Vector) -> bool:
-    """Whether a leaf holds the numbers of its part of the point, to the bit."""
-    if tensor.dtype is torch.float64 and tensor.device.type == "cpu":
-        return same_bytes(tensor.detach().resolve_neg().numpy().reshape(-1), numbers)
-    flat = tensor.detach().reshape(-1)
-    halves = (flat.real, flat.imag) if flat.is_complex() else (flat,)
-    there = torch.from_numpy(numbers).view(len(halves), -1)
-    for half, part in zip(halves, there, strict=True):
-        for start in range(0, len(half), PIECE):
-            piece = slice(start, start + PIECE)
-            if not same_bytes(
-                bits_of_tensor(half[piece]), bits_of_tensor(part[piece].to(half.dtype))
-            ):
-                return False
-    return True
-
-
-def _module_states(name: str, module: nn.Module) -> Iterator[State]:
-    """The training flag of one module and its buffers, without its children's."""
-
-    def set_training(saved: Any) -> None:
-        module.training = saved
-
-    yield State(f"the mode of {name}", lambda: module.training, set_training)
-    if isinstance(module, torch.jit.ScriptModule):  # keeps its attributes for itself
-        for own, tensor in module.named_buffers(recurse=False):
-            yield _tensor_state(tensor, f"the buffer {own}")
-        return
-    prefix = "" if name == type(module).__name__ else f"{name}."
-    for key, buffer in module._buffers.items():
-        yield _buffer_state(f"the buffer {prefix}{key}", module, key, buffer)
-    yield attributes_state("", module._buffers, {*module._buffers}, f"new buffers of {name}")
-    added = f"new attributes of {name}"
-    yield attributes_state(prefix or f"{name}.", vars(module), OWN, added)
-
-
-def _buffer_state(name: str, module: nn.Module, key: str, found: torch.Tensor | None) -> State:
-    def read() -> Any:
-        buffer = module._buffers.get(key)
-        return buffer, None if buffer is None else bits_of_tensor(buffer).copy()
-
-    def restore(saved: Any) -> None:
-        module._buffers[key] = found
-        if found is not None:
-            set_bits(found, saved[1])
-
-    def is_as(saved: Any) -> bool:
-        buffer = module._buffers.get(key)
-        same = buffer is saved[0]
-        return same and (buffer is None or same_bytes(bits_of_tensor(buffer), saved[1]))
-
-    return State(name, read, restore, holder=found, is_as=is_as)
-
-
-def _tensor_state(
-    tensor: torch.Tensor, name: str = "a tensor", values: Callable[[], Vector] | None = None
-) -> State:
-    """A tensor's values, its ``.grad`` and whether it requires one.
-
-    A leaf has its ``values`` in the point: another copy of them would be as large as the model.
-    """
-
-    def own_grad() -> torch.Tensor | None:
-        found = tensor.grad if tensor.is_leaf else None
-        return found if found is None or found.layout is torch.strided else None
-
-    grad = own_grad()
-
-    def read() -> Any:
-        now = own_grad()
-        return (
-            bits_of_tensor(tensor).copy() if values is None else None,
-            tensor.requires_grad,
-            now,
-            None if now is None else bits_of_tensor(now).copy(),
-        )
-
-    def restore(saved: Any) -> None:
-        if values is None:
-            set_bits(tensor, saved[0])
-        else:
-            put_numbers(tensor, values())
-        if tensor.is_leaf:
-            tensor.requires_grad_(saved[1])
-            if grad is not None or saved[2] is not None or own_grad() is not None:
-                tensor.grad = grad
-            if grad is not None:
-                set_bits(grad, saved[3])
-
-    def is_as(saved: Any) -> bool:
-        now = own_grad()
-        if tensor.requires_grad is not saved[1] or now is not saved[2]:
-            return False
-        if now is not None and not same_bytes(bits_of_tensor(now), saved[3]):
-            return False
-        return holds(saved)
-
-    def holds(saved: Any) -> bool:
-        if values is None:
-            return same_bytes(bits_of_tensor(tensor), saved[0])
-        return _has(tensor, values())
-
-    def changed(saved: Any) -> list[str]:
-        return [f"the .grad of {name}" if holds(saved) else name]
-
-    return State(name, read, restore, holder=tensor, is_as=is_as, changed=changed)
+    return dtype_of(value) if isinstance(value, torch.Tensor) else type(value).__name__

@@ -2,6 +2,7 @@
 and put back.
 """
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -10,7 +11,10 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from xgradcheck._layout import Leaf, Vector
+from xgradcheck._layout import DOUBLE, Leaf, Vector
+
+PIECE = 1 << 18
+"""How many numbers below float64 are computed at a time."""
 
 
 def graph_of(outs: Iterable[torch.Tensor]) -> set[Any]:
@@ -28,6 +32,36 @@ def graph_of(outs: Iterable[torch.Tensor]) -> set[Any]:
 def has_custom(outs: Iterable[torch.Tensor]) -> bool:
     """Whether a custom Function is in the graph of outputs."""
     return any(hasattr(node, "_forward_cls") for node in graph_of(outs))
+
+
+def told_by_graph(outs: list[torch.Tensor]) -> tuple[int, dict[int, int]]:
+    """The shortest significand on the backward path of the outputs; and, for tensors that
+    embeddings read, all with one padding row, the number of that row.
+    """
+    dtypes: set[torch.dtype] = set()
+    rows: dict[int, set[int]] = {}
+    for node in graph_of(outs):
+        entries = getattr(node, "_input_metadata", ())
+        # Beside others, what looks like a lone float32 is an output that nobody asked for.
+        dtypes |= {
+            entry.dtype
+            for entry in entries
+            if entry.dtype is not torch.float32 or len(entries) == 1 or entry.shape
+        }
+        # Embeddings without such a row say -1, and whatever else reads a tensor says nothing.
+        if (padding := getattr(node, "_saved_padding_idx", None)) is None:
+            continue
+        for follower, _ in node.next_functions:
+            if (variable := getattr(follower, "variable", None)) is not None:
+                rows.setdefault(id(variable), set()).add(padding)
+    alone = {key: found.pop() for key, found in rows.items() if len(found) == 1}
+    return shortest(dtypes), {key: row for key, row in alone.items() if 0 <= row < 1 << 62}
+
+
+def shortest(dtypes: Iterable[torch.dtype]) -> int:
+    """The shortest significand among these, in bits."""
+    kinds = [dtype for dtype in dtypes if dtype.is_floating_point or dtype.is_complex]
+    return min((1 - round(math.log2(torch.finfo(kind).eps)) for kind in kinds), default=DOUBLE)
 
 
 class Watching(TorchDispatchMode):  # type: ignore[no-untyped-call]

@@ -3,7 +3,6 @@ where it is asked for, whatever the global flag says.
 """
 
 import copy
-import math
 import warnings
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -38,6 +37,7 @@ from xgradcheck._tree import Node, argument_names
 from .jax_draws import drawn_low, x64
 from .jax_kept import Kept, key_of
 from .jax_probes import probes as probes
+from .jax_programs import bytes_computed, calls_back, convolves, lowest_bits, rounds, unread
 from .jax_raising import evaluate
 from .jax_rules import remedies, rules
 from .world import (
@@ -50,9 +50,6 @@ from .world import (
     reachable,
     wide_array_states,
 )
-
-OPERANDS = {"BF16": 8, "F16": 11, "TF32": 11, "F32": 24}
-"""Significant bits of what an algorithm of ``jax.lax.DotAlgorithmPreset`` multiplies."""
 
 CONVERT = "convert it with .astype(jnp.float32)"
 # A small check compiles for longer than it runs: compiling quickly is worth more than running fast.
@@ -431,7 +428,7 @@ class JaxProblem:
             wide = [replace(leaf, dtype=_wide(leaf)) for leaf in self.outputs]
             self.outputs = Layout(tuple(wide))
             self._now = Functions(run, pull, push)
-            self.bits = _lowest_bits(jax.make_jaxpr(run)(self._found()).jaxpr)
+            self.bits = lowest_bits(jax.make_jaxpr(run)(self._found()).jaxpr)
             self._plan()
             yield
 
@@ -678,12 +675,12 @@ class JaxProblem:
             self._is_traced = False
             program = jax.make_jaxpr(self._outputs_at)(self._parts()).jaxpr
             self._is_traced = True
-            self._unread = _unread(program)
-            self._calls_back = _calls_back(program)
-            bits = _lowest_bits(program)
-            self._computed = _bytes_computed(program)
-            self._convolves = _convolves(program)
-            self.rounds = _rounds(program)
+            self._unread = unread(program)
+            self._calls_back = calls_back(program)
+            bits = lowest_bits(program)
+            self._computed = bytes_computed(program)
+            self._convolves = convolves(program)
+            self.rounds = rounds(program)
         except Exception:
             # Not traceable, or wrong: running it tells, with the user's own exception.
             self._world.watch()
@@ -1040,100 +1037,8 @@ def _paired(outs: Sequence[Any], cotangent: Vector) -> float:
     return float(np.sum((flat[0] if len(flat) == 1 else np.concatenate(flat)) * cotangent))
 
 
-def _steps(program: Any) -> Iterator[Any]:
-    """The operations of a program, and those of the programs inside of them."""
-    for step in program.eqns:
-        yield step
-        for inner in tree_util.tree_leaves(list(step.params.values()), is_leaf=_is_program):
-            if _is_program(inner):
-                yield from _steps(getattr(inner, "jaxpr", inner))
-
-
-def _calls_back(program: Any) -> bool:
-    """Whether Python is called while the program runs."""
-    return any("callback" in step.primitive.name for step in _steps(program))
-
-
-def _convolves(program: Any) -> bool:
-    """Whether there are convolutions: a batch of kernels is slower than one after another."""
-    return any(step.primitive.name == "conv_general_dilated" for step in _steps(program))
-
-
-def _rounds(program: Any) -> bool:
-    """Whether floating numbers are rounded to a grid, or to whole ones."""
-    for step in _steps(program):
-        if step.primitive.name in ("ceil", "floor", "round"):
-            return True
-        if step.primitive.name == "convert_element_type":
-            (given,), (made,) = step.invars, step.outvars
-            is_floating = jnp.issubdtype(given.aval.dtype, jnp.floating)
-            if is_floating and jnp.issubdtype(made.aval.dtype, jnp.integer):
-                return True
-    return False
-
-
-def _unread(program: Any) -> frozenset[int]:
-    """The arguments that no operation reads: JAX calls their gradient zero, others call it cut."""
-    read = [*program.outvars, *(var for step in program.eqns for var in step.invars)]
-    known = {id(var) for var in read}
-    return frozenset(n for n, var in enumerate(program.invars) if id(var) not in known)
-
-
-def _bytes_computed(program: Any) -> int:
-    """How much memory all that a program computes takes, each step of a loop in the place of the
-    last.
-    """
-    outs = [var.aval for step in _steps(program) for var in step.outvars]
-    shaped = [aval for aval in outs if hasattr(aval, "dtype")]
-    return int(sum(math.prod(aval.shape) * aval.dtype.itemsize for aval in shaped))
-
-
-def _lowest_bits(program: Any, arguments: Sequence[bool] | None = None) -> int:
-    """The shortest significand that anything computed from the arguments has on its way;
-    ``arguments`` tells which of the program's inputs count as such, by default all.
-    """
-    flags = [True] * len(program.invars) if arguments is None else arguments
-    lowest = DOUBLE
-    reached = {id(var) for var, flag in zip(program.invars, flags, strict=True) if flag}
-    for step in program.eqns:
-        given = [id(var) in reached for var in step.invars]
-        if not any(given):
-            continue
-        lowest = min(lowest, _bits_of_algorithm(step.params.get("precision")))
-        for var in step.outvars:
-            dtype = getattr(var.aval, "dtype", None)
-            # A comparison takes no derivative along.
-            if dtype is not None and jnp.issubdtype(dtype, jnp.inexact):
-                reached.add(id(var))
-                lowest = min(lowest, int(jnp.finfo(dtype).nmant) + 1)  # type: ignore[no-untyped-call]
-        for inner in tree_util.tree_leaves(list(step.params.values()), is_leaf=_is_program):
-            if _is_program(inner):
-                inside: Any = getattr(inner, "jaxpr", inner)
-                count = len(inside.invars)
-                # Branches and loop bodies take the last of their step's inputs.
-                own = given[-count:] if count <= len(given) else [True] * count
-                lowest = min(lowest, _lowest_bits(inside, own if count else []))
-    return lowest
-
-
-def _bits_of_algorithm(precision: Any) -> int:
-    """To how many bits a product rounds its operands by itself: no dtype in a program tells."""
-    given = getattr(precision, "lhs_precision_type", None)
-    if given is not None:
-        return int(jnp.finfo(given).nmant) + 1  # type: ignore[no-untyped-call]
-    if not hasattr(precision, "accumulation_type"):
-        return DOUBLE
-    # The presets are told apart by their names alone: BF16_BF16_F32, or BF16_BF16_F32_X3.
-    operand, *_, last = precision.name.split("_")
-    return OPERANDS.get("F32" if last.startswith("X") else operand, DOUBLE)
-
-
 def _is_x64() -> bool:
     return bool(jax.config.jax_enable_x64)  # type: ignore[attr-defined]
-
-
-def _is_program(value: Any) -> bool:
-    return hasattr(value, "eqns") or hasattr(value, "jaxpr")
 
 
 def _is_output(value: Any) -> bool:

@@ -250,11 +250,11 @@ MAY_IMPORT = {
     | {"_slopes", "_truth"},
     "_precision": NUMBERS,
     "_sensitivity": NUMBERS | {"_report"},
-    "_outcome": NUMBERS
-    | {"_adapters", "_budget", "_findings", "_generic", "_measured", "_precision", "_report"}
-    | {"_sensitivity"},
+    "_account": NUMBERS
+    | {"_adapters", "_findings", "_generic", "_measured", "_precision", "_report", "_sensitivity"},
+    "_outcome": NUMBERS | {"_account", "_adapters", "_budget", "_findings", "_measured", "_report"},
     "_projected_outcome": NUMBERS
-    | {"_adapters", "_directions", "_findings", "_measured", "_outcome", "_projected"}
+    | {"_account", "_adapters", "_directions", "_findings", "_measured", "_outcome", "_projected"}
     | {"_projection", "_report", "_restricted", "_sensitivity"},
     "_places": NUMBERS,
     "_diagnose": NUMBERS | {"_places"},

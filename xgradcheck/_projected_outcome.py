@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from xgradcheck._account import Account, account, leaf_entry, together
 from xgradcheck._adapters import Problem
 from xgradcheck._differences import Noise
 from xgradcheck._directions import influence
@@ -18,7 +19,7 @@ from xgradcheck._findings import (
 from xgradcheck._judge import Verdict, grade, impostors, percent, tolerance
 from xgradcheck._layout import DOUBLE, Leaf
 from xgradcheck._measured import Run, Told
-from xgradcheck._outcome import Account, account, concluded, leaf_entry, together
+from xgradcheck._outcome import concluded
 from xgradcheck._projected import Projected
 from xgradcheck._projection import Bound, Suspect
 from xgradcheck._report import Element, Finding, LeafReport, Leaves, Report, Sensitivity

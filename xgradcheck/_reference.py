@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from xgradcheck._account import Account, element_at, leaf_entry, together
 from xgradcheck._adapters import Backward, Case, Problem, claim, name_of
 from xgradcheck._diagnose import Cause
 from xgradcheck._diagnose import beside as because
@@ -22,7 +23,6 @@ from xgradcheck._evidence import evidence_of
 from xgradcheck._findings import precision
 from xgradcheck._judge import Judged, Verdict, distance, grade, percent
 from xgradcheck._layout import BITS, DOUBLE, Layout, Leaf, Mask, Vector, bits_of
-from xgradcheck._outcome import Account, element_at, leaf_entry, together
 from xgradcheck._precision import looks_like, said_of
 from xgradcheck._report import Finding, Leaves, Report, Sensitivity
 from xgradcheck._sensitivity import of_elements

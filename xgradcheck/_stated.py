@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 
+from xgradcheck._account import element_at, leaf_entry
 from xgradcheck._adapters import Backward, Case, Problem, claim
 from xgradcheck._differences import natural_scale, rms
 from xgradcheck._errors import InvalidCase
 from xgradcheck._findings import beside_stated, writes
 from xgradcheck._judge import Verdict, distance, grade, judge, tolerance, zero_below
 from xgradcheck._layout import Leaf, Vector
-from xgradcheck._outcome import element_at, leaf_entry
 from xgradcheck._report import Finding, LeafReport, Leaves, Report
 from xgradcheck._stages import cotangent_of, environment, report_on
 

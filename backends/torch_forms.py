@@ -1,16 +1,23 @@
 """The form of what custom Functions return in their backward pass, before autograd makes it fit."""
 
+import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch.autograd.function import BackwardCFunction
+
+REFUSED = "returned an in"
+"""What torch says of gradients that no summing or casting makes fit: an invalid gradient, or an
+incorrect number of them.
+"""
 
 
 @contextmanager
 def forms() -> Iterator[dict[str, str]]:
     """By its name, what is wrong with what a Function returned as long as the context lasts;
-    nothing where all is well.
+    nothing where all is well. What torch refuses is told by the names of the inputs.
     """
     backward: Any = BackwardCFunction
     found, told = backward.apply, dict[str, str]()
@@ -20,22 +27,32 @@ def forms() -> Iterator[dict[str, str]]:
         name = self._forward_cls.__name__
         if not told.get(name):
             grads = returned if isinstance(returned, tuple) else (returned,)
-            told[name] = _misfit(grads, self.needs_input_grad, self.next_functions)
+            told[name] = _misfit(grads, self)
         return returned
 
     backward.apply = pull_back
     try:
         yield told
+    except RuntimeError as error:
+        if REFUSED in str(error):
+            said = [f"the backward of {name} returns {text}" for name, text in told.items() if text]
+            for text in said:
+                error.add_note(f"xgradcheck: what {text}.")
+        raise
     finally:
         backward.apply = found
 
 
-def _misfit(grads: Sequence[Any], needed: Sequence[bool], inputs: Sequence[tuple[Any, int]]) -> str:
+def _misfit(grads: Sequence[Any], function: Any) -> str:
     """How gradients differ in form from the inputs that they belong to."""
+    needed, inputs = function.needs_input_grad, function.next_functions
+    if len(grads) < len(needed) or any(grad is not None for grad in grads[len(needed) :]):
+        gradients = f"{len(grads)} gradient{'s' * (len(grads) != 1)}"
+        return f"is {gradients} for {len(needed)} inputs: one for each, None where there is none"
     # Inputs that are no tensors have a gradient, None, and no step of the graph.
     numbers = [number for number, is_needed in enumerate(needed) if is_needed]
     reached = [(node, place) for node, place in inputs if node is not None]
-    if len(numbers) != len(reached) or len(grads) != len(needed):
+    if len(numbers) != len(reached):
         return ""
     for number, (node, place) in zip(numbers, reached, strict=True):
         grad, want = grads[number], _wanted(node, place)
@@ -44,8 +61,20 @@ def _misfit(grads: Sequence[Any], needed: Sequence[bool], inputs: Sequence[tuple
         got = tuple(grad.shape), grad.dtype, grad.device
         for word, own, wanted in zip(("shape", "dtype", "device"), got, want, strict=True):
             if own != wanted:
-                return f"is of {word} {own} for input {number}, which is of {wanted}"
+                named = _named(function._forward_cls, number)
+                return f"is of {word} {own} for {named}, which is of {wanted}"
     return ""
+
+
+def _named(cls: Any, number: int) -> str:
+    """An input of a Function by its number, and by its name where that can be told."""
+    has_context = cls.setup_context is torch.autograd.Function.setup_context
+    try:
+        parameters = [*inspect.signature(cls.forward).parameters.values()][has_context:]
+    except (TypeError, ValueError):
+        parameters = []
+    names = [own.name for own in parameters if own.kind is not own.VAR_POSITIONAL]
+    return f"input {number} ({names[number]})" if number < len(names) else f"input {number}"
 
 
 def _wanted(node: Any, place: int) -> tuple[Any, Any, Any] | None:

@@ -351,8 +351,53 @@ class Product(torch.autograd.Function):
         return None, found, None, torch.outer(y, u)
 
 
+class Outer(torch.autograd.Function):
+    """A product whose backward pass returns what it is told to."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, w: torch.Tensor, returned: Any) -> torch.Tensor:
+        ctx.save_for_backward(x, w)
+        ctx.returned = returned
+        return x @ w
+
+    @staticmethod
+    def backward(ctx: Any, u: torch.Tensor) -> Any:
+        return ctx.returned(u, *ctx.saved_tensors)
+
+
+REFUSED = {
+    "transposed": (
+        lambda u, x, w: (u @ w.T, u.T @ x, None),
+        "what the backward of Outer returns is of shape (4, 3) for input 1 (w), which is of "
+        "(3, 4).",
+    ),
+    "one too few": (
+        lambda u, x, w: (u @ w.T, x.T @ u),
+        "what the backward of Outer returns is 2 gradients for 3 inputs: one for each, None where "
+        "there is none.",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_torch_refuses_is_told_by_the_names_of_the_inputs(name: str) -> None:
+    returned, text = REFUSED[name]
+    with pytest.raises(RuntimeError) as raised:
+        check(Outer.apply, normal(2, 3), normal(3, 4), returned)
+    assert f"xgradcheck: {text}" in raised.value.__notes__
+
+
+def test_an_exception_of_the_users_own_has_no_such_note() -> None:
+    def broken(u: torch.Tensor, x: torch.Tensor, w: torch.Tensor) -> Any:
+        raise RuntimeError("mine")
+
+    with pytest.raises(RuntimeError, match="mine") as raised:
+        check(Outer.apply, normal(2, 3), normal(3, 4), broken)
+    assert not any("returns" in note for note in raised.value.__notes__)
+
+
 def test_inputs_that_are_no_tensors_are_counted_where_they_stand() -> None:
     y, w = normal(3), normal(3, 4)
     assert not [n for n in check(Product.apply, 0, y, "y", w).notes if "of shape" in n]
     (note,) = (n for n in check(Product.apply, 2, y, "y", w).notes if "of shape" in n)
-    assert "is of shape (2, 3) for input 1, which is of (3,)" in note
+    assert "is of shape (2, 3) for input 1 (y), which is of (3,)" in note

@@ -205,7 +205,6 @@ def at(*values):
 
 ORDERS = {
     "median": (torch.median, at(0, 1, 1, 1, 2)),
-    "sort": (lambda x: x.sort().values, at(0, 0, 0, 0, 0)),
     "topk": (lambda x: x.topk(2).values, at(0, 0, 0, 0, 0)),
     "kthvalue": (lambda x: x.kthvalue(2).values, at(1, 1, 1, 2)),
     "quantile": (lambda x: x.quantile(0.5), at(2, 2, 2, 2, 2)),
@@ -220,6 +219,70 @@ def test_an_order_of_equal_numbers_is_left_open(name):
     report = check(fn, *args, raise_exception=False)
     assert report.verdict == "INCONCLUSIVE"
     assert "kinks meet" in [finding.kind for finding in report.findings]
+
+
+def test_a_choice_among_the_slopes_of_every_kink_is_right():
+    """Equal numbers that are sorted: each output has a gradient of one input."""
+    x = at(0, 0, 0, 0, 0)
+    assert check(lambda x: x.sort().values, x)
+    report = check(lambda x: x.sort().values, x, grads=lambda u, x: 1.01 * u, raise_exception=False)
+    assert report.verdict != "PASS"
+
+
+def blank_image_network(seed, relu, pool, slope_at_zero=0.0):
+    """A network that starts with biases of zero, on an image with a blank border."""
+
+    class Relu(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            ctx.save_for_backward(x)
+            return x.clamp(min=0)
+
+        @staticmethod
+        def backward(ctx, g):
+            (x,) = ctx.saved_tensors
+            return g * torch.where(x == 0, slope_at_zero, (x > 0).double())
+
+    class Layer(torch.nn.Module):
+        def forward(self, x):
+            return Relu.apply(x) if relu else torch.nn.functional.gelu(x)
+
+    torch.manual_seed(seed)
+    net = torch.nn.Sequential(
+        torch.nn.Conv2d(1, 4, 3, padding=1),
+        Layer(),
+        pool(2),
+        torch.nn.Conv2d(4, 6, 3, padding=1),
+        Layer(),
+        pool(2),
+        torch.nn.Flatten(),
+        torch.nn.Linear(54, 3),
+    ).double()
+    for part in (net[0], net[3], net[7]):
+        torch.nn.init.zeros_(part.bias)
+    image = torch.zeros(2, 1, 12, 12, dtype=torch.float64)
+    image[:, :, 4:9, 4:9] = torch.rand(2, 1, 5, 5, dtype=torch.float64)
+    labels = torch.tensor([0, 2])
+    return net, image, lambda out: torch.nn.functional.cross_entropy(out, labels)
+
+
+@pytest.mark.parametrize("relu", [True, False])
+@pytest.mark.parametrize("pool", [torch.nn.MaxPool2d, torch.nn.AvgPool2d])
+def test_kinks_of_a_blank_border_are_called_wrong_by_nobody(relu, pool):
+    """Every pixel of it is at the kink of every relu, and ties with the others of its window."""
+    verdicts = []
+    for seed in range(5):
+        net, image, loss = blank_image_network(seed, relu, pool)
+        verdicts.append(check(net, image, loss=loss, raise_exception=False).verdict)
+    assert "FAIL" not in verdicts
+    assert verdicts.count("PASS") >= 3
+
+
+@pytest.mark.parametrize("pool", [torch.nn.MaxPool2d, torch.nn.AvgPool2d])
+def test_a_wrong_slope_at_a_blank_border_is_wrong(pool):
+    for seed in range(3):
+        net, image, loss = blank_image_network(seed, True, pool, slope_at_zero=-1.5)
+        assert check(net, image, loss=loss, raise_exception=False).verdict == "FAIL"
 
 
 def test_a_wrong_gradient_at_an_order_of_equal_numbers_is_wrong():

@@ -36,7 +36,7 @@ class Restricted:
     """A problem restricted to some coordinates, leaf by leaf; the rest stands still."""
 
     def __init__(self, problem: Problem, chosen: Mapping[int, Positions | None]) -> None:
-        self._problem = problem
+        self.whole = problem
         leaves: list[Leaf] = []
         places, start = [], 0
         for number in sorted(chosen):
@@ -54,21 +54,21 @@ class Restricted:
         self.frozen: Positions = np.flatnonzero(np.isin(self.places, problem.frozen))
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._problem, name)
+        return getattr(self.whole, name)
 
     def along(self, direction: Direction, steps: Vector, start: int, cotangent: Vector) -> Vector:
         places = self.places[start : start + direction.size]
         first, last = int(places.min(initial=0)), int(places.max(initial=0))
         whole = np.zeros(last - first + 1)
         whole[places - first] = direction
-        return self._problem.along(whole, steps, first, cotangent)
+        return self.whole.along(whole, steps, first, cotangent)
 
     def each(self, index: Positions, steps: Vector, cotangent: Vector) -> Vector:
-        return self._problem.each(self.places[index], steps, cotangent)
+        return self.whole.each(self.places[index], steps, cotangent)
 
     def gradient(self, cotangent: Vector) -> Backward:
         """The backward pass under test, of which these coordinates are kept."""
-        return self.kept(self._problem.gradient(cotangent))
+        return self.kept(self.whole.gradient(cotangent))
 
     def kept(self, found: Backward) -> Backward:
         """What a backward pass of the whole problem gives for these coordinates."""
@@ -76,24 +76,31 @@ class Restricted:
         return found._replace(gradient=found.gradient[self.places], severed=severed, parts=())
 
     def imaginary(self, index: Positions, steps: Vector, cotangent: Vector) -> ComplexVector:
-        return self._problem.imaginary(self.places[index], steps, cotangent)
+        return self.whole.imaginary(self.places[index], steps, cotangent)
 
     def batched(
         self, direction: Vector, steps: Vector, start: int, cotangent: Vector
     ) -> Vector | None:
         places = self.places[start : start + direction.size]
-        owner = int(self._problem.layout.owners(places[:1])[0])
-        leaf = self._problem.layout.leaves[owner]
+        owner = int(self.whole.layout.owners(places[:1])[0])
+        leaf = self.whole.layout.leaves[owner]
         whole = np.zeros(leaf.size)
         whole[places - leaf.start] = direction
-        return self._problem.batched(whole, steps, leaf.start, cotangent)
+        return self.whole.batched(whole, steps, leaf.start, cotangent)
 
     @contextmanager
     def at(self, point: Vector) -> Iterator[None]:
-        whole, found = self._problem.point.copy(), self.point
+        whole = self.whole.point.copy()
         whole[self.places] = point
-        with self._problem.at(whole):
-            self.point = point
+        with self.all_at(whole):
+            yield
+
+    @contextmanager
+    def all_at(self, whole: Vector) -> Iterator[None]:
+        """Move what is not looked at, too."""
+        found = self.point
+        with self.whole.at(whole):
+            self.point = whole[self.places]
             try:
                 yield
             finally:

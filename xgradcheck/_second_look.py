@@ -20,7 +20,8 @@ from xgradcheck._judge import Tolerance, exceeds, stand_still
 from xgradcheck._kinds import Kind, remainder_order
 from xgradcheck._ladder import climb
 from xgradcheck._layout import Leaf, Mask, Positions, Vector
-from xgradcheck._ties import Kinks, is_right_apart, meeting, suits_each_output, untied, wrong_ties
+from xgradcheck._meetings import is_right_apart, meeting, picks_of_each, untied
+from xgradcheck._ties import Kinks, suits_each_output, wrong_ties
 from xgradcheck._truth import AUTO, Sweep, Truth
 
 GROSS = 0.1
@@ -30,6 +31,7 @@ NARROW = 2.0**-27
 UNEVEN = 0.5
 """How far the slopes of both sides may differ, as a share of the largest there is."""
 BATCH = 32
+NONE = np.zeros(0, np.intp)
 WIDER, SAFE = 2.0, 4.0
 """How much wider the steps of one more pair are; and how many times more than both pairs tell the
 first one is taken to be cut short.
@@ -112,11 +114,12 @@ def accused_by(work: Sweep, truth: Truth) -> Mask:
 
 
 def _settle_meetings(work: Sweep, truth: Truth, slopes: Vector, alone: Mask) -> None:
-    """Leave open what is right but for several kinks that meet. ``slopes`` are those along single
-    coordinates, ``alone`` marks what they call wrong without regard to ties.
+    """Acquit or leave open what is right but for several kinks that meet. ``slopes`` are those
+    along single coordinates, ``alone`` marks what they call wrong without regard to ties.
     """
     accused = accused_by(work, truth)
-    if not accused.any():
+    unclear = (truth.kinds == Kind.KINK) & ~accused & _unclear(work, truth)
+    if not (accused | unclear).any():
         return
     found, tied = np.flatnonzero(accused), np.flatnonzero(accused & ~alone)
     left_open = [
@@ -131,12 +134,31 @@ def _settle_meetings(work: Sweep, truth: Truth, slopes: Vector, alone: Mask) -> 
         _, which, counts = np.unique(work.point[leaf.part], return_inverse=True, return_counts=True)
         ties = (counts[which] > 1) & gross[leaf.part]
         own[leaf.part] = alone[leaf.part] & ((truth.kinds[leaf.part] == Kind.KINK) | ties)
+        own[leaf.part] |= unclear[leaf.part]
+        own[left_open[0]] |= truth.kinds[left_open[0]] == Kind.KINK
         for places in untied(work.point, np.flatnonzero(own)):
             if is_right_apart(work.phi, places, work.common, rng):
                 left_open.append(places)
-    places = np.concatenate(left_open)
+    places, right = np.unique(np.concatenate(left_open)), np.concatenate([NONE, *left_open[1:]])
     truth.bar[places], truth.settled[places] = np.inf, False
+    kinked = right[truth.kinds[right] == Kind.KINK]
     truth.kinds[places] = Kind.MEETING
+    fine = kinked[picks_of_each(work.phi, kinked, work.common, work.gradient, rng)]
+    truth.value[fine], truth.bar[fine], truth.settled[fine] = work.gradient[fine], 0.0, True
+    truth.kinds[fine] = Kind.KINK
+
+
+def _unclear(work: Sweep, truth: Truth) -> Mask:
+    """Where an error may be larger than is allowed, as far as bars tell."""
+    error = np.abs(work.gradient - truth.value) + truth.bar
+    found = [
+        error[leaf.part]
+        > work.allowed(
+            work.gradient[leaf.part], truth.value[leaf.part], rms(truth.value[leaf.part]), leaf.part
+        )
+        for leaf in work.layout
+    ]
+    return np.concatenate(found)
 
 
 def _settle_kinks(work: Sweep, truth: Truth) -> None:

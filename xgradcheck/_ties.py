@@ -12,26 +12,14 @@ from itertools import combinations
 import numpy as np
 
 from xgradcheck._differences import NOISE_SIGMAS, Noise
-from xgradcheck._layout import DOUBLE, Layout, Mask, Positions, Vector
+from xgradcheck._layout import Layout, Mask, Positions, Vector
 from xgradcheck._phi import Phi
+from xgradcheck._sides import SLACK, STEPS, between_its_slopes, picked, rounding, sides, turns
 
-STEPS = (2.0**-12, 2.0**-15)
-SLACK = 1e-2
-"""Slopes over short steps err by the curvature; sums of slopes that differ by less agree."""
-SAFE, CLOSE = 2.0, 1e-6
-"""How many times more than two steps tell the slope of one side may be off, and by which share of
-itself in any case.
-"""
-CURVED = 32.0
-"""How much the slope may change over a full step, in sizes of the gradient."""
 ALL_PAIRS, PAIRS = 16, 256
 """Up to how many kinks every pair is looked at, and how many pairs of neighbours beyond that."""
-APART = 0.4
-"""How far the others are moved to take kinks apart, as a share of their scale."""
-GROUPS = 16
-"""How many values that tie are looked at."""
-BATCHES = 16
-"""Of how many that tie each is taken apart from the others."""
+CLOSELY = 8
+"""How many ties are looked at kink by kink."""
 OUTPUTS, TESTS = 64, 2048
 """How many outputs are asked one by one, and how many times a coordinate for an output."""
 
@@ -81,7 +69,28 @@ def wrong_ties(kinks: Kinks) -> list[Tie]:
     for group in _groups(linked):
         if len(group) > 2 and (excess := _excess(kinks, group)):
             ties.append(Tie(kinks.where[group], excess / len(group)))
-    return _wrong_in_one_output(kinks, ties) if ties else []
+    return _beyond_every_choice(kinks, _wrong_in_one_output(kinks, ties)) if ties else []
+
+
+def _beyond_every_choice(kinks: Kinks, ties: list[Tie]) -> list[Tie]:
+    """The ties whose gradients are no choice among the slopes of every kink along them: where some
+    turn the slope up and others down, both sides together do not show how far that reaches. A few
+    speak for all.
+    """
+    rng = np.random.default_rng(0x71E5)
+    wrong = [tie for tie in ties[:CLOSELY] if not _is_choice(kinks, tie, rng)]
+    return wrong + ties[CLOSELY:] if wrong else []
+
+
+def _is_choice(kinks: Kinks, tie: Tie, rng: np.random.Generator) -> bool:
+    chosen, direction = np.isin(kinks.where, tie.members), np.zeros_like(kinks.phi.problem.point)
+    direction[kinks.where[chosen]] = kinks.scale[chosen]
+    plus, minus = kinks.phi.along(direction, np.array([STEPS[-1], -STEPS[-1]]))
+    slopes = np.array([plus - kinks.value, kinks.value - minus]) / STEPS[-1]
+    low, high = picked(slopes, turns(kinks.phi, direction, rng))
+    total = float(np.sum(kinks.gradient[chosen] * kinks.scale[chosen]))
+    unsure = SLACK * float(np.max(np.abs(slopes)))
+    return bool(low - unsure <= total <= high + unsure)
 
 
 def _wrong_in_one_output(kinks: Kinks, ties: list[Tie]) -> list[Tie]:
@@ -97,7 +106,7 @@ def _wrong_in_one_output(kinks: Kinks, ties: list[Tie]) -> list[Tie]:
             if number in wrong:
                 continue
             scale = kinks.scale[np.isin(kinks.where, tie.members)]
-            ahead, behind = _sides(alone, tie.members, scale * STEPS[-1], value)
+            ahead, behind = sides(alone, tie.members, scale * STEPS[-1], value)
             own = replace(
                 kinks,
                 phi=alone,
@@ -106,7 +115,7 @@ def _wrong_in_one_output(kinks: Kinks, ties: list[Tie]) -> list[Tie]:
                 gradient=gradient[tie.members],
                 sides=np.array([ahead, behind]),
                 value=value,
-                noise=_rounding(value),
+                noise=rounding(value),
             )
             if _excess(own, np.arange(len(scale))):
                 wrong[number] = tie
@@ -198,79 +207,8 @@ def suits_each_output(
     places = places[: max(1, TESTS // min(count, OUTPUTS))]
     fine = np.ones(len(places), bool)
     for alone, gradient in _outputs(phi):
-        fine &= _between_its_slopes(alone, places, scale[places], gradient[places])
+        fine &= between_its_slopes(alone, places, scale[places], gradient[places])
     return places, fine, count <= OUTPUTS
-
-
-def untied(point: Vector, places: Positions) -> list[Positions]:
-    """These places in batches in which no two have the same value, so that moving all others takes
-    ties apart.
-    """
-    values = point[places]
-    order = np.argsort(values, kind="stable")
-    starts = np.flatnonzero(np.append(True, np.diff(values[order]) != 0))[: len(places)]
-    rank = np.empty(len(places), np.intp)
-    rank[order] = np.arange(len(places)) - np.repeat(starts, np.diff([*starts, len(places)]))
-    return [places[rank == n] for n in range(min(BATCHES, int(np.max(rank, initial=-1)) + 1))]
-
-
-def is_right_apart(phi: Phi, places: Positions, scale: Vector, rng: np.random.Generator) -> bool:
-    """Whether the gradient at these kinks is right as soon as all other coordinates are generic:
-    then it was because several kinks met that it lay outside the slopes of both sides, as in a
-    network whose first layer is zero.
-    """
-    problem = phi.problem
-    if not problem.can_move:
-        return False
-    places = places[:TESTS]
-    step = APART * scale * rng.choice([-1.0, 1.0], scale.size) * rng.uniform(0.5, 1, scale.size)
-    step[places] = 0.0
-    try:
-        here = problem.gradient(phi.cotangent)
-        with problem.at(problem.point + phi.tangential(step)), phi.anew() as there:
-            backward = problem.gradient(phi.cotangent)
-            gradient = there.adjoint(backward.gradient)[places]
-            if not step.any() or backward.is_stale(here) or not np.isfinite(there.here(1)).all():
-                return False
-            return bool(_between_its_slopes(there, places, scale[places], gradient).all())
-    except Exception:  # the point was only guessed to lie in the domain
-        return False
-
-
-def meeting(
-    phi: Phi,
-    gradient: Vector,
-    slopes: Vector,
-    accused: Positions,
-    known: Positions,
-    scale: Vector,
-    value: float,
-) -> Positions:
-    """Those of the accused coordinates that tie with others, where moving all of a tie at once
-    bears out the gradient though moving one does not, by these ``slopes``: the median of equal
-    numbers. Some are ``known`` to tie: moving two of them did not bear it out.
-    """
-    point, found = phi.problem.point, [np.zeros(0, np.intp)]
-    for level in np.unique(point[accused])[:GROUPS]:
-        tied = np.flatnonzero(point == level)
-        if len(tied) < 2:
-            continue
-        direction = np.where(point == level, scale, 0.0)
-        total, alone = float(gradient @ direction), float(slopes @ direction)
-        linked, borne_out = bool(np.isin(known, tied).any()), True
-        for step in STEPS:
-            plus, minus = phi.along(direction, np.array([step, -step]))
-            ahead, behind = (plus - value) / step, (value - minus) / step
-            # A gradient of zero is no measure of what curvature may do.
-            size = float((np.fmax(np.abs(gradient), np.abs(slopes)) * direction).sum())
-            noise = NOISE_SIGMAS * 2 * _rounding(value).sigma / step
-            low, high = min(ahead, behind) - noise, max(ahead, behind) + noise
-            borne_out &= low - SLACK * size <= total <= high + SLACK * size
-            # Over short steps curvature is little beside what sets a few of many apart.
-            linked |= not low - step * CURVED * size <= alone <= high + step * CURVED * size
-        if linked and borne_out:
-            found.append(np.intersect1d(tied, accused))
-    return np.concatenate(found)
 
 
 def _has_outputs(phi: Phi) -> bool:
@@ -285,26 +223,3 @@ def _outputs(phi: Phi) -> Iterator[tuple[Phi, Vector]]:
         unit[output] = 1.0
         with phi.anew(unit) as alone:
             yield alone, alone.adjoint(phi.problem.gradient(unit).gradient)
-
-
-def _sides(phi: Phi, where: Positions, steps: Vector, value: float) -> tuple[Vector, Vector]:
-    """The slopes ahead of and behind each coordinate."""
-    plus, minus = phi.pairs(where, steps)
-    return (plus - value) / steps, (value - minus) / steps
-
-
-def _rounding(value: float) -> Noise:
-    return Noise(float(Noise(0.0).of(np.array(value))))
-
-
-def _between_its_slopes(phi: Phi, places: Positions, scale: Vector, gradient: Vector) -> Mask:
-    value = float(phi.here(1)[0])
-    wide, narrow = (np.array(_sides(phi, places, scale * step, value)) for step in STEPS)
-    # The slope of each side at the point, from those over two steps that err by the curvature.
-    change = (narrow - wide) / (STEPS[0] / STEPS[1] - 1)
-    sides = narrow + change
-    share = CLOSE if phi.problem.bits == DOUBLE else SLACK
-    unsure = SAFE * np.abs(change) + share * np.max(np.abs(sides), axis=0)
-    unsure += NOISE_SIGMAS * 2 * _rounding(value).sigma / (scale * STEPS[1])
-    low, high = np.min(sides - unsure, axis=0), np.max(sides + unsure, axis=0)
-    return np.asarray((low <= gradient) & (gradient <= high))

@@ -531,6 +531,8 @@ def array_state(name: str, array: np.ndarray[Any, Any]) -> State:
 
 
 REACH = 10_000
+RULES = ("__wrapped__", "fwd", "bwd", "jvp")
+"""What functions of JAX that are made of others keep of those."""
 
 
 def reachable(fn: Any, *roots: Any) -> list[Any]:
@@ -563,6 +565,9 @@ def _held_by(node: Any) -> Iterator[Any]:
     elif isinstance(node, FunctionType):
         yield from _named_by(node)
     else:
+        if type(node).__module__.partition(".")[0] in ("jax", "jaxlib"):
+            # A compiled function, or one with a rule of its own, and the parts of that rule.
+            yield from (getattr(node, name, None) for name in RULES)
         for attributes in _attributes(node):
             yield from list(attributes.values())
 

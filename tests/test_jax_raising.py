@@ -330,12 +330,22 @@ def by_its_own_rule():
     return squared
 
 
+def by_the_rule_of_another():
+    def plain(x):
+        return jnp.sum((WIDE_POINT + x) ** 2)
+
+    squared = jax.custom_vjp(plain)
+    squared.defvjp(lambda x: (plain(x), x), lambda x, u: (u * 2 * (WIDE_POINT + x),))
+    return squared
+
+
 CLOSED_OVER = {
     "labels": lambda: lambda x: -jax.nn.log_softmax(x)[np.arange(4), WIDE_LABELS].mean(),
     "rows": lambda: lambda x: jnp.take(x, WIDE_LABELS, axis=0).sum(),
     "a matrix": lambda: lambda x: jnp.sum((x @ WIDE_MATRIX) ** 2),
     "an object": OfItsOwn,
     "a rule": by_its_own_rule,
+    "a rule for another": by_the_rule_of_another,
     "compiled": lambda: jax.jit(lambda x: jnp.sum((x @ WIDE_MATRIX) ** 2)),
 }
 

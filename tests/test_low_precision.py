@@ -108,3 +108,116 @@ def test_values_that_differ_by_their_last_bits_are_no_low_precision():
     x = torch.tensor([0.3, -1.0, 2.0], dtype=torch.float64)
     report = check(lambda x: x.softmax(-1).sum(), x, raise_exception=False)
     assert report.verdict != "FAIL" and report.precision == "float64"
+
+
+def smoothed(logits, labels):
+    logsumexp = logits.logsumexp(-1)
+    likely = logits - logsumexp[:, None]
+    picked = likely.gather(1, labels[:, None])[:, 0]
+    return (1e-2 * logsumexp**2 - 0.9 * picked - 0.1 * likely.mean(-1)).mean()
+
+
+def loss_that_is_wrong_in_short_formats(spoil):
+    """A cross entropy with smoothed labels, right in float64."""
+
+    class Loss(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, logits, labels):
+            ctx.save_for_backward(logits, labels)
+            return smoothed(logits, labels)
+
+        @staticmethod
+        def backward(ctx, u):
+            logits, labels = ctx.saved_tensors
+            chances, count = logits.softmax(-1), logits.shape[1]
+            given = torch.nn.functional.one_hot(labels, count).to(logits.dtype)
+            extra = 2e-2 * logits.logsumexp(-1)[:, None] * chances
+            slope = u * (chances - 0.9 * given - 0.1 / count + extra) / len(labels)
+            return slope if logits.dtype == torch.float64 else spoil(slope, labels), None
+
+    return Loss.apply
+
+
+def without_last_row(slope, labels):
+    return torch.cat([slope[:-1], torch.zeros_like(slope[-1:])])
+
+
+def without_one_target(slope, labels):
+    found = slope.clone()
+    found[1, labels[1]] = 0
+    return found
+
+
+SPOILT = {
+    "negated": lambda slope, labels: -slope,
+    "halved": lambda slope, labels: slope / 2,
+    "last row": without_last_row,
+    "one target": without_one_target,
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("scale", [1.0, 0.1, 0.01, 0.001])
+def test_small_arguments_are_no_excuse_for_a_gradient_that_is_not_written(dtype, scale):
+    """Beside a loss of 2 all that logits of 0.01 do to it is its rounding to 16 bits."""
+    torch.manual_seed(7)
+    logits, labels = (scale * torch.randn(6, 7)).to(dtype), torch.randint(0, 7, (6,))
+    right = loss_that_is_wrong_in_short_formats(lambda slope, labels: slope)
+    assert check(right, logits, labels).verdict == "PASS"
+    for spoil in SPOILT.values():
+        wrong = loss_that_is_wrong_in_short_formats(spoil)
+        assert check(wrong, logits, labels, raise_exception=False).verdict == "FAIL"
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("scale", [0.1, 0.02, 0.002])
+def test_a_block_of_a_head_that_is_not_written_is_seen_at_the_start_of_training(dtype, scale):
+    def head(is_right):
+        class Head(torch.autograd.Function):
+            @staticmethod
+            def forward(ctx, x, w):
+                ctx.save_for_backward(x, w)
+                return torch.nn.functional.cross_entropy(x @ w.T, labels)
+
+            @staticmethod
+            def backward(ctx, u):
+                x, w = ctx.saved_tensors
+                given = torch.nn.functional.one_hot(labels, len(w)).to(x.dtype)
+                slope = u * ((x @ w.T).softmax(-1) - given) / len(labels)
+                found = slope.T @ x
+                if not is_right and w.dtype != torch.float64:
+                    found[:, -4:] = 0
+                return slope @ w, found
+
+        return Head.apply
+
+    torch.manual_seed(0)
+    w, x = (scale * torch.randn(40, 32)).to(dtype), torch.randn(16, 32).to(dtype)
+    labels = torch.randint(0, 40, (16,))
+    assert check(head(True), x, w).verdict == "PASS"
+    report = check(head(False), x, w, raise_exception=False)
+    assert [*report.leaves.values()][1].verdict == "FAIL"
+
+
+class RowInShortFormats(torch.autograd.Function):
+    """sin(3 x), of whose gradient a row is not written below float64."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return torch.sin(3 * x)
+
+    @staticmethod
+    def backward(ctx, u):
+        (x,) = ctx.saved_tensors
+        slope = 3 * u * torch.cos(3 * x)
+        return slope if x.dtype == torch.float64 else without_last_row(slope, None)
+
+
+def test_an_error_in_proportion_to_a_gradient_that_turns_is_no_rounding():
+    """Between numbers that bfloat16 can hold near 10 the gradient takes all values it has."""
+    for seed in range(5):
+        torch.manual_seed(seed)
+        x = (10 * torch.randn(4, 3)).bfloat16()
+        assert check(lambda x: torch.sin(3 * x), x)
+        assert check(RowInShortFormats.apply, x, raise_exception=False).verdict == "FAIL"

@@ -37,6 +37,9 @@ ROUNDINGS = 64.0
 """Units of rounding that two orders of summation may differ by, whatever the arguments do."""
 
 
+LARGEST = 4.0
+"""How many times an element a mistake may be."""
+
 Reach = Callable[[Vector, int], Vector]
 
 
@@ -63,6 +66,27 @@ class Near:
     """Of which coordinates; None for all of them."""
     gradients: dict[int, Vector]
     """By the number of the point."""
+
+
+@dataclass(frozen=True, slots=True)
+class Errors:
+    """What a gradient is off by at several points, and what it should be there."""
+
+    errors: Vector
+    exact: Vector
+
+    def of(self, places: Positions) -> "Errors":
+        """Those of some coordinates."""
+        return Errors(self.errors[:, places], self.exact[:, places])
+
+    def beside_factors(self) -> Vector:
+        """The errors without what is in proportion to each element from point to point, as where
+        half of it is missing, or all. Larger shares are none of a mistake: next to nothing is left.
+        """
+        squares = np.sum(self.exact**2, axis=0)
+        with np.errstate(all="ignore"):
+            share = np.sum(self.errors * self.exact, axis=0) / squares
+        return np.asarray(self.errors - np.where(np.abs(share) <= LARGEST, share, 0.0) * self.exact)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,14 +136,16 @@ def near(phi: Phi, seed: int, places: Positions | None = None) -> Near:
     return Near(seed, places, found)
 
 
-def errors_near_by(phi: Phi, own: Vector, wide: Vector, found: Near) -> list[Vector]:
+def errors_near_by(phi: Phi, own: Vector, wide: Vector, found: Near) -> Errors:
     """What a gradient below float64 is off by, here and at points near by."""
     some = slice(None) if found.places is None else found.places
     errors = [own[some] - wide[some]]
+    exact = [wide[some]]
     for turn, gradient in found.gradients.items():
-        if (exact := gradient_at(phi, _near_by(phi, found.seed, turn))) is not None:
-            errors.append(gradient - exact[some])
-    return errors
+        if (there := gradient_at(phi, _near_by(phi, found.seed, turn))) is not None:
+            errors.append(gradient - there[some])
+            exact.append(there[some])
+    return Errors(np.array(errors), np.array(exact))
 
 
 def _near_by(phi: Phi, seed: int, turn: int) -> Vector:
@@ -198,7 +224,7 @@ def is_the_same(
     return True
 
 
-def rounding(errors: Sequence[Vector], layout: Layout) -> Vector:
+def rounding(errors: Vector | Sequence[Vector], layout: Layout) -> Vector:
     """By how much rounding may change each element of a gradient, going by its errors at a few
     points near by: those of a mistake are alike, those of rounding are not. No less than for most
     of the leaf, since a few numbers may agree by chance, and others leap at a kink.

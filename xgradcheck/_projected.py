@@ -452,7 +452,7 @@ def _looked(
             assert run.near is not None
             gradients = run.backward.gradient, runs[0].backward.gradient
             errors = errors_near_by(phi, *gradients, run.near)
-            errors = errors if run.near.places is not None else [e[places] for e in errors]
+            errors = errors if run.near.places is not None else errors.of(places)
         rows.append(judged_beside(part, wide, own, asked, errors))
     phi.evaluations += part.evaluations
     return rows

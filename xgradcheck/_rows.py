@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from xgradcheck._as_run import errors_near_by, rounding
+from xgradcheck._as_run import Errors, errors_near_by, rounding
 from xgradcheck._constraints import Tangent
 from xgradcheck._differences import Noise, rms
 from xgradcheck._errors import InvalidCase
@@ -28,6 +28,10 @@ DUST, DUST_AS_RUN = 2.0**9, 4.0
 """What rounding may leave of a gradient that is zero, in units of the rounding of phi, for a full
 change; the first where differences alone tell that it is zero.
 """
+ACCURATE = 16.0
+"""To how many units of its rounding an element is accurate."""
+LARGEST, FEW = 8, 4
+"""How many of a leaf tell what is lost in the rest, and at least how many a common factor."""
 FEW_CHANGES = 2
 """How many other values a gradient takes at the points near by where it is counted in units."""
 WAY = np.array([-1.0, -0.5, 0.5])
@@ -175,7 +179,7 @@ def judged_beside(
     wide: Measured,
     own: Run,
     asked: Asked,
-    errors: Sequence[Vector] | None = None,
+    errors: Errors | None = None,
 ) -> Measured:
     """Another run beside a truth that is known: the backward pass as it runs, or forward mode.
     Looked at again where the truth was good enough for the first gradient alone.
@@ -189,10 +193,11 @@ def judged_beside(
         if errors is None:
             assert own.near is not None
             errors = errors_near_by(phi, gradient, wide.backward.gradient, own.near)
-        lost = rounding(errors, layout)
+        lost = rounding(errors.beside_factors(), layout)
         lost[truth.kinds == Kind.KINK] = 0.0
         size = float(np.max(np.abs(phi.problem.values()[0] * phi.cotangent)))
-        lost = np.fmax(lost, _dust(work, truth, gradient, bits, size))
+        dust = _dust(work, truth, gradient, bits, size)
+        lost = np.fmax(lost, np.fmin(dust, _left_by_rounding(own, truth, gradient, layout, bits)))
         # The formula is judged in float64: what is right here as well needs no excuse.
         lost[_are_right(work, truth, gradient, allowance)] = 0.0
         own = replace(own, rounding=lost)
@@ -267,6 +272,33 @@ def _dust(work: Sweep, truth: Truth, gradient: Vector, bits: int, size: float) -
     reach = (DUST if bits == DOUBLE else DUST_AS_RUN) * 2.0**-bits * size / scale
     null = np.abs(truth.value) <= (truth.bar if bits == DOUBLE else reach)
     return np.where(null & (np.abs(gradient) <= reach), reach, 0.0)
+
+
+def _left_by_rounding(
+    run: Run, truth: Truth, gradient: Vector, layout: Layout, bits: int
+) -> Vector:
+    """How much of an element may be lost, where it stands still or is off by the factor of its
+    leaf: beside others that are accurate no more than units of the largest of those. More is not
+    lost, but was never written.
+    """
+    unit = ACCURATE * 2.0**-bits
+    limit, still = np.full(gradient.size, np.inf), _stands_still(run)
+    for leaf in layout:
+        own, value = gradient[leaf.part], truth.value[leaf.part]
+        factor = _factor(own, value)
+        accurate = (np.abs(own - factor * value) <= unit * np.abs(value)) & (value != 0)
+        largest = accurate[np.argsort(-np.abs(value))[:LARGEST]]
+        if 2 * largest.sum() >= len(largest) > 0 or 4 * accurate.sum() >= leaf.size > 0:
+            most = unit * float(np.max(np.abs(value[accurate])))
+            limit[leaf.part][still[leaf.part] | accurate] = most
+    return limit
+
+
+def _factor(gradient: Vector, value: Vector) -> float:
+    """What a gradient is off by in most of a leaf, apart from rounding: 1, where all is well."""
+    with np.errstate(all="ignore"):
+        ratio = (gradient / value)[(value != 0) & (gradient != 0) & np.isfinite(gradient)]
+    return float(np.median(ratio)) if ratio.size >= FEW else 1.0
 
 
 def _zeros(layout: Layout, gradient: Vector, truth: Truth) -> list[int]:

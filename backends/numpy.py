@@ -41,6 +41,7 @@ from .world import (
     plain_states,
     random_states,
     reachable,
+    same_bytes,
 )
 
 CONVERT = "convert it with .astype(np.float64)"
@@ -155,7 +156,7 @@ class Slot:
 
     ``put`` tells the leaf's owner its value where that is no array the function shares with us: a
     plain number, or a read-only array. ``give`` could do so for any leaf of a closure that lies in
-    a dict, a list or an object.
+    a dict, a list or an object, its ``holder``.
     """
 
     name: str
@@ -164,6 +165,7 @@ class Slot:
     work: Any
     put: Callable[[Any], None] | None = None
     give: Callable[[Any], None] | None = None
+    holder: Any = None
 
     @property
     def current(self) -> Any:
@@ -283,9 +285,9 @@ def _slot_in_place(owner: Any, node: Node) -> Slot:
             setattr(holder, node.path[-1], value)
 
     if is_shared:
-        return Slot(node.suffix, node.path, node.value, node.value, give=put)
+        return Slot(node.suffix, node.path, node.value, node.value, give=put, holder=holder)
     work = np.array(node.value, order="K", subok=True)
-    return Slot(node.suffix, node.path, node.value, work, put, put)
+    return Slot(node.suffix, node.path, node.value, work, put, put, holder)
 
 
 def _not_floating(nodes: Iterable[Node]) -> list[str]:
@@ -341,6 +343,8 @@ class NumpyProblem:
         self._world = self._surroundings()
         with self.held():
             self.outputs, self._cotangent_tree = self._learn_outputs()
+            if case.is_closure:
+                self._refuse_unread()
         # NumPy does not tell what a function computes in between.
         self.bits = min(self.layout.bits, self.outputs.bits)
         self.unit_cotangent = not _handed.takes_cotangent(
@@ -453,6 +457,33 @@ class NumpyProblem:
         # Beyond the edge of a domain NaN is the answer that the core expects, not a warning.
         with np.errstate(all="ignore"):
             return self._case.output(*self._arguments)
+
+    def _refuse_unread(self) -> None:
+        """Raise for what is in ``wrt`` and not in the function: a copy, or a number in a list that
+        was made for the call.
+        """
+        seen = reachable(self._case.fn, self._case.loss)
+        known = {id(node) for node in seen}
+        arrays = [node for node in seen if isinstance(node, np.ndarray)]
+        for slot in self._slots:
+            if slot.holder is None or not {id(slot.found), id(slot.holder)}.isdisjoint(known):
+                continue
+            if any(np.may_share_memory(slot.work, array) for array in arrays):
+                continue
+            here, found = self.values()[0], slot.work.copy()
+            try:
+                slot.work[...] = found + 1
+                there = self.values()[0]
+            except Exception:  # whatever it raises, it has looked
+                continue
+            finally:
+                slot.work[...] = found
+            if same_bytes(here, there):
+                raise InvalidCase(
+                    f"{slot.name} moves nothing: the function reads neither what wrt holds there "
+                    f"nor the {_kind(slot.holder)} that holds it. Pass the very array, dict or "
+                    f"object that it reads; a number has to be in one."
+                )
 
     def _learn_outputs(self) -> tuple[Layout, Any]:
         out = self._call()

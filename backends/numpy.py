@@ -35,6 +35,7 @@ from .world import (
     State,
     World,
     array_state,
+    book_states,
     displaced,
     element_writer,
     number_states,
@@ -45,6 +46,8 @@ from .world import (
 )
 
 CONVERT = "convert it with .astype(np.float64)"
+NAMED = 5
+"""How many arguments are named in a refusal."""
 
 
 def owns(contents: Any) -> bool:
@@ -191,9 +194,7 @@ def _in_copies(case: Case) -> Binding:
     nodes = argument_nodes(case)
     floating = [node for node in nodes if _is_floating(node.value)]
     if case.wrt is None and not any(node.path[0] == 0 for node in floating):
-        raise InvalidCase(
-            "argument 0 holds no floating array: say with wrt= which arguments are checked."
-        )
+        _refuse_first(nodes, floating)
     candidates = [Candidate((node.suffix,), node.path) for node in floating]
     wrt = 0 if case.wrt is None else case.wrt
     chosen = [floating[number] for number in select(wrt, candidates, len(case.args))]
@@ -244,6 +245,18 @@ def _in_place(case: Case) -> Binding:
             )
     known = [node.path for node in nodes]
     return Binding(slots, _handed.Places([slot.path for slot in slots], known), skipped)
+
+
+def _refuse_first(nodes: Sequence[Node], floating: Sequence[Node]) -> None:
+    """Raise for a first argument that is not to be checked, with what to do about it."""
+    kinds = dict.fromkeys(_kind(node.value) for node in nodes if node.path[0] == 0)
+    told = f"argument 0 is no floating array ({', '.join(kinds) or 'there is none'})"
+    if floating:
+        names = ", ".join(node.suffix for node in floating[:NAMED])
+        raise InvalidCase(
+            f"{told}: say with wrt= which arguments are checked; floating ones are {names}."
+        )
+    raise InvalidCase(f"{told}, nor is another one: differences need one, {CONVERT}.")
 
 
 def _refuse_masked(nodes: Iterable[Node]) -> None:
@@ -352,7 +365,10 @@ class NumpyProblem:
         )
 
     def _surroundings(self) -> World:
-        return World(list(self._states()), list(number_states(self._reachable())))
+        found = self._reachable()
+        holders = [slot.holder for slot in self._slots if slot.holder is not None]
+        books = book_states(found, [*holders, *(slot.found for slot in self._slots)])
+        return World(list(self._states()), list(number_states(found)), list(books))
 
     def raisings(self) -> Sequence[Callable[[], AbstractContextManager[None]]]:
         return [self._raised]

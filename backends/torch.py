@@ -68,6 +68,7 @@ from .torch_world import drops_out, named_modules, refuse_quantised, states_of, 
 from .world import (
     TORCH,
     World,
+    book_states,
     displaced,
     number_states,
     reachable,
@@ -242,7 +243,10 @@ class TorchProblem:
             if tensor.layout is torch.strided:
                 name = names.get(id(tensor), "a tensor")
                 states.append(tensor_state(tensor, name, leaves.get(id(tensor))))
-        return World(states, list(number_states(self._found)))
+        plain = [node for node in self._found if not isinstance(node, nn.Module | torch.Tensor)]
+        holders = [self._case.wrt] if self._case.is_closure else []
+        books = book_states(plain, [*holders, *(slot.found for slot in self._slots)])
+        return World(states, list(number_states(self._found)), list(books))
 
     def _tensors_around(self) -> list[torch.Tensor]:
         """Every tensor that a call is known to reach, each once; buffers stand with their

@@ -70,12 +70,15 @@ class World:
     states: list[State]
     numbers: Sequence[State] = ()
     """Numbers that the function keeps from call to call: held only if it does not repeat itself."""
+    books: Sequence[State] = ()
+    """What networks count and note down: put back on leaving alone."""
     is_read: bool = False
     """Whether the last reading still holds: nothing has run since."""
     is_settled: bool = False
     """Whether nothing has run since the last comparison."""
     _found: list[Any] = field(default_factory=list)
     _found_numbers: list[Any] = field(default_factory=list)
+    _found_books: list[Any] = field(default_factory=list)
     _moving: dict[int, list[str]] = field(default_factory=dict)
 
     @contextmanager
@@ -86,12 +89,16 @@ class World:
         if not self.is_read:
             self._found = [state.read() for state in self.states]
             self._found_numbers = [state.read() for state in self.numbers]
+            self._found_books = [state.read() for state in self.books]
         self.is_read = self.is_settled = False
         try:
             yield
         finally:
             for number in [] if self.is_settled else self._changed():
                 self.states[number].restore(self._found[number])
+            for state, found in zip(self.books, self._found_books, strict=True):
+                if not state.same(found):
+                    state.restore(found)
 
     @property
     def is_moving(self) -> bool:
@@ -279,7 +286,8 @@ class Contents:
 def mapping_state(name: str, mapping: MutableMapping[Any, Any]) -> State:
     """The arrays in a dict, or among an object's attributes, that the function may exchange.
 
-    Arrays alone: a counter or a log that the user keeps in there is none of our business.
+    Arrays alone: what a network counts and notes down is put back in the end, and a counter or a
+    log that the user keeps elsewhere is none of our business.
     """
 
     def read() -> Contents:
@@ -325,7 +333,7 @@ def _holds(container: Any, contents: Any) -> bool:
 
 
 def attributes_state(
-    prefix: str, attributes: dict[str, Any], but: set[str], added_name: str
+    prefix: str, attributes: MutableMapping[str, Any], but: set[str], added_name: str
 ) -> State:
     """What an object's attributes are bound to, all ``but`` some, which there are, and what lists,
     dicts and their like among them hold: an array that is put back needs the flag beside it that
@@ -456,6 +464,19 @@ def number_states(objects: Sequence[Any]) -> Iterator[State]:
     that it closes over, and in globals that it names.
     """
     return _kept_in(objects, _is_number, "number")
+
+
+def book_states(objects: Sequence[Any], leaves: Sequence[Any]) -> Iterator[State]:
+    """All that networks of the user's keep in their attributes: objects that hold ``leaves``, or
+    what holds those.
+    """
+    own = {id(leaf) for leaf in leaves}
+    for node in objects:
+        for attributes in _attributes(node):
+            if id(node) not in own and own.isdisjoint(map(id, attributes.values())):
+                continue
+            owner = type(node).__name__
+            yield attributes_state(f"{owner}.", attributes, set(), f"new attributes of {owner}")
 
 
 def wide_array_states(objects: Sequence[Any]) -> Iterator[State]:

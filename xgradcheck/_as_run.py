@@ -177,6 +177,8 @@ def is_kept(found: AsFound, phi: Phi, own: Vector, wide: Vector) -> bool:
     if all(is_the_same(*pair, change, found.outputs, found.bits) for pair in pairs):
         return True
     size = float(np.max(np.abs(problem.point)))
+    if found.bits >= BITS["float32"]:
+        size = max(size, 1.0)  # small numbers meet others on their way: chances, exponentials
     nothing = SAFETY * 2.0**-found.bits * float(np.max(np.abs(phi.cotangent)))
     are_alike = distance(wide, own) <= SIMILAR or bool((np.abs(wide - own) <= nothing).all())
     return are_alike and all(is_nearly_the_same(*pair, size, found.bits) for pair in pairs)

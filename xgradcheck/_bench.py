@@ -74,6 +74,7 @@ def bench(
     not worth timing. JAX functions are compiled, and their backward pass is timed from what the
     forward pass keeps for it.
     """
+    __tracebackhide__ = True
     from xgradcheck._benchmark import benchmark  # only benchmarks ask
 
     title = name or "bench"

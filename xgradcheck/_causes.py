@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from xgradcheck._diagnose import Cause, Seen, cause_of
+from xgradcheck._diagnose import MANY, Cause, Seen, cause_of
 from xgradcheck._differences import norm, rms
 from xgradcheck._evidence import Evidence, Steps, evidence_of
 from xgradcheck._generic import LARGE
@@ -26,6 +26,8 @@ SAME = 1e-12
 """Two gradients that are nearer than that, relative, are the same."""
 FEW = 6
 """Elements that are measured anew, of the Jacobian's diagonal or at another point."""
+LARGEST = 4
+"""Elements that are differenced, the largest of a leaf, where few others tell a cause."""
 AWAY = 0.3
 """How far away another point is, as a share of the leaf's scale."""
 
@@ -138,6 +140,8 @@ class _Looked:
         if seen is None:
             return None
         found = cause_of(seen)
+        if found is not None and seen.places.size < min(MANY, seen.gradient.size):
+            found = self._of_the_largest_too(seen)
         if found is not None and found.kind == "zero":
             return found
         if self.runs[row].mode != REVERSE:
@@ -149,6 +153,19 @@ class _Looked:
             text = f"{seen.name} does not change with the cotangent: what comes in is not used"
             return Cause("cotangent", text)
         return found or self._stale(number, seen) or self._diagonal(seen)
+
+    def _of_the_largest_too(self, seen: Seen) -> Cause | None:
+        """The cause that holds for the largest elements as well, which few others say little of."""
+        rest = np.setdiff1d(np.arange(seen.gradient.size), seen.places)
+        chosen = rest[np.argsort(-np.abs(seen.gradient[rest]), kind="stable")[:LARGEST]]
+        slopes = None
+        if not self.phi.budget.is_cut:
+            slopes = _slopes(self.phi, seen.leaf.start + chosen)
+        if slopes is None:
+            return None
+        places, truth = np.append(seen.places, chosen), np.append(seen.truth, slopes)
+        order = np.argsort(places)
+        return cause_of(replace(seen, places=places[order], truth=truth[order]))
 
     def _is_same(self, other: Vector | None, number: int) -> bool:
         if other is None:

@@ -153,6 +153,8 @@ def _expected(keys: dict[str, Any], where: str, usual: Verdict) -> tuple[Verdict
             f"{where}: expect = {given!r} is too much: give one of {', '.join(VERDICTS)}, and of "
             f"an audit the gradient that is meant."
         )
+    if others and isinstance(others[0], str) and others[0].upper() in VERDICTS:
+        raise InvalidCase(f"{where}: expect = {others[0]!r} is written {others[0].upper()!r}.")
     if others:
         keys["expect"] = others[0]
     return verdicts[0] if verdicts else usual, keys

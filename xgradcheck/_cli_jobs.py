@@ -187,8 +187,8 @@ class _Worker:
             known = [own.name for own in signal.Signals if own == -code]
             how = f"signal {-code}" + (f", {known[0]}" if known else "")
         error = (
-            f"the process that ran it died ({how}): run this case alone, without --jobs, under "
-            f"'python -X faulthandler -m xgradcheck'."
+            f"the process that ran it died ({how}): run this case alone with its target and "
+            f"arguments, under 'python -X faulthandler -m xgradcheck'."
         )
         return Outcome("", fault=DIED, error=error, elapsed_s=time.perf_counter() - self.since)
 

@@ -42,17 +42,23 @@ def outcome_of(case: NamedCase) -> Outcome:
 
 
 def traceback_of(error: BaseException) -> str:
-    """The traceback, from the first frame on that is not ours; all of it where there is none."""
-    frame = error.__traceback__
+    """The traceback, from the first frame on that is not ours; all of it where there is none, but
+    for a call that Python itself refuses, and a file that it cannot read.
+    """
+    frame, last = error.__traceback__, ""
     while frame is not None and _is_ours(frame):
+        last = frame.tb_frame.f_code.co_qualname
         frame = frame.tb_next
+    is_refused = isinstance(error, TypeError) and last == Case.output.__qualname__
+    if frame is None and (is_refused or isinstance(error, SyntaxError)):
+        return "".join(traceback.format_exception_only(error)).rstrip()
     shown = error if frame is None else error.with_traceback(frame)
     return "".join(traceback.format_exception(shown)).rstrip()
 
 
 def _is_ours(frame: TracebackType) -> bool:
     name = str(frame.tb_frame.f_globals.get("__name__", ""))
-    return name.partition(".")[0] in ("xgradcheck", "importlib")
+    return name.partition(".")[0] in ("xgradcheck", "importlib", "_frozen_importlib")
 
 
 def _report(case: NamedCase) -> Report:

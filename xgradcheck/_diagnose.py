@@ -135,6 +135,13 @@ def cause_of(seen: Seen) -> Cause | None:
     return next((cause for rule in rules if (cause := rule(seen)) is not None), None)
 
 
+def _written(factor: float) -> str:
+    """A factor with as many digits as tell it from 1."""
+    apart = abs(factor - 1)
+    digits = max(4, 2 - math.floor(math.log10(apart))) if 0 < apart < 1 else 4
+    return f"{factor:.{digits}g}"
+
+
 def _off(found: Vector, expected: Vector) -> float:
     """What is left of a gradient that is expected to be this, relative; infinite for zeros."""
     size = norm(expected.ravel())
@@ -187,7 +194,7 @@ def _called(seen: Seen, factor: float, unsure: float) -> Cause | None:
     near = min(max(unsure, 1e-6), NAMED)
     is_sure = seen.truth.size >= FEWEST
     if not 1 / LARGEST < abs(factor) < LARGEST:
-        return Cause("factor", f"{seen.name} = {factor:.4g} * truth") if is_sure else None
+        return Cause("factor", f"{seen.name} = {_written(factor)} * truth") if is_sure else None
 
     def is_about(number: float) -> bool:
         return abs(factor / number - 1) <= near
@@ -221,7 +228,7 @@ def _called(seen: Seen, factor: float, unsure: float) -> Cause | None:
                 if is_about(number):
                     text = f"{named} * truth: counts of {n - 1} and {n} exchanged?"
                     return Cause("factor", f"{seen.name} = {text}")
-    return Cause("factor", f"{seen.name} = {factor:.4g} * truth")
+    return Cause("factor", f"{seen.name} = {_written(factor)} * truth")
 
 
 def _conjugate(seen: Seen) -> Cause | None:

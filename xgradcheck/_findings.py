@@ -232,6 +232,8 @@ def notes_on_near_by(problem: Problem, near_by: NearBy) -> list[str]:
     hidden = "; ".join(f"{_few(leaves)}: {why}" for why, leaves in names.items())
     if not near_by.can_move or near_by.is_stale:
         advice = "give grads as a function to have another point looked at"
+        if near_by.can_move:
+            advice = "at another one grads returns the very same arrays: return new ones"
         return [f"this point hides mistakes ({hidden}): {advice}"]
     if {SUM, NORM} & set(near_by.why.values()):
         hidden += ", which is kept for the other leaves"

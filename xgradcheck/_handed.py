@@ -77,7 +77,8 @@ def read(returned: Any, layout: Layout, where: Places, to_array: ToArray) -> Bac
             continue
         gradient[leaf.part] = numbers(_values(part, leaf, to_array))
     for node in flatten(returned):
-        if node.path and not any(_same(node.path, path) for path in where.known):
+        # What is read as an array may be a list of numbers.
+        if node.path and not any(_same(node.path[: len(path)], path) for path in where.known):
             raise InvalidCase(
                 f"grads has {node.path[-1]!r}, which is no parameter; the parameters are {have}."
             )
@@ -97,6 +98,11 @@ def _values(part: Any, leaf: Leaf, to_array: ToArray) -> Any:
         ) from None
     if np.iscomplexobj(values) and not leaf.is_complex:
         raise InvalidCase(f"the gradient of {name} is complex and {name} is not: return its .real.")
+    if isinstance(part, tuple | list) and values.shape == (len(part), *shape):
+        raise InvalidCase(
+            f"the gradient of {name} is a {type(part).__name__} of {len(part)}: give its array "
+            f"alone, or say wrt=(0, 1, ...) where several arguments are checked."
+        )
     if values.shape != shape:
         raise InvalidCase(
             f"the gradient of {name} has shape {values.shape} but {name} has shape {shape}: "

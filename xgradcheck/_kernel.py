@@ -23,6 +23,11 @@ def beside_any(
 ) -> Report:
     """The report on a kernel beside its reference; what ``checked`` gives where there is none."""
     if reference is not None:
+        if not callable(reference):
+            raise InvalidCase(
+                f"reference={reference!r} cannot be called: give a plain function of the same "
+                f"arguments."
+            )
         from xgradcheck._reference import beside_reference  # only kernels ask
 
         own: dict[str, Any] = {"reference": reference, "dtypes": dtypes, "factors": factors}

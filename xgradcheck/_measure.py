@@ -28,6 +28,7 @@ from xgradcheck._projection import Projecting
 from xgradcheck._rows import (
     DUST_AS_RUN,
     Asked,
+    beside_saturation,
     judged_beside,
     run_of,
     settled_value,
@@ -133,7 +134,7 @@ def _in_float64(
             large = projected(phi, value, spread, [own], asked, None)
             if large is not None:
                 return large
-        return [swept(phi, value, spread, own, asked)]
+        return [beside_saturation(swept(phi, value, spread, own, asked))]
     # Where both forward passes differ, numbers are drawn or rounded as they were before.
     at_hand = wide.backward.value
     differs = at_hand is not None and varies(phi, value, abs(at_hand - value))

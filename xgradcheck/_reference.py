@@ -6,6 +6,7 @@ of the kernel's error to the reference's, in norm, in the worst element and alon
 itself, where a wrong factor shows first.
 """
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -221,9 +222,15 @@ def beside_reference(
 
 def known_factors(given: Mapping[str, float] | None) -> dict[str, float]:
     """How many times the error of the reference is allowed."""
+    if given is not None and not isinstance(given, Mapping):
+        raise InvalidCase(f"factors={given!r} is no dict, such as {{'norm': 3}}.")
     unknown = [name for name in given or {} if name not in FACTORS]
     if unknown:
         raise InvalidCase(f"factors has {unknown[0]!r}; they are {', '.join(FACTORS)}.")
+    for name, factor in (given or {}).items():
+        is_number = isinstance(factor, int | float | np.number) and not isinstance(factor, bool)
+        if not is_number or not 0 < factor < math.inf:
+            raise InvalidCase(f"factors has {name}={factor!r}: give a number larger than 0.")
     return FACTORS | dict(given or {})
 
 

@@ -254,6 +254,18 @@ def _stands_still(run: Run) -> Mask:
     return np.asarray(changes <= FEW_CHANGES if found else np.zeros(gradient.size, bool))
 
 
+def beside_saturation(measured: Measured) -> Measured:
+    """A gradient that was handed in below float64, and is not run at points near by, without what
+    saturated units have lost.
+    """
+    run, work, truth = measured.run, measured.work, measured.truth
+    alone = accused_by(work, truth)
+    if run.bits is None or not alone.any():
+        return measured
+    lost = _lost(work, truth, alone, run.bits)
+    return replace(measured, run=replace(run, rounding=run.rounding + lost))
+
+
 def _lost(work: Sweep, truth: Truth, alone: Mask, bits: int) -> Vector:
     """What the slope of saturated units may have lost in so many bits."""
     errors = np.abs(work.gradient - truth.value)

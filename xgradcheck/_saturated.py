@@ -4,17 +4,21 @@ it is the difference of numbers as large as the slope is elsewhere, as in ``s (1
 
 import numpy as np
 
-from xgradcheck._layout import Mask, Positions, Vector
+from xgradcheck._layout import BITS, Mask, Positions, Vector
 from xgradcheck._phi import Phi
 
-PARTS, LOOKED_AT, STEP = 8, 64, 2.0**-10
-"""In how many steps slopes are followed to the origin, of how many coordinates, and over how much
-of their scale.
+WAY = (0.75, 0.5, 0.25, 0.125, 0.0625, 0.03125)
+"""Where slopes are looked at on the way to the origin, as a share of the point: from far off, all
+that is not flat lies near the end of it.
 """
+LOOKED_AT, STEP = 64, 2.0**-10
+"""Of how many coordinates, and over how much of their scale."""
 LARGER = 4.0
 """How much larger phi may be on the way than at the point, and opposite of it."""
-UNITS = 8.0
-"""How many units of rounding the steepest slope on the way there may have lost."""
+UNITS, UNITS_SHORT = 16.0, 8.0
+"""How many units of rounding the steepest slope on the way there may have lost; the second in 16
+bits, of which that is much.
+"""
 
 
 def saturated(phi: Phi, places: Positions, errors: Vector, bits: int) -> Mask:
@@ -32,12 +36,13 @@ def saturated(phi: Phi, places: Positions, errors: Vector, bits: int) -> Mask:
         return found
     most = LARGER * float(np.max(np.abs(ends[[0, 2]])))
     steepest, step = np.zeros(len(chosen)), STEP * phi.scales()[0][chosen]
-    for part in range(1, PARTS):
-        with phi.problem.at(point - moves * (part / PARTS)), phi.anew() as there:
+    for share in WAY:
+        with phi.problem.at(point - moves * (1 - share)), phi.anew() as there:
             above, below = there.pairs(chosen, step)
         if not np.abs(above).max() <= most:
             continue  # a pole, and no plateau
         with np.errstate(all="ignore"):
             steepest = np.fmax(steepest, np.abs(above - below) / (2 * step))
-    found[: len(chosen)] = errors[: len(chosen)] <= UNITS * 2.0**-bits * steepest
+    units = UNITS if bits >= BITS["float32"] else UNITS_SHORT
+    found[: len(chosen)] = errors[: len(chosen)] <= units * 2.0**-bits * steepest
     return found

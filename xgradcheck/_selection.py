@@ -25,6 +25,8 @@ def select(wrt: Any, candidates: Sequence[Candidate], arguments: int) -> list[in
     if wrt is ALL:
         return list(range(len(candidates)))
     wanted = list(wrt) if isinstance(wrt, list | tuple | set | frozenset) else [wrt]
+    if not wanted:
+        raise InvalidCase(f"wrt={wrt!r} chooses nothing: name an argument, or leave wrt out.")
     chosen: dict[int, None] = {}
     for want in wanted:
         if isinstance(want, bool) or not isinstance(want, int | str):

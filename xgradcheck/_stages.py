@@ -96,8 +96,9 @@ def title_of(fn: Any) -> str:
 
 def _modes(modes: Any) -> tuple[str, ...]:
     """The modes asked for, reverse first."""
-    asked = (modes,) if isinstance(modes, str) else tuple(modes)
     known = (REVERSE, FORWARD)
+    asked = (modes,) if isinstance(modes, str) else modes
+    asked = tuple(asked) if isinstance(asked, list | tuple | set | frozenset) else ()
     if not asked or not all(mode in known for mode in asked):
         raise InvalidCase(f"modes={modes!r} is not one or both of {', '.join(map(repr, known))}.")
     return tuple(mode for mode in known if mode in asked)

@@ -1,7 +1,7 @@
 """Other arguments for the same function: of lower precision, other values or sizes, or left out."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -155,6 +155,10 @@ def _kind(value: Any) -> str:
 def other_shapes(case: Case, adapter: Any, shapes: Any) -> Iterator[Variant]:
     if callable(shapes):
         shapes = {f"size {size}": shapes(size) for size in around(BLOCKS)}
+    if shapes is not None and not isinstance(shapes, Mapping):
+        raise InvalidCase(
+            f"shapes={shapes!r} is neither a dict of arguments by name nor a function of a size."
+        )
     for name, args in (shapes or {}).items():
         yield str(name), args if isinstance(args, tuple) else (args,), nullcontext()
 

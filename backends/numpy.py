@@ -230,6 +230,11 @@ def _in_place(case: Case) -> Binding:
             f"{node.suffix}: no gradient was given" for node in floating if node not in given
         ]
         floating = given
+    if case.wrt is None:
+        raise InvalidCase(
+            "it was given no arguments: pass them, or, to a function without any, the arrays that "
+            "it reads with wrt=."
+        )
     if not floating:
         raise InvalidCase("wrt holds no floating array: pass the arrays that the function reads.")
     _refuse_masked(floating)

@@ -913,6 +913,22 @@ def test_env_as_json_says_the_same(capsys):
     assert json.loads(capsys.readouterr().out) == shown
 
 
+@pytest.mark.parametrize("words", [["f64[3]", "f64[3]"], ["f64[3]", "y=3"]])
+def test_a_call_that_python_refuses_is_told_without_a_traceback_of_ours(words, run):
+    status, _, err = run("by_hand.py:cubes", *words, "--grads", "by_hand.py:cubes_gradient")
+    assert status == 2
+    assert "TypeError: cubes() " in err
+    assert "Traceback" not in err
+
+
+def test_a_file_that_python_cannot_read_is_told_by_its_line(folder, run):
+    (folder / "broken.py").write_text("def f(x:\n    return x\n", encoding="utf-8")
+    status, _, err = run("broken.py:f", "f64[3]")
+    assert status == 2
+    assert "broken.py" in err and "SyntaxError" in err
+    assert "Traceback" not in err
+
+
 def test_help_tells_the_forms_the_options_and_the_exit_status(run):
     status, out, _ = run("--help")
     assert status == 0

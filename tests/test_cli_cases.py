@@ -207,6 +207,12 @@ def test_a_verdict_that_is_not_the_expected_one_is_said_to_be_none(write, run):
     assert "1 case: 1 PASS expected FAIL; " in out
 
 
+def test_a_verdict_in_small_letters_is_told_how_it_is_written(write, run):
+    status, _, err = run(write(case(grads=RIGHT, expect='"fail"')))
+    assert status == 2
+    assert "expect = 'fail' is written 'FAIL'" in err
+
+
 def test_files_of_a_case_are_relative_to_its_case_file(folder, told, monkeypatch):
     (folder / "below").mkdir()
     (folder / "below" / "net.py").write_text(OPS, encoding="utf-8")

@@ -740,3 +740,30 @@ def test_a_missing_l2_term_is_told_beside_an_intercept_that_has_none(intercept):
     report = check(cost, t, grads=gradient, raise_exception=False)
     (found,) = [finding for finding in report.findings if finding.kind == "L2 term"]
     assert "lambda = 0.7) is missing from the gradient, in 8 of 9 elements" in found.text
+
+
+def test_a_factor_next_to_1_is_told_with_the_digits_that_tell_it_from_1():
+    w = np.linspace(0.5, 2, 8)
+    report = check(lambda w: (w**3).sum(), w, grads=lambda w: 2.99994 * w**2, raise_exception=False)
+    assert "dw = 0.99998 * truth" in [finding.text for finding in report.findings]
+
+
+def test_a_factor_of_the_small_elements_is_not_told_of_all():
+    """A term is missing that is 8 % of all elements but of the large ones, one in a row."""
+    rng = np.random.default_rng(0)
+    x, labels = 0.01 * rng.normal(size=(12, 50)), rng.integers(50, size=12)
+    given = np.eye(50)[labels]
+
+    def loss(x):
+        logsumexp = np.log(np.exp(x).sum(1, keepdims=True))
+        return np.mean(((logsumexp - x) * given).sum(1) + 1e-2 * logsumexp[:, 0] ** 2)
+
+    def gradient(x, weight):
+        logsumexp = np.log(np.exp(x).sum(1, keepdims=True))
+        chances = np.exp(x - logsumexp)
+        return (chances - given + weight * logsumexp * chances) / len(x)
+
+    assert check(loss, x, grads=lambda x: gradient(x, 2e-2))
+    report = check(loss, x, grads=lambda x: gradient(x, 0.0), raise_exception=False)
+    assert report.verdict == "FAIL"
+    assert not [finding.text for finding in report.findings if finding.kind == "factor"]

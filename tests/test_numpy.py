@@ -1,5 +1,6 @@
 """NumPy: every form in which parameters and gradients of backprop by hand come."""
 
+import contextlib
 import itertools
 import re
 from dataclasses import dataclass
@@ -260,6 +261,52 @@ def test_a_closure_over_float32_arrays_is_raised_where_it_reads_them_from_its_di
     assert [leaf.name for leaf in wrong.leaves.values() if leaf.verdict == "FAIL"] == ["v"]
     for name, array in net.params.items():
         assert array is found[name] and array.tobytes() == copies[name].tobytes()
+
+
+class Noting:
+    """Counts its evaluations, and notes its losses down."""
+
+    def __init__(self, fails_at: int = 0) -> None:
+        self.params, self.b = {"W": np.linspace(0.1, 1, 5)}, 0.3
+        self.count, self.losses, self.last, self.fails_at = 0, [], 0.0, fails_at
+
+    def loss(self):
+        self.count += 1
+        if self.count == self.fails_at:
+            raise KeyError("mine")
+        self.last = float(((self.params["W"] + self.b) ** 2).sum())
+        self.losses.append(self.last)
+        return self.last
+
+
+@pytest.mark.parametrize("fails_at", [0, 5])
+def test_what_a_network_notes_down_is_as_it_was_after_a_check(fails_at):
+    net = Noting(fails_at)
+    net.loss()
+    noted = net.count, list(net.losses), net.last
+    losses = net.losses
+    grads = {"dW": 2 * (net.params["W"] + net.b)}
+    with pytest.raises(KeyError) if fails_at else contextlib.nullcontext():
+        assert check(lambda: net.loss(), wrt=net.params, grads=grads).evaluations > 5
+    assert (net.count, net.losses, net.last) == noted
+    assert net.losses is losses
+
+
+def test_a_list_of_numbers_is_a_gradient():
+    w = np.array([0.3, -1.2])
+    assert check(lambda w: (w**2).sum(), w, grads=lambda w: [2 * w[0], 2 * w[1]])
+
+
+def test_arrays_and_numbers_that_a_closure_reads_anywhere_are_no_copies():
+    params = {"W": np.array([0.3, -1.2]), "b": 0.5}
+
+    def loss():
+        return float(((params["W"] * params["b"]) ** 2).sum())
+
+    W, b = params["W"], params["b"]
+    assert check(loss, wrt=params, grads={"W": 2 * W * b**2, "b": 2 * b * (W @ W)})
+    assert check(loss, wrt=[W], grads=[2 * W * b**2])
+    assert check(loss, wrt=[W[:1]], grads=[2 * W[:1] * b**2])
 
 
 @pytest.mark.parametrize(

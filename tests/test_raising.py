@@ -431,3 +431,18 @@ def test_a_domain_that_ends_at_the_point_in_float32():
     x = torch.tensor([0.9998, 0.3, 0.999])
     report = check(lambda x: F.binary_cross_entropy(x, torch.ones(3)), x)
     assert "edge of its domain" in str(report).replace("\n", " ")
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.05, 0.01])
+def test_a_loss_of_predictions_that_hardly_differ_is_raised(scale):
+    """What is left of it is rounded as the ones are that it is made of."""
+    torch.manual_seed(0)
+    student, teacher = (scale * torch.randn(4, 5) for _ in range(2))
+
+    def distilled(student, teacher):
+        return torch.nn.functional.kl_div(
+            student.log_softmax(-1), teacher.softmax(-1), reduction="batchmean"
+        )
+
+    report = check(distilled, student, teacher)
+    assert [row.judged for row in report.leaves["student"].rows] == ["float64", "float32 as run"]

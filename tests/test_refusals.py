@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from xgradcheck import InvalidCase, XGradCheckError, check
+from xgradcheck import InvalidCase, XGradCheckError, audit, check
 
 W = np.array([1.0, 2.0, 3.0])
 T = torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)
@@ -121,6 +121,46 @@ REFUSALS: dict[str, tuple[Callable[[], Any], list[str]]] = {
         lambda: check(lambda x: torch.ones((), dtype=torch.float64) * 3, T),
         ["does not depend on x"],
     ),
+    "no arguments": (
+        lambda: check(lambda: float((W**2).sum()), grads=2 * W, backend="numpy"),
+        ["no arguments", "wrt="],
+    ),
+    "whole numbers": (
+        lambda: check(squares, np.arange(3), grads=2 * W),
+        ["argument 0 is no floating array (int64)", ".astype(np.float64)"],
+    ),
+    "a first argument of whole numbers": (
+        lambda: check(two, np.arange(3), W, grads=2 * W),
+        ["argument 0 is no floating array (int64)", "wrt=", "floating ones are b"],
+    ),
+    "keywords alone": (
+        lambda: check(squares, kwargs={"w": W}, grads=2 * W),
+        ["argument 0", "there is none", "wrt=", "w"],
+    ),
+    "gradients of two arguments where one is checked": (
+        lambda: check(two, W, W + 1, grads=lambda a, b: (b, a)),
+        ["the gradient of a is a tuple of 2", "wrt=(0, 1, ...)"],
+    ),
+    "wrt of nothing": (lambda: check(squares, T, wrt=[]), ["wrt=[] chooses nothing"]),
+    "a number in a list that is made for the call": (
+        lambda: check(lambda: float((W * 0.3).sum()), wrt=[W, 0.3], grads=[0.3 * W / W, W.sum()]),
+        ["wrt[1] moves nothing", "the list that holds it"],
+    ),
+    "a copy of what the function reads": (
+        lambda: check(lambda: squares(W), wrt={"W": W.copy()}, grads={"W": 2 * W}),
+        ["W", "moves nothing", "the dict that holds it"],
+    ),
+    "modes": (lambda: check(squares, T, modes=None), ["modes=None", "'forward'"]),
+    "a reference that is none": (lambda: check(squares, T, reference=3), ["reference=3"]),
+    "factors that are no dict": (
+        lambda: check(squares, T, reference=squares, factors=3),
+        ["factors=3", "dict"],
+    ),
+    "a factor below zero": (
+        lambda: check(squares, T, reference=squares, factors={"norm": -1}),
+        ["norm=-1", "larger than 0"],
+    ),
+    "shapes": (lambda: audit(squares, T, shapes=3), ["shapes=3", "dict", "function"]),
     "no function": (lambda: check(3, T), ["int", "function"]),
 }
 

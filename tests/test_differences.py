@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from xgradcheck import Verdict, check
 from xgradcheck._differences import UNIT, Noise, natural_scale, norm, representable
 from xgradcheck._extrapolation import estimate
-from xgradcheck._kinds import Kind
+from xgradcheck._kinds import Kind, kinds
 from xgradcheck._ladder import climb
 from xgradcheck._layout import Entry, lay_out
 from xgradcheck._noise import measure_noise
@@ -391,3 +391,19 @@ def test_a_zero_gradient_under_an_offset_is_not_believed() -> None:
 def test_the_largest_floats_end_in_a_verdict_without_a_warning() -> None:
     report = check(lambda x: np.exp(x[0]), np.array([709.7]), grads=np.exp, raise_exception=False)
     assert report.verdict is not Verdict.FAIL
+
+
+@pytest.mark.parametrize(
+    ("moved", "kind"),
+    [
+        (lambda h: 3e-13 * -np.expm1(-h / 0.2), Kind.SMOOTH),
+        (lambda h: 3e-13 * np.sqrt(h), Kind.STEEP),
+        (lambda h: 3e-12 * h ** (2 / 3), Kind.STEEP),
+    ],
+    ids=["a plateau", "a square root", "another root"],
+)
+def test_the_way_to_a_plateau_is_no_infinite_slope(moved, kind):
+    """Between single bits and the plateau a few steps grow as those of a root do."""
+    steps = np.array([0.004, 0.0085, 0.028, 0.068, 0.124, 0.222, 0.542, 0.994])[:, None]
+    rungs = np.array([steps, moved(steps), -moved(steps)])
+    assert kinds(rungs, np.zeros(1), 0.0, Noise(3e-15)) == kind

@@ -72,16 +72,19 @@ def _narrowest_first(rungs: Vector) -> Vector:
 
 
 def _order(steps: Vector, moved: Vector, sigma: float) -> Vector:
-    """The a of ``|f(h) - f(0)| ~ h^a`` over the three narrowest steps that show it; NaN where they
-    disagree.
+    """The a of ``|f(h) - f(0)| ~ h^a`` over the narrowest steps that show it, three or up to five;
+    NaN where they disagree, as on the way to a plateau.
     """
     seen = np.where(np.isfinite(moved) & (moved > VISIBLE * sigma), moved, np.nan)
-    first = np.argsort(np.isnan(seen), axis=0, kind="stable")[:3]
+    first = np.argsort(np.isnan(seen), axis=0, kind="stable")[:5]
     if len(first) < 3:
         return np.full(steps.shape[1], np.nan)
     h, size = (np.log(np.take_along_axis(part, first, axis=0)) for part in (steps, seen))
     orders = np.diff(size, axis=0) / np.diff(h, axis=0)
-    return np.where(np.abs(orders[0] - orders[1]) < 0.25, np.max(orders, axis=0), np.nan)
+    agree = np.abs(orders[0] - orders[1]) < 0.25
+    for later in orders[2:]:
+        agree &= ~(np.abs(orders[0] - later) >= 0.25)  # fewer steps may show it
+    return np.where(agree, np.max(orders[:2], axis=0), np.nan)
 
 
 def _leaps(moved: Vector, blur: Vector) -> Mask:

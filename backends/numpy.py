@@ -46,6 +46,8 @@ from .world import (
 )
 
 CONVERT = "convert it with .astype(np.float64)"
+PROBES = 3
+"""How often a leaf is moved to see whether anything depends on it."""
 NAMED = 5
 """How many arguments are named in a refusal."""
 
@@ -483,28 +485,39 @@ class NumpyProblem:
         """Raise for what is in ``wrt`` and not in the function: a copy, or a number in a list that
         was made for the call.
         """
+        if self._given is None:
+            return
         seen = reachable(self._case.fn, self._case.loss)
         known = {id(node) for node in seen}
         arrays = [node for node in seen if isinstance(node, np.ndarray)]
-        for slot in self._slots:
+        for slot, leaf in zip(self._slots, self.layout, strict=True):
             if slot.holder is None or not {id(slot.found), id(slot.holder)}.isdisjoint(known):
                 continue
             if any(np.may_share_memory(slot.work, array) for array in arrays):
                 continue
-            here, found = self.values()[0], slot.work.copy()
-            try:
-                slot.work[...] = found + 1
-                there = self.values()[0]
-            except Exception:  # whatever it raises, it has looked
-                continue
-            finally:
-                slot.work[...] = found
-            if same_bytes(here, there):
+            # Where it is zero, there is nothing to be wrong about.
+            if self._given.gradient[leaf.part].any() and not self._moves(slot):
                 raise InvalidCase(
                     f"{slot.name} moves nothing: the function reads neither what wrt holds there "
                     f"nor the {_kind(slot.holder)} that holds it. Pass the very array, dict or "
                     f"object that it reads; a number has to be in one."
                 )
+
+    def _moves(self, slot: Slot) -> bool:
+        """Whether anything changes with a leaf, by any bit."""
+        rng = np.random.default_rng(0x4EAD)
+        here, found = self.values()[0], slot.work.copy()
+        for _ in range(PROBES):
+            signs = rng.choice([-1.0, 1.0], (2, *found.shape))
+            try:
+                slot.work[...] = found * (1 + signs[0] / 4) + signs[1] / 4
+                if not same_bytes(here, self.values()[0]):
+                    return True
+            except Exception:  # whatever it raises, it has looked
+                return True
+            finally:
+                slot.work[...] = found
+        return False
 
     def _learn_outputs(self) -> tuple[Layout, Any]:
         out = self._call()

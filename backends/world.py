@@ -14,7 +14,7 @@ from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from types import BuiltinFunctionType, CellType, FunctionType, MethodType, ModuleType
+from types import BuiltinFunctionType, CellType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -272,9 +272,12 @@ def generator_state(generator: np.random.Generator | np.random.RandomState) -> S
 
 @dataclass(frozen=True, slots=True)
 class Contents:
-    """The arrays that a dict held: the objects themselves, not their values."""
+    """The arrays that a dict held: the objects themselves, not their values; and what else it held,
+    for keys that hold arrays later.
+    """
 
     items: dict[Any, Any]
+    others: dict[Any, Any]
 
     def same(self, other: "Contents") -> bool:
         """Whether the same keys hold the same objects."""
@@ -291,11 +294,16 @@ def mapping_state(name: str, mapping: MutableMapping[Any, Any]) -> State:
     """
 
     def read() -> Contents:
-        return Contents({key: value for key, value in mapping.items() if _is_array(value)})
+        arrays = {key: value for key, value in mapping.items() if _is_array(value)}
+        others = {key: value for key, value in mapping.items() if key not in arrays}
+        return Contents(arrays, others)
 
     def restore(saved: Contents) -> None:
         for key in read().items.keys() - saved.items.keys():
-            del mapping[key]
+            if key in saved.others:  # None, as before what is made at need
+                mapping[key] = saved.others[key]
+            else:
+                del mapping[key]
         mapping.update(saved.items)
 
     return State(name, read, restore)
@@ -595,17 +603,27 @@ def _held_by(node: Any) -> Iterator[Any]:
 
 def _named_by(fn: FunctionType) -> Iterator[Any]:
     """What a function closes over, and the globals it names."""
+    yield from fn.__defaults__ or ()
+    yield from (fn.__kwdefaults__ or {}).values()
     for cell in fn.__closure__ or ():
         try:
             yield cell.cell_contents
         except ValueError:  # an empty cell: a name that is not bound yet
             continue
-    for name in fn.__code__.co_names:
+    for name in _names_in(fn.__code__):
         named = fn.__globals__.get(name)
         # A function of another file is somebody's library: following it would lead everywhere.
         elsewhere = isinstance(named, FunctionType) and named.__globals__ is not fn.__globals__
         if not elsewhere and not isinstance(named, ModuleType | BuiltinFunctionType):
             yield named
+
+
+def _names_in(code: CodeType) -> Iterator[str]:
+    """The names that a function uses, and those that functions inside of it use."""
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _names_in(constant)
 
 
 def displaced(point: Vector, direction: Any, step: float) -> Vector:

@@ -292,6 +292,68 @@ def test_what_a_network_notes_down_is_as_it_was_after_a_check(fails_at):
     assert net.losses is losses
 
 
+class Lazy:
+    """Makes a mask at need, and keeps it."""
+
+    def __init__(self) -> None:
+        self.w, self.mask, self.kept = np.array([0.3, -1.2]), None, {"mask": None}
+
+    def loss(self):
+        if self.mask is None or self.kept["mask"] is None:
+            self.mask = self.kept["mask"] = np.array([1.0, 0.5])
+        return float(((self.w * self.mask) ** 2).sum())
+
+
+def test_what_is_made_at_need_is_not_there_again_afterwards():
+    net = Lazy()
+    w = net.w
+    assert check(net.loss, wrt=[w], grads=[2 * w * np.array([1.0, 0.25])])
+    assert net.mask is None
+    assert net.kept == {"mask": None}
+
+
+HIDDEN = {"w": np.array([0.3, -1.2]), "dead": np.array([-3.0, -4.0]), "logits": np.zeros(3)}
+
+
+def with_defaults(p=HIDDEN):
+    return float((p["w"] ** 2).sum())
+
+
+def with_a_function_inside():
+    return sum(float(HIDDEN["w"][i]) ** 2 for i in range(2))
+
+
+@pytest.mark.parametrize("fn", [with_defaults, with_a_function_inside])
+def test_what_a_closure_reads_is_found_in_defaults_and_in_functions_inside(fn):
+    assert check(fn, wrt=[HIDDEN["w"]], grads=[2 * HIDDEN["w"]])
+
+
+def test_what_moves_nothing_and_has_no_gradient_is_no_copy():
+    """A dead unit, and logits that only their differences matter of, out of sight."""
+    read = HIDDEN.__getitem__
+
+    def loss():
+        shifted = read("logits") - read("logits").mean()
+        return float(np.maximum(read("dead"), 0).sum() + (shifted * [1.0, 2.0, 3.0]).sum())
+
+    grads = [np.zeros(2), np.array([-1.0, 0.0, 1.0])]
+    assert check(loss, wrt=[HIDDEN["dead"], HIDDEN["logits"]], grads=grads)
+
+
+def test_a_loss_next_to_its_minimum_is_no_plateau():
+    a = np.random.default_rng(0).normal(size=6).astype(np.float16)
+    target = (a * 0.99).astype(np.float16)
+    params = {"a": a}
+
+    def loss():
+        return ((params["a"] - target) ** 2).mean()
+
+    slope = 2 * (a.astype(float) - target.astype(float)) / 6
+    for factor in (0.5, 1.3, 0.0, -1.0):
+        wrong = {"a": (factor * slope).astype(np.float16)}
+        assert check(loss, wrt=params, grads=wrong, raise_exception=False).verdict == "FAIL"
+
+
 def test_a_list_of_numbers_is_a_gradient():
     w = np.array([0.3, -1.2])
     assert check(lambda w: (w**2).sum(), w, grads=lambda w: [2 * w[0], 2 * w[1]])

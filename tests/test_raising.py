@@ -446,3 +446,12 @@ def test_a_loss_of_predictions_that_hardly_differ_is_raised(scale):
 
     report = check(distilled, student, teacher)
     assert [row.judged for row in report.leaves["student"].rows] == ["float64", "float32 as run"]
+
+
+@pytest.mark.parametrize("scale", [0.003, 0.01])
+def test_a_function_that_is_another_in_float64_is_judged_as_it_runs(scale):
+    """The epsilon of this norm is that of its dtype."""
+    torch.manual_seed(0)
+    x, w = scale * torch.randn(4, 6), scale * torch.randn(6)
+    report = check(lambda x, w: torch.nn.functional.rms_norm(x, (6,), w).square().mean(), x, w)
+    assert all(leaf.rows == () for leaf in report.leaves.values())

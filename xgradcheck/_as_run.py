@@ -23,8 +23,10 @@ FAR = 2.0**-6
 """How far away a raised function has to be the same as well, as a share of the point: one that
 reads other arrays than those that were raised does not follow there.
 """
-SIMILAR = 0.05
-"""How far apart the gradients of a function and of the same one in float64 may lie."""
+SIMILAR, ALIKE = 0.05, 5e-5
+"""How far apart the gradients of a function and of the same one in float64 may lie; the second
+where its outputs may be what is left of ones.
+"""
 MOVES, SAMPLES = 3, 4
 """How often the arguments are moved to the next floats, and to others near by."""
 NEAR = 2.0**-9
@@ -177,7 +179,7 @@ def is_kept(found: AsFound, phi: Phi, own: Vector, wide: Vector) -> bool:
     if all(is_the_same(*pair, change, found.outputs, found.bits) for pair in pairs):
         return True
     size = float(np.max(np.abs(problem.point)))
-    if found.bits >= BITS["float32"]:
+    if found.bits >= BITS["float32"] and distance(wide, own) <= ALIKE:
         size = max(size, 1.0)  # small numbers meet others on their way: chances, exponentials
     nothing = SAFETY * 2.0**-found.bits * float(np.max(np.abs(phi.cotangent)))
     are_alike = distance(wide, own) <= SIMILAR or bool((np.abs(wide - own) <= nothing).all())

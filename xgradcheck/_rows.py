@@ -14,7 +14,7 @@ from xgradcheck._errors import InvalidCase
 from xgradcheck._generic import NearBy, look_near_by
 from xgradcheck._judge import ZERO, Tolerance, tolerance, zero_below
 from xgradcheck._kinds import Kind
-from xgradcheck._layout import DOUBLE, Layout, Leaf, Mask, Vector
+from xgradcheck._layout import BITS, DOUBLE, Layout, Leaf, Mask, Vector
 from xgradcheck._measured import FORWARD, REVERSE, SMALLEST, Measured, Run
 from xgradcheck._phi import Phi, noise_of
 from xgradcheck._progress import Tick
@@ -259,8 +259,11 @@ def beside_saturation(measured: Measured) -> Measured:
     saturated units have lost.
     """
     run, work, truth = measured.run, measured.work, measured.truth
+    if run.bits is None or run.bits < BITS["float32"]:
+        return measured  # in 16 bits this would be much
     alone = accused_by(work, truth)
-    if run.bits is None or not alone.any():
+    alone &= ~_in_proportion(work.layout, run.backward.gradient, truth.value, run.bits)
+    if not alone.any():
         return measured
     lost = _lost(work, truth, alone, run.bits)
     return replace(measured, run=replace(run, rounding=run.rounding + lost))
@@ -304,6 +307,16 @@ def _left_by_rounding(
             most = unit * float(np.max(np.abs(value[accurate])))
             limit[leaf.part][still[leaf.part] | accurate] = most
     return limit
+
+
+def _in_proportion(layout: Layout, gradient: Vector, value: Vector, bits: int) -> Mask:
+    """Which elements are off by the factor of their leaf: that is no rounding."""
+    found = np.zeros(gradient.size, bool)
+    for leaf in layout:
+        factor = _factor(gradient[leaf.part], value[leaf.part])
+        error = np.abs(gradient[leaf.part] - factor * value[leaf.part])
+        found[leaf.part] = error <= ACCURATE * 2.0**-bits * np.abs(value[leaf.part])
+    return found
 
 
 def _factor(gradient: Vector, value: Vector) -> float:

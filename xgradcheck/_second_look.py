@@ -31,7 +31,6 @@ NARROW = 2.0**-27
 UNEVEN = 0.5
 """How far the slopes of both sides may differ, as a share of the largest there is."""
 BATCH = 32
-NONE = np.zeros(0, np.intp)
 WIDER, SAFE = 2.0, 4.0
 """How much wider the steps of one more pair are; and how many times more than both pairs tell the
 first one is taken to be cut short.
@@ -117,33 +116,30 @@ def _settle_meetings(work: Sweep, truth: Truth, slopes: Vector, alone: Mask) -> 
     """Acquit or leave open what is right but for several kinks that meet. ``slopes`` are those
     along single coordinates, ``alone`` marks what they call wrong without regard to ties.
     """
-    accused = accused_by(work, truth)
-    unclear = (truth.kinds == Kind.KINK) & ~accused & _unclear(work, truth)
+    accused, kinked = accused_by(work, truth), truth.kinds == Kind.KINK
+    unclear = kinked & ~accused & _unclear(work, truth)
     if not (accused | unclear).any():
         return
-    found, tied = np.flatnonzero(accused), np.flatnonzero(accused & ~alone)
-    left_open = [
-        meeting(work.phi, work.gradient, slopes, found, tied, work.scale, work.value),
-    ]
-    rng = np.random.default_rng(0xA9A27)
+    found, known = np.flatnonzero(accused), np.flatnonzero(accused & ~alone)
+    tied = meeting(work.phi, work.gradient, slopes, found, known, work.scale, work.value)
     # Between equal numbers no kink need show along one of them, where weights are equal too.
     apart, largest = np.abs(work.gradient - slopes), np.fmax(np.abs(work.gradient), np.abs(slopes))
-    gross = apart > GROSS * largest
+    gross, asked = apart > GROSS * largest, unclear.copy()
+    asked[tied] = kinked[tied]
+    rng, right = np.random.default_rng(0xA9A27), [np.zeros(0, np.intp)]
     for leaf in work.layout:
-        own = np.zeros_like(accused)
-        _, which, counts = np.unique(work.point[leaf.part], return_inverse=True, return_counts=True)
-        ties = (counts[which] > 1) & gross[leaf.part]
-        own[leaf.part] = alone[leaf.part] & ((truth.kinds[leaf.part] == Kind.KINK) | ties)
-        own[leaf.part] |= unclear[leaf.part]
-        own[left_open[0]] |= truth.kinds[left_open[0]] == Kind.KINK
-        for places in untied(work.point, np.flatnonzero(own)):
+        part = leaf.part
+        _, which, counts = np.unique(work.point[part], return_inverse=True, return_counts=True)
+        asked[part] |= alone[part] & (kinked[part] | (counts[which] > 1) & gross[part])
+        for places in untied(work.point, leaf.start + np.flatnonzero(asked[part])):
             if is_right_apart(work.phi, places, work.common, rng):
-                left_open.append(places)
-    places, right = np.unique(np.concatenate(left_open)), np.concatenate([NONE, *left_open[1:]])
-    truth.bar[places], truth.settled[places] = np.inf, False
-    kinked = right[truth.kinds[right] == Kind.KINK]
-    truth.kinds[places] = Kind.MEETING
-    fine = kinked[picks_of_each(work.phi, kinked, work.common, work.gradient, rng)]
+                right.append(places)
+    away = np.concatenate(right)
+    chosen = away[kinked[away]]
+    fine = chosen[picks_of_each(work.phi, chosen, work.common, work.gradient, rng)]
+    left_open = np.union1d(tied, away[accused[away]])
+    truth.bar[left_open], truth.settled[left_open] = np.inf, False
+    truth.kinds[left_open] = Kind.MEETING
     truth.value[fine], truth.bar[fine], truth.settled[fine] = work.gradient[fine], 0.0, True
     truth.kinds[fine] = Kind.KINK
 

@@ -35,9 +35,8 @@ def forms() -> Iterator[dict[str, str]]:
         yield told
     except RuntimeError as error:
         if REFUSED in str(error):
-            said = [f"the backward of {name} returns {text}" for name, text in told.items() if text]
-            for text in said:
-                error.add_note(f"xgradcheck: what {text}.")
+            for name in filter(told.get, told):
+                error.add_note(f"xgradcheck: what the backward of {name} returns {told[name]}.")
         raise
     finally:
         backward.apply = found

@@ -154,24 +154,27 @@ def test_a_kink_that_fans_out_is_judged_output_by_output(seed):
     assert check(lambda x: pool(x), image, seed=seed).verdict == "PASS"
 
 
-class SteepRelu(torch.autograd.Function):
-    """Has slope 1.5 at 0."""
+def relu_with(slope_at_zero):
+    """``relu`` with that slope at 0, where 0 to 1 is right."""
 
-    @staticmethod
-    def forward(ctx, x):
-        ctx.save_for_backward(x)
-        return x.relu()
+    class Relu(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            ctx.save_for_backward(x)
+            return x.clamp(min=0)
 
-    @staticmethod
-    def backward(ctx, g):
-        (x,) = ctx.saved_tensors
-        return g * ((x > 0) + 1.5 * (x == 0))
+        @staticmethod
+        def backward(ctx, g):
+            (x,) = ctx.saved_tensors
+            return g * torch.where(x == 0, slope_at_zero, (x > 0).double())
+
+    return Relu.apply
 
 
 def test_a_kink_that_is_wrong_in_its_output_stays_wrong():
     x = torch.tensor([0.0, 1.3, -1.1, 0.0], dtype=torch.float64)
     assert check(torch.relu, x).verdict == "PASS"
-    assert check(SteepRelu.apply, x, raise_exception=False).verdict == "FAIL"
+    assert check(relu_with(1.5), x, raise_exception=False).verdict == "FAIL"
 
 
 class Larger(torch.autograd.Function):
@@ -232,20 +235,11 @@ def test_a_choice_among_the_slopes_of_every_kink_is_right():
 def blank_image_network(seed, relu, pool, slope_at_zero=0.0):
     """A network that starts with biases of zero, on an image with a blank border."""
 
-    class Relu(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx, x):
-            ctx.save_for_backward(x)
-            return x.clamp(min=0)
-
-        @staticmethod
-        def backward(ctx, g):
-            (x,) = ctx.saved_tensors
-            return g * torch.where(x == 0, slope_at_zero, (x > 0).double())
+    activation = relu_with(slope_at_zero) if relu else torch.nn.functional.gelu
 
     class Layer(torch.nn.Module):
         def forward(self, x):
-            return Relu.apply(x) if relu else torch.nn.functional.gelu(x)
+            return activation(x)
 
     torch.manual_seed(seed)
     net = torch.nn.Sequential(
@@ -315,22 +309,8 @@ def test_a_network_that_starts_at_zero_is_not_called_wrong():
     assert check(small_network(False), inputs)
 
 
-class TwiceAtZero(torch.autograd.Function):
-    """``relu`` with a slope of 2 at 0, where 0 to 1 is right."""
-
-    @staticmethod
-    def forward(ctx, x):
-        ctx.save_for_backward(x)
-        return x.clamp(min=0)
-
-    @staticmethod
-    def backward(ctx, g):
-        (x,) = ctx.saved_tensors
-        return g * torch.where(x == 0, 2.0, (x > 0).double())
-
-
 def test_a_lone_kink_is_not_excused_by_its_neighbours():
-    report = check(TwiceAtZero.apply, at(0.3, 0.0, -0.7), raise_exception=False)
+    report = check(relu_with(2.0), at(0.3, 0.0, -0.7), raise_exception=False)
     assert report.verdict == "FAIL"
     assert [finding.kind for finding in report.findings] == ["kink"]
 

@@ -63,14 +63,25 @@ class Seen:
     number: int
     measured: Measured
     gradient: Vector
-    value: Vector
-    bar: Vector
     allowed: Vector
-    excused: Vector
-    """What rounding of the run may add to what is allowed."""
     is_rounding: bool
     """Whether little but rounding is left of it, and another row tells of the formula."""
     judged: Judged
+
+    @property
+    def value(self) -> Vector:
+        """The truth."""
+        return self.measured.truth.value[self.leaf.part]
+
+    @property
+    def bar(self) -> Vector:
+        """How well it is known."""
+        return self.measured.truth.bar[self.leaf.part]
+
+    @property
+    def excused(self) -> Vector:
+        """What rounding of the run may add to what is allowed."""
+        return self.measured.run.excused[self.leaf.part]
 
     def accepted(self, excused: Vector) -> list[str]:
         """Which plainly wrong gradients would pass as well."""
@@ -128,18 +139,7 @@ def _seen(leaf: Leaf, number: int, measured: Measured, is_beside: bool) -> Seen:
         is_rounding,
     )
     allowed = measured.allowance.allowed(gradient, value, rms(value)) + run.excused[part]
-    return Seen(
-        leaf,
-        number,
-        measured,
-        gradient,
-        value,
-        bar,
-        allowed,
-        run.excused[part],
-        is_rounding,
-        judged,
-    )
+    return Seen(leaf, number, measured, gradient, allowed, is_rounding, judged)
 
 
 def _decided(seen: Seen, point: Vector, eps: Vector | None) -> Decision:

@@ -37,10 +37,9 @@ SAFETY = 4.0
 """How many times as much as such moves change, rounding on the way may change."""
 ROUNDINGS = 64.0
 """Units of rounding that two orders of summation may differ by, whatever the arguments do."""
-
-
 LARGEST = 4.0
 """How many times an element a mistake may be."""
+
 
 Reach = Callable[[Vector, int], Vector]
 

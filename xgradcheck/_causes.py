@@ -156,8 +156,10 @@ class _Looked:
 
     def _of_the_largest_too(self, seen: Seen) -> Cause | None:
         """The cause that holds for the largest elements as well, which few others say little of."""
-        rest = np.setdiff1d(np.arange(seen.gradient.size), seen.places)
-        chosen = rest[np.argsort(-np.abs(seen.gradient[rest]), kind="stable")[:LARGEST]]
+        size = np.abs(seen.gradient)
+        size[seen.places] = -1.0
+        some = min(LARGEST, size.size - seen.places.size)
+        chosen = np.sort(np.argpartition(-size, some - 1)[:some])
         slopes = None
         if not self.phi.budget.is_cut:
             slopes = _slopes(self.phi, seen.leaf.start + chosen)

@@ -58,7 +58,7 @@ def traceback_of(error: BaseException) -> str:
 
 def _is_ours(frame: TracebackType) -> bool:
     name = str(frame.tb_frame.f_globals.get("__name__", ""))
-    return name.partition(".")[0] in ("xgradcheck", "importlib", "_frozen_importlib")
+    return name.partition(".")[0] in ("xgradcheck", "importlib")
 
 
 def _report(case: NamedCase) -> Report:

@@ -9,7 +9,7 @@ import numpy as np
 from xgradcheck._differences import NOISE_SIGMAS
 from xgradcheck._layout import Mask, Positions, Vector
 from xgradcheck._phi import Phi
-from xgradcheck._sides import SLACK, STEPS, apart, between_its_slopes, rounding, turns
+from xgradcheck._sides import SLACK, STEPS, apart, between_its_slopes, rounding_of, turns
 
 TESTS = 2048
 """How many coordinates are looked at."""
@@ -83,7 +83,7 @@ def meeting(
             ahead, behind = (plus - value) / step, (value - minus) / step
             # A gradient of zero is no measure of what curvature may do.
             size = float((np.fmax(np.abs(gradient), np.abs(slopes)) * direction).sum())
-            noise = NOISE_SIGMAS * 2 * rounding(value).sigma / step
+            noise = NOISE_SIGMAS * 2 * rounding_of(value).sigma / step
             low, high = min(ahead, behind) - noise, max(ahead, behind) + noise
             borne_out &= low - SLACK * size <= total <= high + SLACK * size
             # Over short steps curvature is little beside what sets a few of many apart.

@@ -261,8 +261,10 @@ def beside_saturation(measured: Measured) -> Measured:
     run, work, truth = measured.run, measured.work, measured.truth
     if run.bits is None or run.bits < BITS["float32"]:
         return measured  # in 16 bits this would be much
-    alone = accused_by(work, truth)
-    alone &= ~_in_proportion(work.layout, run.backward.gradient, truth.value, run.bits)
+    alone, gradient = accused_by(work, truth), run.backward.gradient
+    for leaf in work.layout:
+        part, unit = leaf.part, ACCURATE * 2.0**-run.bits
+        alone[part] &= ~_are_in_proportion(gradient[part], truth.value[part], unit)
     if not alone.any():
         return measured
     lost = _lost(work, truth, alone, run.bits)
@@ -299,9 +301,8 @@ def _left_by_rounding(
     unit = ACCURATE * 2.0**-bits
     limit, still = np.full(gradient.size, np.inf), _stands_still(run)
     for leaf in layout:
-        own, value = gradient[leaf.part], truth.value[leaf.part]
-        factor = _factor(own, value)
-        accurate = (np.abs(own - factor * value) <= unit * np.abs(value)) & (value != 0)
+        value = truth.value[leaf.part]
+        accurate = _are_in_proportion(gradient[leaf.part], value, unit) & (value != 0)
         largest = accurate[np.argsort(-np.abs(value))[:LARGEST]]
         if 2 * largest.sum() >= len(largest) > 0 or 4 * accurate.sum() >= leaf.size > 0:
             most = unit * float(np.max(np.abs(value[accurate])))
@@ -309,21 +310,14 @@ def _left_by_rounding(
     return limit
 
 
-def _in_proportion(layout: Layout, gradient: Vector, value: Vector, bits: int) -> Mask:
-    """Which elements are off by the factor of their leaf: that is no rounding."""
-    found = np.zeros(gradient.size, bool)
-    for leaf in layout:
-        factor = _factor(gradient[leaf.part], value[leaf.part])
-        error = np.abs(gradient[leaf.part] - factor * value[leaf.part])
-        found[leaf.part] = error <= ACCURATE * 2.0**-bits * np.abs(value[leaf.part])
-    return found
-
-
-def _factor(gradient: Vector, value: Vector) -> float:
-    """What a gradient is off by in most of a leaf, apart from rounding: 1, where all is well."""
+def _are_in_proportion(gradient: Vector, value: Vector, unit: float) -> Mask:
+    """Which elements of a leaf are off by a factor that most of it has, 1 where all is well, to so
+    much of themselves: a mistake, and no rounding.
+    """
     with np.errstate(all="ignore"):
         ratio = (gradient / value)[(value != 0) & (gradient != 0) & np.isfinite(gradient)]
-    return float(np.median(ratio)) if ratio.size >= FEW else 1.0
+    factor = float(np.median(ratio)) if ratio.size >= FEW else 1.0
+    return np.asarray(np.abs(gradient - factor * value) <= unit * np.abs(value))
 
 
 def _zeros(layout: Layout, gradient: Vector, truth: Truth) -> list[int]:

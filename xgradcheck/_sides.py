@@ -36,22 +36,24 @@ def sides(phi: Phi, where: Positions, steps: Vector, value: float) -> tuple[Vect
     return (plus - value) / steps, (value - minus) / steps
 
 
-def rounding(value: float) -> Noise:
+def rounding_of(value: float) -> Noise:
+    """The least noise that a phi of this value has."""
     return Noise(float(Noise(0.0).of(np.array(value))))
 
 
 def between_its_slopes(
-    phi: Phi, places: Positions, scale: Vector, gradient: Vector, turns: Vector | None = None
+    phi: Phi, places: Positions, scale: Vector, gradient: Vector, turned: Vector | None = None
 ) -> Mask:
-    """Where a gradient lies between the slopes of both sides, or is one that picks a slope of every
-    kink, by what these ``turns`` of the slope add up to: upwards and downwards, shape (2, places).
+    """Where a gradient lies between the slopes of both sides.
+
+    Given how much kinks have ``turned`` the slope upwards and downwards, shape (2, places), where
+    it picks a slope of each, as far as slopes are known well enough to acquit.
     """
     fine = np.zeros(len(places), bool)
     for steps in (STEPS, *FINER):
         rest = np.flatnonzero(~fine)
-        turned = None if turns is None else turns[:, rest]
-        at = places[rest], scale[rest], gradient[rest]
-        fine[rest] = _between(phi, *at, turned, steps)
+        own = None if turned is None else turned[:, rest]
+        fine[rest] = _between(phi, places[rest], scale[rest], gradient[rest], own, steps)
     return fine
 
 
@@ -60,7 +62,7 @@ def _between(
     places: Positions,
     scale: Vector,
     gradient: Vector,
-    turns: Vector | None,
+    turned: Vector | None,
     steps: tuple[float, float],
 ) -> Mask:
     value = float(phi.here(1)[0])
@@ -70,11 +72,11 @@ def _between(
     slopes = narrow + change
     share = CLOSE if phi.problem.bits == DOUBLE else SLACK
     unsure = SAFE * np.abs(change) + share * np.max(np.abs(slopes), axis=0)
-    unsure += NOISE_SIGMAS * 2 * rounding(value).sigma / (scale * steps[1])
+    unsure += NOISE_SIGMAS * 2 * rounding_of(value).sigma / (scale * steps[1])
     # Where a step leaps over another kink, slopes are too unsure to acquit by.
-    known = turns is None or np.max(unsure, axis=0) <= SLACK * np.max(np.abs(slopes), axis=0)
-    turns = np.zeros_like(slopes) if turns is None else turns
-    low, high = picked(slopes - unsure, turns)[0], picked(slopes + unsure, turns)[1]
+    known = turned is None or np.max(unsure, axis=0) <= SLACK * np.max(np.abs(slopes), axis=0)
+    turned = np.zeros_like(slopes) if turned is None else turned
+    low, high = picked(slopes - unsure, turned)[0], picked(slopes + unsure, turned)[1]
     return np.asarray(known & (low <= gradient) & (gradient <= high))
 
 
@@ -107,16 +109,16 @@ def turns(phi: Phi, direction: Vector, rng: np.random.Generator) -> Vector:
     turned = np.diff(values, 2) / (reach[1] - reach[0])
     if not np.isfinite(turned).all():
         return np.zeros(2)
-    noise = NOISE_SIGMAS * 4 * rounding(float(values[0])).sigma / (reach[1] - reach[0])
+    noise = NOISE_SIGMAS * 4 * rounding_of(float(values[0])).sigma / (reach[1] - reach[0])
     usual = np.quantile(np.abs(turned), 0.25)
     turned = turned[np.abs(turned) > max(BENT * float(usual), noise)]
     return np.array([turned[turned > 0].sum(), turned[turned < 0].sum()])
 
 
-def picked(slopes: Vector, turns: Vector) -> tuple[Vector, Vector]:
+def picked(slopes: Vector, turned: Vector) -> tuple[Vector, Vector]:
     """The least and the most that a choice among the slopes of every kink comes to, by the slopes
     (ahead, behind) of all together and what turns them upwards and downwards.
     """
-    (ahead, behind), (rises, falls) = slopes, turns
+    (ahead, behind), (rises, falls) = slopes, turned
     ends = np.array([ahead, behind, behind + rises, behind + falls, ahead - rises, ahead - falls])
     return np.min(ends, axis=0), np.max(ends, axis=0)

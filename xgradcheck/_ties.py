@@ -14,7 +14,7 @@ import numpy as np
 from xgradcheck._differences import NOISE_SIGMAS, Noise
 from xgradcheck._layout import Layout, Mask, Positions, Vector
 from xgradcheck._phi import Phi
-from xgradcheck._sides import SLACK, STEPS, between_its_slopes, picked, rounding, sides, turns
+from xgradcheck._sides import SLACK, STEPS, between_its_slopes, picked, rounding_of, sides, turns
 
 ALL_PAIRS, PAIRS = 16, 256
 """Up to how many kinks every pair is looked at, and how many pairs of neighbours beyond that."""
@@ -115,7 +115,7 @@ def _wrong_in_one_output(kinks: Kinks, ties: list[Tie]) -> list[Tie]:
                 gradient=gradient[tie.members],
                 sides=np.array([ahead, behind]),
                 value=value,
-                noise=rounding(value),
+                noise=rounding_of(value),
             )
             if _excess(own, np.arange(len(scale))):
                 wrong[number] = tie

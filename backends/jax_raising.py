@@ -138,17 +138,21 @@ def _called(inner: Any, given: Sequence[Any]) -> list[Any]:
 
 
 def _scanned(params: dict[str, Any], given: list[Any]) -> Sequence[Any]:
-    consts, carried = params["num_consts"], params["num_carry"]
-    fixed, start = given[:consts], given[consts : consts + carried]
+    if "ft_in" in params:  # since JAX 0.11
+        fixed, start, along = map(list, params["ft_in"].update(given).unpack())
+    else:
+        consts, carried = params["num_consts"], params["num_carry"]
+        fixed, start = given[:consts], given[consts : consts + carried]
+        along = given[consts + carried :]
 
     def body(state: Any, rows: Any) -> Any:
         outs = _called(params["jaxpr"], [*fixed, *state, *rows])
-        return outs[:carried], outs[carried:]
+        return outs[: len(start)], outs[len(start) :]
 
     state, rows = lax.scan(
         body,
         list(start),
-        list(given[consts + carried :]),
+        list(along),
         length=params["length"],
         reverse=params["reverse"],
     )

@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.experimental import pallas as pl
+from xgradcheck.backends.jax_draws import x64
+from xgradcheck.backends.jax_raising import STEPS
 
 from xgradcheck import InvalidCase, check
 
@@ -374,3 +376,40 @@ def test_wide_arrays_beside_narrow_parameters_are_read_as_jax_reads_them():
         "float64",
         "float32",
     }
+
+
+class Groups:
+    """How JAX 0.11 tells what of a scan's arguments is constant, carried and scanned over."""
+
+    def __init__(self, *sizes):
+        self.sizes = sizes
+
+    def update(self, values):
+        self.values = values
+        return self
+
+    def unpack(self):
+        stops = np.cumsum(self.sizes)
+        return [
+            self.values[stop - size : stop] for size, stop in zip(self.sizes, stops, strict=True)
+        ]
+
+
+def test_a_scan_is_read_in_both_of_its_forms():
+    factor, start, rows = jnp.float32(0.8), jnp.float32(0.3), jnp.linspace(-1.0, 1.0, 3)
+
+    def fn(factor, start, rows):
+        def body(state, row):
+            after = factor * jnp.sin(state) + row
+            return after, after * state
+
+        return jax.lax.scan(body, start, rows)
+
+    (step,) = jax.make_jaxpr(fn)(factor, start, rows).jaxpr.eqns
+    names = ("num_consts", "num_carry", "ft_in")
+    shared = {key: value for key, value in step.params.items() if key not in names}
+    with x64():
+        for own in ({"num_consts": 1, "num_carry": 1}, {"ft_in": Groups(1, 1, 1)}):
+            last, products = STEPS["scan"](shared | own, [factor, start, rows])
+            assert np.isclose(last, fn(factor, start, rows)[0])
+            assert np.allclose(products, fn(factor, start, rows)[1])

@@ -318,3 +318,27 @@ def test_a_factor_of_a_few_units_is_seen_where_few_elements_lose_much(seed: int)
             raise_exception=False,
         )
         assert report.verdict is verdict, str(report)
+
+
+@pytest.mark.parametrize(
+    ("units", "verdict"), [(1.5, Verdict.PASS), (-1.5, Verdict.PASS), (8, Verdict.FAIL)]
+)
+def test_a_factor_of_all_elements_may_be_off_by_what_a_gpu_loses_in_a_quotient(
+    units: float, verdict: Verdict
+) -> None:
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return (grad.double() * x.double().cos() * (1 + units * 2.0**-24)).to(x.dtype)
+
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x.sin()
+
+    report = check(
+        function(forward, backward, "Sine"),
+        normal(40, 50),
+        reference=torch.sin,
+        dtypes="float32",
+        raise_exception=False,
+    )
+    assert report.verdict is verdict, str(report)

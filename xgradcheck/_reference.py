@@ -38,9 +38,10 @@ ILL = 0.5
 """A reference that loses more than this share of its digits tells nothing of a kernel."""
 COHERENT, WORST = 4.0, 2.0
 """Units of rounding that an error along the gradient, and one of an element, may always have."""
-SHARED = 0.25
+SHARED, SHARED_IN_SINGLE = 0.25, 1.0
 """Units of rounding, a quarter of those allowed, that a factor may be off by which all elements
-share: the scale of a norm, say.
+share: the scale of a norm, say. In float32 a GPU divides and exponentiates to two ulps, which are
+four such units.
 """
 MIDWAY = 0.75
 """The same of the middle element, where errors are shared by rows and few decide: three roundings.
@@ -108,12 +109,13 @@ class Units:
         drift = norm(known * (truth / max(size, tiny)))
         chance = COHERENT * unit * size / np.sqrt(truth.size) + DRIFTS * drift
         middle, spread = _middle(known, truth)
+        shared = SHARED_IN_SINGLE if bits == BITS["float32"] else SHARED
         sample = 1 + DRAWN / float(np.sqrt(count))
         return cls(
             norm=max(lost * sample, lucky * unit * size, tiny),
             worst=max(_worst(known, truth) * sample, lucky * WORST * unit),
-            bias=max(along / 2, chance, SHARED * unit * size, tiny),
-            shift=max(abs(middle) / 2, spread, MIDWAY * unit),
+            bias=max(along / 2, chance, shared * unit * size, tiny),
+            shift=max(abs(middle) / 2, spread, max(MIDWAY, shared) * unit),
         )
 
 

@@ -4,13 +4,24 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax import tree_util
 
-from xgradcheck._layout import DOUBLE
+from xgradcheck._layout import DOUBLE, Operands
 
-OPERANDS = {"BF16": 8, "F16": 11, "TF32": 11, "F32": 24}
+OPERANDS = {"BF16": 8, "F16": 11, "TF32": Operands.TF32, "F32": 24}
 """Significant bits of what an algorithm of ``jax.lax.DotAlgorithmPreset`` multiplies."""
+PRODUCTS = ("dot_general", "ragged_dot_general", "conv_general_dilated")
+SHORT = {
+    ("gpu", "DEFAULT"): OPERANDS["TF32"],
+    ("gpu", "HIGH"): OPERANDS["TF32"],
+    ("tpu", "DEFAULT"): OPERANDS["BF16"],
+    ("tpu", "HIGH"): OPERANDS["TF32"],
+}
+"""Significant bits of float32 in products, by platform and ``jax.lax.Precision``, where not all."""
+TENSOR_CORES = 8
+"""CUDA's compute capability from which on there is TF32."""
 
 
 def _steps(program: Any) -> Iterator[Any]:
@@ -72,7 +83,7 @@ def lowest_bits(program: Any, arguments: Sequence[bool] | None = None) -> int:
         given = [id(var) in reached for var in step.invars]
         if not any(given):
             continue
-        lowest = min(lowest, _bits_of_algorithm(step.params.get("precision")))
+        lowest = min(lowest, _bits_of_operands(step))
         for var in step.outvars:
             dtype = getattr(var.aval, "dtype", None)
             # A comparison takes no derivative along.
@@ -89,16 +100,31 @@ def lowest_bits(program: Any, arguments: Sequence[bool] | None = None) -> int:
     return lowest
 
 
-def _bits_of_algorithm(precision: Any) -> int:
+def _bits_of_operands(step: Any) -> int:
     """To how many bits a product rounds its operands by itself: no dtype in a program tells."""
+    precision = step.params.get("precision")
     given = getattr(precision, "lhs_precision_type", None)
     if given is not None:
         return int(jnp.finfo(given).nmant) + 1  # type: ignore[no-untyped-call]
-    if not hasattr(precision, "accumulation_type"):
+    if hasattr(precision, "accumulation_type"):
+        # The presets are told apart by their names alone: BF16_BF16_F32, or BF16_BF16_F32_X3.
+        operand, *_, last = precision.name.split("_")
+        return OPERANDS.get("F32" if last.startswith("X") else operand, DOUBLE)
+    if step.primitive.name not in PRODUCTS or step.invars[0].aval.dtype != jnp.float32:
         return DOUBLE
-    # The presets are told apart by their names alone: BF16_BF16_F32, or BF16_BF16_F32_X3.
-    operand, *_, last = precision.name.split("_")
-    return OPERANDS.get("F32" if last.startswith("X") else operand, DOUBLE)
+    both = precision if isinstance(precision, tuple) else (precision,)
+    platform = _platform()
+    return min(SHORT.get((platform, getattr(one, "name", "DEFAULT")), DOUBLE) for one in both)
+
+
+def _platform() -> str:
+    """What products are computed on; no GPU that knows no shorter float32."""
+    config: Any = jax.config
+    default = config.jax_default_device
+    device = default if hasattr(default, "platform") else jax.devices(default)[0]
+    capability = str(getattr(device, "compute_capability", "0"))
+    has_no_tf32 = device.platform == "gpu" and float(capability) < TENSOR_CORES
+    return "cpu" if has_no_tf32 else str(device.platform)
 
 
 def _is_program(value: Any) -> bool:

@@ -17,7 +17,7 @@ from torch.autograd import forward_ad
 
 from xgradcheck import _handed
 from xgradcheck._adapters import Backward, Case
-from xgradcheck._errors import InvalidCase
+from xgradcheck._errors import InvalidCase, short
 from xgradcheck._layout import (
     BATCHED,
     DOUBLE,
@@ -48,6 +48,7 @@ from .torch_leaves import (
     refuse_shared,
 )
 from .torch_moves import LEAST, MERGED, Stretch, Stretches, is_plain_double, writer
+from .torch_precision import autocast_on, bits_of_products, matmul_precision, switches
 from .torch_probes import probes as probes
 from .torch_raising import Draws, raised
 from .torch_tensors import (
@@ -101,9 +102,23 @@ def cast(tensor: torch.Tensor, dtype: str) -> torch.Tensor:
     return tensor.detach().to(getattr(torch, dtype)).requires_grad_(tensor.requires_grad)
 
 
-def autocast() -> AbstractContextManager[Any]:
-    """What a network may be called in."""
-    return torch.autocast("cpu", torch.bfloat16)
+def on_device(contents: Any, device: str) -> Any:
+    """Containers with their tensors on another device."""
+
+    def moved(value: Any) -> Any:
+        if not isinstance(value, torch.Tensor):
+            return value
+        return value.detach().to(device).requires_grad_(value.requires_grad)
+
+    try:
+        return mapped(moved, contents)
+    except (RuntimeError, AssertionError) as error:  # the second where torch was built without it
+        raise InvalidCase(f"no tensor can lie on device {device!r} ({short(error)}).") from None
+
+
+def autocast(args: Any) -> AbstractContextManager[Any]:
+    """What a network may be called in with these arguments."""
+    return autocast_on(node.value for node in flatten(args))
 
 
 def planted(forward: Any, backward: Any, count: int) -> tuple[Any, Any]:
@@ -139,11 +154,11 @@ def timed(case: Case) -> Any:
 
 def flags() -> dict[str, str]:
     """What torch was told of precision, and what it runs on."""
-    matmul = torch.backends.cuda.matmul
+    matmul, told = torch.backends.cuda.matmul, switches()
     found = {
-        "matmul precision": torch.get_float32_matmul_precision(),
+        "matmul precision": matmul_precision(),
+        "cudnn precision": f"conv {told['conv']}, rnn {told['rnn']}",
         "reduced precision sums": str(bool(matmul.allow_bf16_reduced_precision_reduction)),
-        "cudnn TF32": str(torch.backends.cudnn.allow_tf32),
         "autocast": str(torch.is_autocast_enabled("cuda") or torch.is_autocast_enabled("cpu")),
     }
     if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
@@ -388,14 +403,14 @@ class TorchProblem:
             Entry((n.suffix,), n.path, tuple(n.value.shape), dtype_of(n.value)) for n in kept
         )
         outs, self._paths = [node.value for node in kept], [node.path for node in kept]
-        bits, rows = told_by_graph(outs)
+        self._devices = [out.device for out in outs]
+        bits, rows = told_by_graph(outs, self._all_devices)
         # Raised functions draw in the dtype that they would draw in.
         is_low = self._scope is nullcontext and min(self.layout.bits, self.outputs.bits) < DOUBLE
         hides = is_low and has_custom(outs)
         if hides:
             bits = min(bits, self._computed_bits())
         self.bits = min(self.outputs.bits, bits)
-        self._device = outs[0].device
         self.frozen = self._padding(rows)
         # The gradient can start from here, unless its backward is to find what a forward changed.
         is_stale = hides or self._world.is_moving or self.is_handed
@@ -406,7 +421,21 @@ class TorchProblem:
         Functions compute in, as under autocast.
         """
         computed = self._watched()
-        return DOUBLE if computed is None else shortest(computed.dtypes)
+        if computed is None:
+            return DOUBLE
+        products = bits_of_products(computed.single, self._all_devices)
+        return min(shortest(computed.dtypes), products)
+
+    @property
+    def _all_devices(self) -> list[torch.device]:
+        """Where the outputs lie, and the leaves."""
+        return [*self._devices, *(slot.work.device for slot in self._slots)]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the work is done: an accelerator, where any of it is."""
+        found = self._all_devices
+        return next((device for device in found if device.type != "cpu"), found[0])
 
     def _watched(self) -> Computed | None:
         """All that is computed once; None for what cannot be watched."""
@@ -479,7 +508,8 @@ class TorchProblem:
     def _cut(self, cotangent: Vector) -> list[torch.Tensor]:
         parts = _handed.cut(cotangent, self.outputs)
         # The parts of a complex number put together are a number, and no array.
-        return [torch.from_numpy(np.asarray(part)).to(self._device) for part in parts]
+        pairs = zip(parts, self._devices, strict=True)
+        return [torch.from_numpy(np.asarray(part)).to(device) for part, device in pairs]
 
     def pushed(self, cotangent: Vector) -> Backward:
         if self.is_handed:
@@ -663,7 +693,8 @@ class TorchProblem:
     def _singly(self, owner: int, places: Positions, moved: Vector, cotangent: Vector) -> Vector:
         values, evaluate = np.empty(len(places)), self._evaluator(cotangent)
         base = self.point[self.layout.leaves[owner].start + places]
-        put = writer(self._slots[owner].work)
+        work = self._slots[owner].work
+        put, memory = writer(work), work.data_ptr()
         steps = zip(places.tolist(), moved.tolist(), base.tolist(), strict=True)
         with self._graphless():
             for number, (place, there, here) in enumerate(steps):
@@ -672,6 +703,9 @@ class TorchProblem:
                     put(place, there)
                     values[number] = evaluate()
                 finally:
+                    # A function may put other memory under its tensors, as cuDNN's networks do.
+                    if work.data_ptr() != memory:
+                        put, memory = writer(work), work.data_ptr()
                     put(place, here)
         return values
 

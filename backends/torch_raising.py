@@ -110,8 +110,10 @@ def can_be_raised_in_place(tensor: torch.Tensor) -> bool:
 
 
 FACTORIES = ("rand", "randn")
-COMPUTING = ("native_dropout", "rrelu_with_noise", "rrelu_with_noise_")
+COMPUTING = ("rrelu_with_noise", "rrelu_with_noise_")
 """What draws and computes in one step is left alone: it would compute in the lower dtype too."""
+DROPOUT = "native_dropout"
+"""What draws a mask, and returns it beside what it makes of it."""
 
 
 class Draws(Watching):
@@ -129,6 +131,9 @@ class Draws(Watching):
         if name in COMPUTING:
             return func(*args, **kwargs)
         low, low_kwargs = tree_map(self._narrow, (args, kwargs))
+        if name == DROPOUT and args[0].dtype is torch.float64 and args[2] is not False:
+            share, (_, mask) = args[1], func(*low, **low_kwargs)
+            return args[0] * mask * (1 / (1 - share) if share < 1 else 0.0), mask
         if name in FACTORIES and low_kwargs.get("dtype") is None:
             low_kwargs["dtype"] = self._default
         drawn = func(*low, **low_kwargs)

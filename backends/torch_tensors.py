@@ -3,7 +3,7 @@ and put back.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from xgradcheck._layout import DOUBLE, Leaf, Vector
+
+from .torch_precision import bits_of_products
 
 PIECE = 1 << 18
 """How many numbers below float64 are computed at a time."""
@@ -34,11 +36,14 @@ def has_custom(outs: Iterable[torch.Tensor]) -> bool:
     return any(hasattr(node, "_forward_cls") for node in graph_of(outs))
 
 
-def told_by_graph(outs: list[torch.Tensor]) -> tuple[int, dict[int, int]]:
-    """The shortest significand on the backward path of the outputs; and, for tensors that
-    embeddings read, all with one padding row, the number of that row.
+def told_by_graph(
+    outs: list[torch.Tensor], devices: Collection[torch.device]
+) -> tuple[int, dict[int, int]]:
+    """The shortest significand on the backward path of the outputs, on these devices; and, for
+    tensors that embeddings read, all with one padding row, the number of that row.
     """
     dtypes: set[torch.dtype] = set()
+    single: set[str] = set()
     rows: dict[int, set[int]] = {}
     for node in graph_of(outs):
         entries = getattr(node, "_input_metadata", ())
@@ -48,6 +53,8 @@ def told_by_graph(outs: list[torch.Tensor]) -> tuple[int, dict[int, int]]:
             for entry in entries
             if entry.dtype is not torch.float32 or len(entries) == 1 or entry.shape
         }
+        if any(entry.dtype is torch.float32 for entry in entries):
+            single.add(node.name())
         # Embeddings without such a row say -1, and whatever else reads a tensor says nothing.
         if (padding := getattr(node, "_saved_padding_idx", None)) is None:
             continue
@@ -55,7 +62,8 @@ def told_by_graph(outs: list[torch.Tensor]) -> tuple[int, dict[int, int]]:
             if (variable := getattr(follower, "variable", None)) is not None:
                 rows.setdefault(id(variable), set()).add(padding)
     alone = {key: found.pop() for key, found in rows.items() if len(found) == 1}
-    return shortest(dtypes), {key: row for key, row in alone.items() if 0 <= row < 1 << 62}
+    bits = min(shortest(dtypes), bits_of_products(single, devices))
+    return bits, {key: row for key, row in alone.items() if 0 <= row < 1 << 62}
 
 
 def shortest(dtypes: Iterable[torch.dtype]) -> int:
@@ -95,6 +103,8 @@ class Computed(Watching):
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.dtypes: set[torch.dtype] = set()
+        self.single: set[str] = set()
+        """The names of what is computed in float32."""
         self.rounds = False
         """Whether floating numbers were rounded to a grid, or to whole ones."""
 
@@ -104,7 +114,10 @@ class Computed(Watching):
         if not self.rounds:
             self.rounds = _rounds(func.overloadpacket.__name__, args, found)
         # A lone number comes of nothing but itself.
-        self.dtypes |= {t.dtype for t in found if isinstance(t, torch.Tensor) and t.dim()}
+        dtypes = {t.dtype for t in found if isinstance(t, torch.Tensor) and t.dim()}
+        self.dtypes |= dtypes
+        if torch.float32 in dtypes:
+            self.single.add(func.overloadpacket.__name__)
         return out
 
 
@@ -120,7 +133,8 @@ def inner(cotangents: Sequence[torch.Tensor], outs: Sequence[torch.Tensor]) -> A
     # Multiply and sum: torch.dot loses a digit or two against this pairwise sum.
     pairs = zip(cotangents, outs, strict=True)
     # With the cotangent conjugated, as autograd has it: the real part of an inner product.
-    return sum((part.conj() * out.to(part.dtype)).sum().real for part, out in pairs)
+    sums = [(part.conj() * out.to(part.dtype)).sum().real for part, out in pairs]
+    return sum(one.to(sums[0].device) for one in sums)
 
 
 def array_of(value: Any) -> Any:

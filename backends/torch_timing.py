@@ -36,11 +36,11 @@ class TorchTimed:
         self._before: list[torch.Tensor] = []
         self._outs: list[torch.Tensor] = []
         self._grads: list[torch.Tensor | None] = []
-        self._is_cuda = problem._device.type == "cuda"
+        self._is_cuda = problem.device.type == "cuda"
 
     @property
     def device(self) -> str:
-        device = self.problem._device
+        device = self.problem.device
         return torch.cuda.get_device_name(device) if self._is_cuda else platform.machine()
 
     def start(self, cotangent: Vector) -> None:
@@ -80,7 +80,7 @@ class TorchTimed:
     def _clock(self) -> float:
         """The time, once all that was started is done, on whatever stream."""
         if self._is_cuda:
-            torch.cuda.synchronize(self.problem._device)
+            torch.cuda.synchronize(self.problem.device)
         return time.perf_counter()
 
     def taken(self) -> Taken:
@@ -117,7 +117,7 @@ class TorchTimed:
             with _Live() as live:
                 self.run()
             return int(live.most)
-        device = self.problem._device
+        device = self.problem.device
         torch.cuda.synchronize(device)
         before = torch.cuda.memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)

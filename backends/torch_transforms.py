@@ -19,6 +19,7 @@ from xgradcheck._layout import Vector
 from .torch_batches import without_fallback
 from .torch_exchanged import eager, exchanged, mapped
 from .torch_pass import Grads, Pass, Tensors
+from .torch_precision import autocast_on
 from .torch_tensors import inner
 from .world import TORCH
 
@@ -171,7 +172,7 @@ class Transforms:
             return
 
         def pulled(factor: float) -> Vector:
-            with torch.autocast("cpu", torch.bfloat16), self._pass.called_with(low):
+            with autocast_on(works), self._pass.called_with(low):
                 outs = self._pass.outs()
                 parts = zip(self._pass.parts(), outs, strict=True)
                 given = [(factor * part).to(out.dtype) for part, out in parts]

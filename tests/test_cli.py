@@ -1178,3 +1178,32 @@ def test_what_cannot_be_timed_is_misuse(run, tmp_path):
     words = (f"{file}:mine", "f32[3]", "--seconds", "0.01", "--html", tmp_path / "no" / "page.html")
     status, _, err = run(*words, verb="bench")
     assert status == 2 and "cannot be written" in err
+
+
+def test_the_arguments_lie_on_the_device_that_is_asked_for(folder, run):
+    (folder / "placed.py").write_text(
+        "import torch\n"
+        "def fn(x, part):\n"
+        "    assert x.device.type == part['b'][0].device.type == 'cpu'\n"
+        "    return (x * part['b'][0]).sum()\n"
+    )
+    (folder / "cases.toml").write_text(
+        "[[case]]\ntarget = 'placed.py:fn'\ndevice = 'cpu'\nargs = ['f64[3]', {b = ['f64[3]']}]\n"
+    )
+    assert run("cases.toml")[0] == 0
+    status, _, err = run("cases.toml", "--device", "nowhere")
+    assert status == 0 and not err  # a case's own word stands
+    status, _, err = run("in_torch.py:square", "f64[3]", "--device", "nowhere")
+    assert status == 2 and "no tensor can lie on device 'nowhere'" in err
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_device_that_is_not_there_is_refused(run):
+    status, _, err = run("in_torch.py:square", "f64[3]", "--device", "cuda")
+    assert status == 2 and "device 'cuda'" in err
+
+
+def test_only_torch_is_told_of_a_device(run):
+    words = "by_hand.py:seen", "f64[2]", "f64[2]", "--grads", "by_hand.py:seen_gradient"
+    status, _, err = run(*words, "--device", "cuda")
+    assert status == 2 and "--device is for PyTorch: arrays of NumPy lie on the CPU" in err

@@ -297,6 +297,24 @@ def test_what_draws_and_computes_in_one_step_leaves_parameters_alone():
     assert model.weight.is_leaf and model.weight.dtype == torch.float32
 
 
+@pytest.mark.parametrize("share", [0.4, 0.0, 1.0])
+def test_dropout_in_one_step_with_its_mask_is_raised(share):
+    def fn(x, w):
+        kept, _ = torch.native_dropout(scale(x, w), share, True)
+        still, _ = torch.native_dropout(w, share, False)
+        return kept.sin() + still
+
+    args = point(), torch.linspace(0.5, 1.5, 6)
+    report = check(fn, *args)
+    for leaf in report.leaves.values():
+        assert [row.judged for row in leaf.rows] == ["float64", "float32 as run"]
+    if share < 1:
+        monkey = pytest.MonkeyPatch()
+        with monkey.context() as patched:
+            patched.setattr(Scale, "factor", 1.01)
+            assert check(fn, *args, raise_exception=False).leaves["x"].verdict == "FAIL"
+
+
 def test_a_shape_stays_a_shape():
     (leaf,) = check(lambda x: x.sin().sum() / x.shape.numel(), point()).leaves.values()
     assert len(leaf.rows) == 2
@@ -455,3 +473,23 @@ def test_a_function_that_is_another_in_float64_is_judged_as_it_runs(scale):
     x, w = scale * torch.randn(4, 6), scale * torch.randn(6)
     report = check(lambda x, w: torch.nn.functional.rms_norm(x, (6,), w).square().mean(), x, w)
     assert all(leaf.rows == () for leaf in report.leaves.values())
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16])
+@pytest.mark.parametrize("method", ["data", "set_"])
+def test_a_function_may_put_other_memory_under_its_tensors(dtype, method, monkeypatch):
+    """As networks of cuDNN do, which put all their weights into one stretch."""
+
+    def fn(w, x):
+        with torch.no_grad():
+            if method == "data":
+                w.data = w.data.clone()
+            else:
+                w.set_(w.detach().clone())
+        return scale(w, x).tanh() + w.square()
+
+    args = point(dtype), torch.linspace(0.5, 1.5, 6, dtype=dtype)
+    assert check(fn, *args)
+    monkeypatch.setattr(Scale, "factor", 1.5)
+    report = check(fn, *args, raise_exception=False)
+    assert [str(leaf.verdict) for leaf in report.leaves.values()] == ["FAIL", "PASS"]

@@ -52,6 +52,18 @@ def arguments(
     return _mapped(args, np.ndarray, own), _mapped(kwargs, np.ndarray, own)
 
 
+def on_device(contents: Any, device: str | None, backend: str) -> Any:
+    """The arguments on the device that was asked for."""
+    if device is None:
+        return contents
+    if backend != "torch":
+        why = {"jax": "JAX has a default device, which JAX_PLATFORMS chooses"}
+        raise InvalidCase(
+            f"--device is for PyTorch: {why.get(backend, 'arrays of NumPy lie on the CPU')}."
+        )
+    return adapter(backend).on_device(contents, device)
+
+
 def _add(args: list[Any], kwargs: dict[str, Any], name: str | None, value: Any) -> None:
     if isinstance(value, Spread):
         args += value.positional

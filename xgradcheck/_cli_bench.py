@@ -7,7 +7,7 @@ from typing import Any
 
 from xgradcheck._bench import bench
 from xgradcheck._bench_report import BenchReport
-from xgradcheck._cli_arguments import arguments
+from xgradcheck._cli_arguments import arguments, on_device
 from xgradcheck._cli_options import complete
 from xgradcheck._cli_output import complain, show
 from xgradcheck._cli_run import leaves, traceback_of
@@ -72,6 +72,7 @@ def _timed(written: list[Target], options: Mapping[str, Any]) -> BenchReport:
     backend = options["backend"] or backend_of(first, loaded[0][2], loaded[0][0])
     seed = options["seed"]
     args, kwargs = arguments(last.arguments, {}, options["inputs"], first, backend, seed, HERE)
+    args, kwargs = on_device((args, kwargs), options["device"], backend)
     return bench(
         made,
         *args,

@@ -125,6 +125,7 @@ OPTIONS = (
     Option("dtype", ANY, "to compare in, with --reference; may be given more than once (the "
            "arguments' own)", choices=("float64", *sorted(BITS)), is_list=True),
     Option("backend", ANY, "where the target's file does not tell", choices=BACKENDS),
+    Option("device", ANY, "where the arguments lie, as cuda or cuda:1; for PyTorch (cpu)"),
     Option("wrt", ANY, "a leaf to check: name, glob or number; may be given more than once",
            kinds=(str, int), metavar="NAME", is_list=True),
     Option("order", CHECK, "2: the second derivative as well (1)", kinds=(int,), default=1,

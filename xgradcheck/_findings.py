@@ -10,7 +10,7 @@ from xgradcheck._adapters import Problem
 from xgradcheck._generic import DIAGONAL, NORM, SUM, SYMMETRIC, NearBy
 from xgradcheck._judge import Judged
 from xgradcheck._kinds import Kind, Kinds
-from xgradcheck._layout import BITS, DOUBLE, Leaf, Mask, Vector
+from xgradcheck._layout import BITS, DOUBLE, Leaf, Mask, Operands, Vector
 from xgradcheck._localise import Node
 from xgradcheck._measured import Measured, Told
 from xgradcheck._places import place_of
@@ -248,6 +248,8 @@ def _few(names: list[str]) -> str:
 
 
 def precision(bits: int) -> str:
+    if isinstance(bits, Operands):
+        return bits.name
     return next((name for name, length in BITS.items() if length == bits), "float64")
 
 

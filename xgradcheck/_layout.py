@@ -4,6 +4,7 @@ import functools
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from enum import IntEnum
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,14 @@ Mask = npt.NDArray[np.bool_]
 DOUBLE = 53
 BITS = {"bfloat16": 8, "float16": 11, "float32": 24}
 """Significant bits of the formats below float64."""
+
+
+class Operands(IntEnum):
+    """Significant bits of formats that no dtype has: products in float32 round to them what they
+    multiply.
+    """
+
+    TF32 = 11
 
 
 COMPLEX = {"complex64": 24, "complex128": DOUBLE}

@@ -69,7 +69,7 @@ def other_dtypes(case: Case, adapter: Any, shapes: Any) -> Iterator[Variant]:
             yield f"in {name}", args, nullcontext()
     if hasattr(adapter, "autocast"):
         args = cast_to(case, adapter, "float32") if highest == DOUBLE else case.args
-        yield "under autocast", args, adapter.autocast()
+        yield "under autocast", args, adapter.autocast(args)
 
 
 def kinds_of(case: Case) -> dict[Path, str]:

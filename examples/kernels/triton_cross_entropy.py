@@ -1,7 +1,7 @@
 """Softmax cross-entropy in Triton, the mean over the rows; and one that forgets that it is a mean.
 
 On a machine without CUDA the kernels run in Triton's interpreter, which cuts numbers off where it
-makes them bfloat16; a GPU rounds them.
+makes them bfloat16; a GPU rounds them. There the arguments have to lie on it: --device cuda.
 
     xgradcheck check examples/kernels/triton_cross_entropy.py:cross_entropy \\
         'f32[6,70]' 'i64[6]<70' --reference examples/kernels/triton_cross_entropy.py:plain

@@ -1,7 +1,7 @@
 """Layer norm in Triton, its backward written by hand; and one that forgets the last block.
 
 On a machine without CUDA the kernels run in Triton's interpreter, which cuts numbers off where it
-makes them bfloat16; a GPU rounds them.
+makes them bfloat16; a GPU rounds them. There the arguments have to lie on it: --device cuda.
 
     xgradcheck check examples/kernels/triton_layer_norm.py:layer_norm \\
         'f32[6,70]' 'f32[70]' 'f32[70]' --reference examples/kernels/triton_layer_norm.py:plain

@@ -35,7 +35,7 @@ from xgradcheck._selection import argument_nodes
 from xgradcheck._tree import Path, flatten, replaced
 
 from .torch_batches import FEWEST, Rows, points_at_once, together
-from .torch_exchanged import eager, exchanged, mapped
+from .torch_exchanged import eager, exchanged, looked_up, mapped
 from .torch_forms import forms
 from .torch_leaves import (
     CONVERT,
@@ -221,6 +221,7 @@ class TorchProblem:
         works |= {n.path: own[id(n.value)] for n in binding.nodes if id(n.value) in own}
         self._args, self._kwargs = case.arguments(works)
         refuse_shared(self._slots)
+        self._called = replace(case, fn=looked_up(case.fn))
         self._found = reachable(case.fn, case.args, case.kwargs, case.wrt, case.loss, case.grads)
         self._modules = named_modules(self._found)
         refuse_quantised(self._modules)
@@ -378,7 +379,7 @@ class TorchProblem:
         # Whoever calls again may write to what a graph has kept.
         self._learned = None
         with self._scope():
-            return self._case.output(self._args, self._kwargs)
+            return self._called.output(self._args, self._kwargs)
 
     def _learn_outputs(self) -> None:
         """One forward pass as the backward will see it: which outputs there are, and which carry a

@@ -10,6 +10,7 @@ from torch.autograd.function import _SingleLevelFunction
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
+IS_BUILT_IN = not hasattr(vars(torch.autograd.Function)["apply"], "__func__")
 Apply = Callable[[Callable[..., Any], Any, Any, Any], Any]
 
 
@@ -61,9 +62,10 @@ def functions_applied(apply: Apply) -> Iterator[None]:
     """Custom Functions called through ``apply(usual, cls, args, kwargs)``.
 
     Modes do not see ``Function.apply``: it is called on its base class, where the classes of users
-    find this one, also by a method that was bound long before.
+    find this one, also by a method that was bound long before. Since PyTorch 2.14 it is no method
+    of Python's, and only found by who looks it up: see ``looked_up``.
     """
-    base: Any = _SingleLevelFunction
+    base: Any = torch.autograd.Function if IS_BUILT_IN else _SingleLevelFunction
     found = vars(base).get("apply")
 
     def applied(cls: Any, *args: Any, **kwargs: Any) -> Any:
@@ -78,6 +80,15 @@ def functions_applied(apply: Apply) -> Iterator[None]:
             del base.apply
         else:
             base.apply = found
+
+
+def looked_up(fn: Any) -> Any:
+    """The function; what is ``apply`` of a custom Function is looked up when it is called."""
+    cls: Any = getattr(fn, "__self__", None)
+    is_bound = isinstance(cls, type) and issubclass(cls, torch.autograd.Function)
+    if not (IS_BUILT_IN and is_bound and fn.__name__ == "apply"):
+        return fn
+    return lambda *args, **kwargs: cls.apply(*args, **kwargs)
 
 
 def eager() -> AbstractContextManager[None]:

@@ -183,19 +183,25 @@ def raised(tensors: Iterable[torch.Tensor]) -> Iterator[Raising]:
 def _functions_wrapped(mode: Raising) -> Iterator[None]:
     """Custom Functions given what is raised, and their backward passes run under the mode."""
     backward: Any = BackwardCFunction
-    found = backward.apply
+    names = [name for name in ("apply", "apply_boxed") if hasattr(backward, name)]
+    found = {name: getattr(backward, name) for name in names}
 
     def apply(usual: Callable[..., Any], cls: Any, args: Any, kwargs: Any) -> Any:
         args, kwargs = mapped(mode.wide, (args, kwargs))
         return mapped(mode.wide, usual(*args, **kwargs))
 
-    def pull_back(self: Any, *args: Any) -> Any:
-        with mode:
-            return found(self, *args)
+    def pulling_back(usual: Callable[..., Any]) -> Callable[..., Any]:
+        def pull_back(self: Any, *args: Any) -> Any:
+            with mode:
+                return usual(self, *args)
 
-    backward.apply = pull_back
+        return pull_back
+
+    for name, usual in found.items():
+        setattr(backward, name, pulling_back(usual))
     try:
         with functions_applied(apply):
             yield
     finally:
-        backward.apply = found
+        for name, usual in found.items():
+            setattr(backward, name, usual)

@@ -12,9 +12,9 @@ from fingerprint import fingerprint
 from torch import nn
 from torch.autograd.function import _SingleLevelFunction
 from torch.nn import functional as F
+from xgradcheck.backends.torch_exchanged import IS_BUILT_IN
 
 from xgradcheck import GradientMismatch, Verdict, check
-from xgradcheck.backends.torch_exchanged import IS_BUILT_IN
 
 F64 = torch.float64
 

@@ -1207,3 +1207,11 @@ def test_only_torch_is_told_of_a_device(run):
     words = "by_hand.py:seen", "f64[2]", "f64[2]", "--grads", "by_hand.py:seen_gradient"
     status, _, err = run(*words, "--device", "cuda")
     assert status == 2 and "--device is for PyTorch: arrays of NumPy lie on the CPU" in err
+
+
+@pytest.mark.parametrize("option", ["--markdown", "--junit", "--html"])
+def test_standard_output_takes_the_json_alone(option, run, folder):
+    status, _, err = run("in_torch.py:square", "f64[3]", option, "-")
+    assert status == 2 and f"{option} writes a file: give a path in the place of -." in err
+    assert not (folder / "-").exists()
+    assert run("in_torch.py:square", "f64[3]", "--json", "-")[0] == 0

@@ -138,7 +138,7 @@ def _run(options: argparse.Namespace) -> int:
     for option in of_verb(options.verb):
         if option.name in given:
             option.refuse_too_small(given[option.name])
-    refuse_unwritable([given.get(name) for name in FILES])
+    refuse_unwritable({name: given.get(name) for name in FILES})
     if options.verb == "bench":
         from xgradcheck._cli_bench import run_bench
 

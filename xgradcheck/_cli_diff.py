@@ -22,7 +22,7 @@ def run_diff(options: argparse.Namespace) -> int:
     """Compare two files; the exit status."""
     if not options.factor > 1:
         raise InvalidCase(f"--factor {options.factor} is no factor: give a number above 1.")
-    refuse_unwritable([options.json, options.markdown])
+    refuse_unwritable({"json": options.json, "markdown": options.markdown})
     found = difference(Path(options.before), Path(options.after), options.factor)
     written = as_json(found.to_dict())
     path = ""

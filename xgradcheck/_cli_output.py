@@ -1,7 +1,7 @@
 """What the command prints and writes of what became of its cases."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +22,16 @@ NAMES = 38
 """How wide names may make their column."""
 
 
-def refuse_unwritable(paths: Sequence[str | None]) -> None:
-    """Raise before anything is run for a file that could not be written afterwards."""
-    for path in paths:
-        if path is not None and path != "-" and not Path(path).resolve().parent.is_dir():
+def refuse_unwritable(paths: Mapping[str, str | None]) -> None:
+    """Raise before anything is run for a file that could not be written afterwards; the paths are
+    those of options. Standard output takes the JSON, and nothing else.
+    """
+    for name, path in paths.items():
+        if path == "-":
+            if name == "json":
+                continue
+            raise InvalidCase(f"--{name} writes a file: give a path in the place of -.")
+        if path is not None and not Path(path).resolve().parent.is_dir():
             raise InvalidCase(
                 f"the report cannot be written to {path}: there is no folder {Path(path).parent}."
             )

@@ -234,7 +234,7 @@ MAY_IMPORT = {
     "_truth": NUMBERS | {"_phi", "_progress"},
     "_second_look": NUMBERS | {"_complex", "_meetings", "_phi", "_ties", "_truth"},
     "_sweep": NUMBERS | {"_phi", "_second_look", "_truth"},
-    "_as_run": NUMBERS | {"_adapters", "_phi"},
+    "_as_run": NUMBERS | {"_adapters", "_phi", "_precision"},
     "_measured": NUMBERS | {"_adapters", "_as_run", "_constraints", "_generic", "_truth"},
     "_rows": NUMBERS
     | {"_as_run", "_constraints", "_errors", "_generic", "_measured"}

@@ -493,3 +493,29 @@ def test_a_function_may_put_other_memory_under_its_tensors(dtype, method, monkey
     monkeypatch.setattr(Scale, "factor", 1.5)
     report = check(fn, *args, raise_exception=False)
     assert [str(leaf.verdict) for leaf in report.leaves.values()] == ["FAIL", "PASS"]
+
+
+@pytest.mark.parametrize("size", [30, 1800])
+@pytest.mark.parametrize(
+    ("low", "verdict"), [(torch.float32, "PASS"), (torch.float16, "FAIL"), (torch.bfloat16, "FAIL")]
+)
+def test_a_backward_that_stores_what_it_returns_in_16_bits_is_seen(size, low, verdict):
+    class Tanh(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            ctx.save_for_backward(x.tanh())
+            return x.tanh()
+
+        @staticmethod
+        def backward(ctx, u):
+            (y,) = ctx.saved_tensors
+            return (u * (1 - y * y)).to(low).to(u.dtype)
+
+    x = torch.randn(size, generator=torch.Generator().manual_seed(0))
+    report = check(Tanh.apply, x, raise_exception=False)
+    assert report.verdict == verdict, str(report)
+    wide, own = report.leaves["args[0]"].rows
+    assert wide.verdict == "PASS" and own.judged == "float32 as run"
+    if verdict == "FAIL":
+        told = {torch.float16: "TF32 or float16", torch.bfloat16: "bfloat16"}[low]
+        assert f"consistent with rounding to {told}" in str(report.findings)

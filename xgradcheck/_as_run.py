@@ -16,6 +16,7 @@ from xgradcheck._differences import rms
 from xgradcheck._judge import distance
 from xgradcheck._layout import BITS, Layout, Leaf, Positions, Vector, bits_of, to_bits
 from xgradcheck._phi import Phi
+from xgradcheck._precision import went_through
 
 Outputs = tuple[Vector, Sequence[Any]]
 
@@ -137,8 +138,10 @@ def near(phi: Phi, seed: int, places: Positions | None = None) -> Near:
     return Near(seed, places, found)
 
 
-def errors_near_by(phi: Phi, own: Vector, wide: Vector, found: Near) -> Errors:
-    """What a gradient below float64 is off by, here and at points near by."""
+def errors_near_by(phi: Phi, own: Vector, wide: Vector, found: Near, bits: int) -> Errors:
+    """What a gradient of so many ``bits`` is off by, here and at points near by; nothing in a leaf
+    whose gradient went through a shorter format: that is no rounding of its own arithmetic.
+    """
     some = slice(None) if found.places is None else found.places
     errors = [own[some] - wide[some]]
     exact = [wide[some]]
@@ -146,7 +149,12 @@ def errors_near_by(phi: Phi, own: Vector, wide: Vector, found: Near) -> Errors:
         if (there := gradient_at(phi, _near_by(phi, found.seed, turn))) is not None:
             errors.append(gradient - there[some])
             exact.append(there[some])
-    return Errors(np.array(errors), np.array(exact))
+    off = np.array(errors)
+    for leaf in phi.problem.layout:
+        if went_through(own[leaf.part], wide[leaf.part], bits):
+            places = np.arange(own.size) if found.places is None else found.places
+            off[:, (places >= leaf.start) & (places < leaf.start + leaf.size)] = 0.0
+    return Errors(off, np.array(exact))
 
 
 def _near_by(phi: Phi, seed: int, turn: int) -> Vector:

@@ -64,6 +64,33 @@ def _is_random(truth: Vector, error: Vector) -> bool:
     return bool(changes > MIXED and abs(np.mean(error)) < STEADY * rms(error))
 
 
+def went_through(found: Vector, truth: Vector, bits: int) -> str:
+    """The format, shorter than ``bits``, that a wrong gradient has been stored in on its way: an
+    error of that size, and no number with more digits. Numbers counted in one unit, as what a
+    saturated unit leaves, have few digits as well, and are no such gradient.
+
+    >>> rng = np.random.default_rng(0)
+    >>> truth = rng.normal(size=1000)
+    >>> went_through(np.round(truth * 2.0**20) / 2.0**20, truth, 24)
+    ''
+    >>> short = np.ldexp(np.round(np.frexp(truth)[0] * 2**8), np.frexp(truth)[1] - 8)
+    >>> went_through(short, truth, 24)
+    'bfloat16'
+    """
+    name = looks_like(found, truth, bits)
+    if not name or name not in FORMATS:
+        return ""
+    short = FORMATS[name][0]
+    significands, exponents = np.frexp(found[found != 0])
+    digits = np.ldexp(significands, short)
+    if not (digits == np.round(digits)).all():
+        return ""
+    whole = digits.astype(np.int64)
+    lowest = np.frexp(np.abs(whole & -whole).astype(float))[1] - 1 + exponents - short
+    # The largest in units of the least digit of all has more digits than the format.
+    return name if np.max(exponents) - np.min(lowest) > short + 1 else ""
+
+
 def said_of(name: str) -> str:
     """What to say of an error that looks like this format."""
     return f"an error of that size in nearly every element is consistent with rounding to {name}"

@@ -451,7 +451,7 @@ def _looked(
         if run.bits is not None:
             assert run.near is not None
             gradients = run.backward.gradient, runs[0].backward.gradient
-            errors = errors_near_by(phi, *gradients, run.near)
+            errors = errors_near_by(phi, *gradients, run.near, run.bits)
             errors = errors if run.near.places is not None else errors.of(places)
         rows.append(judged_beside(part, wide, own, asked, errors))
     phi.evaluations += part.evaluations

@@ -192,7 +192,7 @@ def judged_beside(
     if own.bits is not None:
         if errors is None:
             assert own.near is not None
-            errors = errors_near_by(phi, gradient, wide.backward.gradient, own.near)
+            errors = errors_near_by(phi, gradient, wide.backward.gradient, own.near, bits)
         lost = rounding(errors.beside_factors(), layout)
         lost[truth.kinds == Kind.KINK] = 0.0
         size = float(np.max(np.abs(phi.problem.values()[0] * phi.cotangent)))

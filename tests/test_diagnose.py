@@ -767,3 +767,60 @@ def test_a_factor_of_the_small_elements_is_not_told_of_all():
     report = check(loss, x, grads=lambda x: gradient(x, 0.0), raise_exception=False)
     assert report.verdict == "FAIL"
     assert not [finding.text for finding in report.findings if finding.kind == "factor"]
+
+
+@pytest.mark.parametrize("size", [4, 40])
+def test_what_turns_with_the_cotangent_is_no_term_of_the_leaf(size):
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x / x.norm()
+
+    def without_projection(ctx, u):
+        (x,) = ctx.saved_tensors
+        return u / x.norm()
+
+    def decayed(ctx, u):
+        (x,) = ctx.saved_tensors
+        n = x.norm()
+        return u / n - x * (x @ u) / n**3 + 0.05 * x
+
+    x = torch.randn(size, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    for backward, is_named in ((without_projection, False), (decayed, True)):
+        report = report_on(function(forward, backward), x)
+        assert report.verdict == "FAIL"
+        assert ("L2 term" in {finding.kind for finding in report.findings}) is is_named
+
+
+def test_a_gradient_of_zero_is_not_said_to_ignore_the_cotangent():
+    """As of a divergence from a standard normal where it is one, with a mean forgotten."""
+
+    def forward(ctx, mu, logvar):
+        ctx.save_for_backward(mu, logvar)
+        return 0.5 * (mu**2 + logvar.exp() - 1 - logvar).sum(1).mean()
+
+    def backward(ctx, u):
+        mu, logvar = ctx.saved_tensors
+        return u * mu, u * 0.5 * (logvar.exp() - 1)
+
+    zeros = torch.zeros(4, 3, dtype=torch.float64)
+    report = report_on(function(forward, backward), zeros, zeros.clone())
+    assert report.verdict == "FAIL"
+    assert {finding.kind for finding in report.findings} == {"only right at this point"}
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_one_formula_for_another_is_not_called_rounding(seed):
+    """gelu by tanh, and by erf: their difference is of that size, and goes with x."""
+
+    def by_tanh(u, x):
+        c = np.sqrt(2 / np.pi)
+        t = np.tanh(c * (x + 0.044715 * x**3))
+        return u * (0.5 * (1 + t) + 0.5 * x * (1 - t * t) * c * (1 + 3 * 0.044715 * x * x))
+
+    def gelu(x):
+        return 0.5 * x * (1 + np.vectorize(math.erf)(x / np.sqrt(2)))
+
+    x = np.random.default_rng(seed).normal(size=(4, 5))
+    report = report_on(gelu, x, grads=by_tanh)
+    assert report.verdict == "FAIL"
+    assert "precision" not in {finding.kind for finding in report.findings}

@@ -24,6 +24,7 @@ HIDING = {
     "triangle": np.tril(np.full((4, 4), 1.1) + np.diag(np.arange(4.0))),
     "probabilities": np.array([[0.1, 0.2, 0.7], [0.3, 0.3, 0.4]]),
     "unit vectors": np.array([[0.6, 0.8], [-0.8, 0.6]]),
+    "padded": np.array([[1.1, 2.2, 3.3, 0.4], [5.5, 6.6, 0.0, 0.0], [0.7, 8.8, 9.9, 0.3]]),
 }
 GENERIC = {
     "matrix": np.array([[1.1, 2.2], [3.3, 5.4]]),
@@ -32,6 +33,8 @@ GENERIC = {
     "row": np.array([[1.1, 2.2]]),
     "grid": np.linspace(-2, 2, 12),
     "large": np.array([1e11, 3e11]),
+    "a zero": np.array([1.1, 0.0, 3.3]),
+    "few zeros": np.append(np.linspace(0.1, 2, 20), [0.0, 0.0]),
 }
 
 
@@ -334,3 +337,16 @@ def test_what_is_absorbed_near_by_is_no_mistake():
     labels = (logits > 0).double()
     bce = torch.nn.functional.binary_cross_entropy_with_logits
     assert check(lambda x: bce(x, labels), logits, raise_exception=False).verdict != "FAIL"
+
+
+@pytest.mark.parametrize(("forgotten", "verdict"), [(False, "PASS"), (True, "FAIL")])
+def test_padding_hides_a_mask_that_is_forgotten(forgotten, verdict):
+    mask = np.arange(5) < np.array([[5], [3], [4]])
+    x = np.random.default_rng(0).normal(size=(3, 5)) * mask
+
+    def gradient(x):
+        return 2 * x * (1 if forgotten else mask)
+
+    report = check(lambda x: (x**2 * mask).sum(), x, grads=gradient, raise_exception=False)
+    assert report.verdict == verdict
+    assert any("some of its values are 0" in note for note in report.notes)

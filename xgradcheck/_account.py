@@ -172,7 +172,8 @@ def _mistakes(seen: Seen) -> list[Finding]:
         return [Finding(name, "no gradient", text)]
     gradient, value, measured = seen.gradient, seen.value, seen.measured
     findings = [wrong_gradient(leaf, gradient, value, seen.judged, measured.truth)]
-    if dtype := looks_like(gradient, value, measured.run.bits or DOUBLE, seen.bar):
+    point = measured.work.point[leaf.part]
+    if dtype := looks_like(gradient, value, measured.run.bits or DOUBLE, seen.bar, point):
         findings.append(Finding(name, "precision", f"{name}: {said_of(dtype)}"))
     return findings
 

@@ -22,6 +22,10 @@ from xgradcheck._projected import Projected
 from xgradcheck._projection import Suspect
 from xgradcheck._report import Finding, Leaves, Report
 
+TERMS, TURNED, TURNED_LOW = ("L2 term", "L1 term"), 1e-3, 0.1
+"""Causes that no cotangent has a part in; and how much of what is missing one may change, the
+second below float64.
+"""
 SAME = 1e-12
 """Two gradients that are nearer than that, relative, are the same."""
 FEW = 6
@@ -152,7 +156,25 @@ class _Looked:
                 return Cause("stale", f"{text}{STALE}")
             text = f"{seen.name} does not change with the cotangent: what comes in is not used"
             return Cause("cotangent", text)
+        if found is not None and found.kind in TERMS and self._turns(number, seen):
+            found = None
         return found or self._stale(number, seen) or self._diagonal(seen)
+
+    def _turns(self, number: int, seen: Seen) -> bool:
+        """Whether what is missing is other under another cotangent: a term of the leaf alone is
+        not, and the projection of a norm is.
+        """
+        if self.phi.problem.outputs.size == 1 or self.under_another is None:
+            return False
+        part, some = self.layout.leaves[number].part, _spread(seen.places.size)
+        with self.phi.anew(self.another()) as other:
+            slopes = _slopes(other, part.start + seen.places[some])
+        if slopes is None:
+            return False
+        before = seen.truth[some] - seen.found[some]
+        after = slopes - self.under_another[part][seen.places[some]]
+        most = TURNED if self.phi.problem.bits == DOUBLE else TURNED_LOW
+        return norm(after - before) > most * norm(before)
 
     def _of_the_largest_too(self, seen: Seen) -> Cause | None:
         """The cause that holds for the largest elements as well, which few others say little of."""
@@ -175,7 +197,7 @@ class _Looked:
         part = self.layout.leaves[number].part
         last = [run for run in self.runs if run.mode == REVERSE][-1]
         own = last.backward.gradient[part]
-        return norm(other[part] - own) <= SAME * norm(own)
+        return norm(other[part] - own) <= SAME * norm(own) > 0
 
     def evidence(self, number: int, row: int, known: _Known) -> Evidence:
         """What a leaf was judged by, with the steps that were taken at its worst element."""

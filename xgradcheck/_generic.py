@@ -28,6 +28,8 @@ WIDE = np.array([2.0**-8, 2.0**-10, 2.0**-12])
 SYMMETRIC, DIAGONAL = "it is symmetric", "it is diagonal"
 SUM, NORM = "its rows have sum 1", "its rows have norm 1"
 SWITCHES, OFF = "its values are 0 and 1", "off what they are"
+ZEROS = 1 / 8
+"""The share of zeros in a leaf that tells something: it is padded, or comes of a relu."""
 LARGE = 1_000_000
 """Beyond so many coordinates nothing is told element by element."""
 LOOKED_AT, SAMPLED = 64, 4096
@@ -136,6 +138,8 @@ def _why(values: Vector, bits: int) -> str:
     sample = np.abs(flat[:: max(1, flat.size // SAMPLED)])
     if values.size > 3 and len(np.unique(sample)) <= max(2, sample.size / 3):
         return "many of its values are equal"
+    if np.count_nonzero(sample == 0) >= max(2, ZEROS * sample.size):
+        return "some of its values are 0"
     if rows.shape[1] > 1 and _have_norm_one(rows[:1]) and _have_norm_one(rows):
         return NORM
     return ""

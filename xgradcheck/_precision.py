@@ -18,15 +18,23 @@ SPREAD, PEAK, COHERENT, LARGEST, LEAST = 0.8, 2.0**6, 0.9, 4.0, 4
 largest is, at most; how much of it may be one factor; how many times the most of a format an
 element may be off by; and how many elements tell something.
 """
-MIXED, STEADY = 0.3, 0.5
+MIXED, ENOUGH, STEADY = 0.3, 12, 0.5
 """In float64, where nothing is short as a rule: how often the sign of a random error changes from
-one element to the next larger, and how large its mean may be beside it.
+one element to the next larger, and from one argument to the next, where there are enough of them;
+and how large its mean may be beside it.
 """
 
 
-def looks_like(found: Vector, truth: Vector, bits: int, bar: Vector | float = 0.0) -> str:
+def looks_like(
+    found: Vector,
+    truth: Vector,
+    bits: int,
+    bar: Vector | float = 0.0,
+    point: Vector | None = None,
+) -> str:
     """The format, shorter than ``bits``, whose rounding an error looks like: of that size, in most
-    elements, and no common factor. Empty where it looks like none. What ``bar`` explains is none.
+    elements, and no common factor; nor does it go with the ``point``. Empty where it looks like
+    none. What ``bar`` explains is none.
 
     >>> rng = np.random.default_rng(0)
     >>> truth = rng.normal(size=1000)
@@ -49,7 +57,7 @@ def looks_like(found: Vector, truth: Vector, bits: int, bar: Vector | float = 0.
     touched = float(np.mean(known & (share > 2.0 ** (2 - bits))))
     if along > COHERENT or touched < SPREAD or np.max(share) > PEAK * np.median(share):
         return ""
-    if bits == DOUBLE and not _is_random(truth, error):
+    if bits == DOUBLE and not _is_random(truth, error, point):
         return ""
     for name, (short, least, most) in FORMATS.items():
         if short < bits and least <= relative < most and np.max(share) <= LARGEST * most:
@@ -57,11 +65,24 @@ def looks_like(found: Vector, truth: Vector, bits: int, bar: Vector | float = 0.
     return ""
 
 
-def _is_random(truth: Vector, error: Vector) -> bool:
-    """Whether errors are spread as those of rounding are: those of a formula go with its values."""
-    signs = np.sign(error[np.argsort(truth)])
-    changes = float(np.mean(signs[1:] != signs[:-1]))
-    return bool(changes > MIXED and abs(np.mean(error)) < STEADY * rms(error))
+def _is_random(truth: Vector, error: Vector, point: Vector | None) -> bool:
+    """Whether errors are spread as those of rounding are: those of a formula go with its values, or
+    with what it is given.
+    """
+    if abs(np.mean(error)) >= STEADY * rms(error):
+        return False
+    if _changes(error[np.argsort(truth)]) <= MIXED:
+        return False
+    if point is None or point.size < ENOUGH:
+        return True
+    # A cotangent may have any sign.
+    return _changes((error * np.sign(truth))[np.argsort(point)]) > MIXED
+
+
+def _changes(errors: Vector) -> float:
+    """How often the sign changes from one to the next."""
+    signs = np.sign(errors)
+    return float(np.mean(signs[1:] != signs[:-1]))
 
 
 def went_through(found: Vector, truth: Vector, bits: int) -> str:

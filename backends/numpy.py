@@ -46,6 +46,8 @@ from .world import (
 )
 
 CONVERT = "convert it with .astype(np.float64)"
+CLOSE = 1e-6
+"""How near two gradients are that are the same but for rounding."""
 PROBES = 3
 """How often a leaf is moved to see whether anything depends on it."""
 NAMED = 5
@@ -365,6 +367,7 @@ class NumpyProblem:
             self.outputs, self._cotangent_tree = self._learn_outputs()
             if case.is_closure:
                 self._refuse_unread()
+                self._refuse_drawn_anew()
         # NumPy does not tell what a function computes in between.
         self.bits = min(self.layout.bits, self.outputs.bits)
         self.unit_cotangent = not _handed.takes_cotangent(
@@ -502,6 +505,25 @@ class NumpyProblem:
                     f"nor the {_kind(slot.holder)} that holds it. Pass the very array, dict or "
                     f"object that it reads; a number has to be in one."
                 )
+
+    def _refuse_drawn_anew(self) -> None:
+        """Raise for gradients that the function fills in, where each call draws other random
+        numbers: those handed in belong to an earlier one.
+        """
+        if self._given is None or not self._world.is_drawing:
+            return
+        self._world.reset()
+        self._call()
+        now = self._read(self._case.grads).gradient
+        self._world.reset()
+        if now.size == self._given.gradient.size and not np.allclose(
+            now, self._given.gradient, rtol=CLOSE, atol=0.0, equal_nan=True
+        ):
+            raise InvalidCase(
+                "every call of the function draws random numbers and fills in the gradients of "
+                "its own, and those that were handed in are of an earlier one: hand in a function "
+                "that returns them, such as grads=lambda: net.grads."
+            )
 
     def _moves(self, slot: Slot) -> bool:
         """Whether anything changes with a leaf, by any bit."""

@@ -111,6 +111,11 @@ class World:
         return [name for names in self._moving.values() for name in names]
 
     @property
+    def is_drawing(self) -> bool:
+        """Whether the function is known to draw random numbers."""
+        return any(self.states[number].is_random for number in self._moving)
+
+    @property
     def written(self) -> list[Any]:
         """The tensors and arrays that the function is known to write to."""
         holders = (self.states[number].holder for number in self._moving)

@@ -492,3 +492,33 @@ def test_places_in_a_table_may_lie_near_its_end():
     for table in (np.zeros(6), RNG.normal(size=6)):
         given = table, np.array([0.3, 1.7, 4.6])
         assert check(between, *given, wrt=(0, 1), grads=gradients).verdict == "PASS"
+
+
+class DropsOut:
+    """Keeps the gradient of each call, for the mask of that call."""
+
+    def __init__(self, draws):
+        self.draws, self.rng = draws, np.random.default_rng(0)
+        self.params, self.grads = {"w": np.array([1.0, -2.0, 0.5, 2.0])}, {}
+
+    def loss(self, x):
+        shape = x.shape if self.draws == "each time" else (1, *x.shape[1:])
+        kept = x * (2 * (self.rng.uniform(size=shape) < 0.5) if self.draws != "nothing" else 1)
+        error = kept @ self.params["w"] - 1
+        self.grads["w"] = 2 * kept.T @ error
+        return error @ error
+
+
+@pytest.mark.parametrize("draws", ["nothing", "each time", "for all rows"])
+def test_gradients_of_another_draw_are_refused(draws):
+    x = np.random.default_rng(1).normal(size=(8, 4))
+    net = DropsOut(draws)
+    net.loss(x)
+    if draws == "nothing":
+        assert check(lambda: net.loss(x), wrt=net.params, grads=net.grads)
+    else:
+        with pytest.raises(InvalidCase, match=r"draws random numbers .* grads=lambda: net.grads"):
+            check(lambda: net.loss(x), wrt=net.params, grads=net.grads)
+    state = net.rng.bit_generator.state
+    assert check(lambda: net.loss(x), wrt=net.params, grads=lambda: net.grads)
+    assert net.rng.bit_generator.state == state

@@ -350,3 +350,33 @@ def test_padding_hides_a_mask_that_is_forgotten(forgotten, verdict):
     report = check(lambda x: (x**2 * mask).sum(), x, grads=gradient, raise_exception=False)
     assert report.verdict == verdict
     assert any("some of its values are 0" in note for note in report.notes)
+
+
+class Ranked(torch.autograd.Function):
+    """The three largest, or the one of a rank; a gradient that takes another, where all are equal."""
+
+    is_wrong = False
+
+    @staticmethod
+    def forward(ctx, x, count):
+        values, ctx.index = x.topk(count, 1)
+        ctx.shape = x.shape
+        return values
+
+    @staticmethod
+    def backward(ctx, u):
+        index = torch.arange(u.shape[1]).expand(len(u), -1) if Ranked.is_wrong else ctx.index
+        return torch.zeros(ctx.shape, dtype=u.dtype).scatter(1, index, u), None
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_where_kinks_meet_another_point_tells(count, monkeypatch):
+    x = torch.zeros(4, 9, dtype=torch.float64)
+    assert check(Ranked.apply, x, count, raise_exception=False).verdict != "FAIL"
+    monkeypatch.setattr(Ranked, "is_wrong", True)
+    report = check(Ranked.apply, x, count, raise_exception=False)
+    assert report.verdict == "FAIL"
+    assert {finding.kind for finding in report.findings} <= {
+        "wrong near by",
+        "only right at this point",
+    }

@@ -7,6 +7,7 @@ import numpy as np
 from xgradcheck._adapters import Problem
 from xgradcheck._differences import norm, rms
 from xgradcheck._findings import (
+    MEETING,
     indices,
     notes_on_points,
     only_here,
@@ -148,6 +149,11 @@ def _decided(seen: Seen, point: Vector, eps: Vector | None) -> Decision:
         return _passed(seen)
     if judged.verdict is Verdict.INCONCLUSIVE:
         doubt = unsure(leaf, seen.measured, judged, seen.allowed, eps)
+        near_by = seen.measured.near_by
+        mistake = (near_by.mistakes or {}).get(seen.number)
+        # Where kinks meet, the point tells nothing, and another one does.
+        if mistake is not None and doubt.kind == MEETING and seen.number not in near_by.kept:
+            return Verdict.FAIL, [only_here(leaf, seen.number, mistake, near_by, True)], []
         return Verdict.INCONCLUSIVE, [doubt], []
     if _is_right_symmetrised(leaf, point, seen.measured):
         text = (

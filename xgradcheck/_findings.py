@@ -28,11 +28,12 @@ RAISED = 1024.0
 ROUNDING = 1e-10
 """What the order of a sum can change, relative; more is no rounding."""
 
+MEETING = "kinks meet"
 NO_DERIVATIVE = {
     Kind.JUMP: ("jump", "the function jumps here, it has no derivative"),
     Kind.STEEP: ("infinite slope", "the slope is infinite here, no difference can converge"),
     Kind.MEETING: (
-        "kinks meet",
+        MEETING,
         "several kinks meet here, and no slope along one coordinate tells which gradient is right:",
     ),
 }
@@ -162,7 +163,9 @@ def unsure(
     return Finding(leaf.name, "noise", text, where)
 
 
-def only_here(leaf: Leaf, number: int, mistake: Mistake, near_by: NearBy) -> Finding:
+def only_here(
+    leaf: Leaf, number: int, mistake: Mistake, near_by: NearBy, is_open: bool = False
+) -> Finding:
     seen = (
         f"along a random direction backward gives {mistake.analytic:.6g}, differences give "
         f"{mistake.truth:.6g} ± {mistake.bar:.1g}"
@@ -175,10 +178,12 @@ def only_here(leaf: Leaf, number: int, mistake: Mistake, near_by: NearBy) -> Fin
             f"for such arguments alone, give {say}"
         )
         return Finding(leaf.name, "only on its constraint", text)
-    text = f"{leaf.name}: right at this point, which hides mistakes, and wrong near by: {seen}"
+    here = "open at this point, where kinks meet" if is_open else "right at this point"
+    text = f"{leaf.name}: {here}, which hides mistakes, and wrong near by: {seen}"
     if {SYMMETRIC, DIAGONAL} & set(near_by.why.values()):
         text += "; if it is meant for symmetric matrices alone, say constraint='symmetric'"
-    return Finding(leaf.name, "only right at this point", text)
+    kind = "wrong near by" if is_open else "only right at this point"
+    return Finding(leaf.name, kind, text)
 
 
 def along_directions(leaf: Leaf, mistake: Mistake) -> Finding:

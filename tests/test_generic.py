@@ -353,7 +353,7 @@ def test_padding_hides_a_mask_that_is_forgotten(forgotten, verdict):
 
 
 class Ranked(torch.autograd.Function):
-    """The three largest, or the one of a rank; a gradient that takes another, where all are equal."""
+    """The largest of each row; a gradient that takes others of them, where all are equal."""
 
     is_wrong = False
 

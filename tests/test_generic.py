@@ -17,6 +17,7 @@ HIDING = {
     "symmetric": np.array([[1.0, 2.0], [2.0, 5.0]]),
     "equal rows": np.array([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0], [1.0, 2.0, 3.0]]),
     "one": np.array(1.0),
+    "symmetric to float32": np.float32([[1.1, 0.3], [0.3 * (1 + 2.0**-23), 5.4]]).astype(float),
     "identity": np.eye(3),
     "whole": np.array([1.0, 2.0, 3.0]),
     "mask": np.array([0.0, 1.0, 1.0, 0.0]) * 0.3,

@@ -155,6 +155,8 @@ def is_symmetric(values: Vector, bits: int) -> bool:
     """
     if not _is_square(values):
         return False
+    if all(np.array_equal(part, part.astype(np.float32)) for part in (values[..., 0, :], values)):
+        bits = min(bits, BITS["float32"])  # it may be a product of that
     turned, unit = values.swapaxes(-1, -2), MIRRORED * 2.0**-bits
     # What is none is seen by its first row, as a rule.
     for part, other in ((values[..., 0, :], turned[..., 0, :]), (values, turned)):

@@ -48,7 +48,14 @@ from .torch_leaves import (
     refuse_shared,
 )
 from .torch_moves import LEAST, MERGED, Stretch, Stretches, is_plain_double, writer
-from .torch_precision import autocast_on, bits_of_products, matmul_precision, switches
+from .torch_precision import (
+    autocast_on,
+    bits_of_autocast,
+    bits_of_products,
+    matmul_precision,
+    shortest,
+    switches,
+)
 from .torch_probes import probes as probes
 from .torch_raising import Draws, raised
 from .torch_tensors import (
@@ -59,7 +66,6 @@ from .torch_tensors import (
     paired,
     put_numbers,
     read_into,
-    shortest,
     told_by_graph,
 )
 from .torch_tensors import (
@@ -409,6 +415,9 @@ class TorchProblem:
         # Raised functions draw in the dtype that they would draw in.
         is_low = self._scope is nullcontext and min(self.layout.bits, self.outputs.bits) < DOUBLE
         hides = is_low and has_custom(outs)
+        if is_low:
+            # The backward pass runs under it as well, also of what forward leaves alone.
+            bits = min(bits, bits_of_autocast(self._all_devices))
         if hides:
             bits = min(bits, self._computed_bits())
         self.bits = min(self.outputs.bits, bits)

@@ -1,5 +1,6 @@
 """What PyTorch rounds the operands of products in float32 to, where it was told that it may."""
 
+import math
 import re
 from collections.abc import Iterable
 from typing import Any
@@ -34,6 +35,12 @@ def switches() -> dict[str, str]:
     return {kind: "tf32" if is_allowed else "ieee" for kind, is_allowed in allowed.items()}
 
 
+def shortest(dtypes: Iterable[torch.dtype]) -> int:
+    """The shortest significand among these, in bits."""
+    kinds = [dtype for dtype in dtypes if dtype.is_floating_point or dtype.is_complex]
+    return min((1 - round(math.log2(torch.finfo(kind).eps)) for kind in kinds), default=DOUBLE)
+
+
 def matmul_precision() -> str:
     """What torch was told of products of matrices, in the words that it was told in."""
     try:
@@ -46,6 +53,13 @@ def autocast_on(tensors: Iterable[Any]) -> torch.autocast:
     """Autocast to bfloat16 on the device of the first tensor."""
     found = (tensor.device.type for tensor in tensors if isinstance(tensor, torch.Tensor))
     return torch.autocast(next(found, "cpu"), torch.bfloat16)
+
+
+def bits_of_autocast(devices: Iterable[torch.device]) -> int:
+    """The significand that autocast, where it is on, computes with on one of these devices."""
+    kinds = {device.type for device in devices}
+    on = [torch.get_autocast_dtype(kind) for kind in kinds if torch.is_autocast_enabled(kind)]
+    return shortest(on)
 
 
 def bits_of_products(names: Iterable[str], devices: Iterable[torch.device]) -> int:

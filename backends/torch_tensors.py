@@ -2,7 +2,6 @@
 and put back.
 """
 
-import math
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
@@ -11,9 +10,9 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from xgradcheck._layout import DOUBLE, Leaf, Vector
+from xgradcheck._layout import Leaf, Vector
 
-from .torch_precision import bits_of_products
+from .torch_precision import bits_of_products, shortest
 
 PIECE = 1 << 18
 """How many numbers below float64 are computed at a time."""
@@ -64,12 +63,6 @@ def told_by_graph(
     alone = {key: found.pop() for key, found in rows.items() if len(found) == 1}
     bits = min(shortest(dtypes), bits_of_products(single, devices))
     return bits, {key: row for key, row in alone.items() if 0 <= row < 1 << 62}
-
-
-def shortest(dtypes: Iterable[torch.dtype]) -> int:
-    """The shortest significand among these, in bits."""
-    kinds = [dtype for dtype in dtypes if dtype.is_floating_point or dtype.is_complex]
-    return min((1 - round(math.log2(torch.finfo(kind).eps)) for kind in kinds), default=DOUBLE)
 
 
 class Watching(TorchDispatchMode):  # type: ignore[no-untyped-call]

@@ -255,6 +255,7 @@ OPTIONS = {
     "memory": ("10", ["error", "may hold 10 bytes"]),
     "order": ("1", ["verdict", "FAIL"]),
     "mode": ('["reverse"]', ["verdict", "FAIL"]),
+    "device": ('"cpu"', ["error", "--device is for PyTorch"]),
     "backend": ('"numpy"', ["verdict", "FAIL"]),
     "reference": ('"ops.py:gone"', ["error", "gone"]),
     "dtype": ('"float32"', ["error", "reference="]),

@@ -212,3 +212,13 @@ def test_a_gpu_without_tf32_is_as_good_as_a_processor(monkeypatch: pytest.Monkey
     for card, name in ((Old, "cpu"), (New, "gpu")):
         monkeypatch.setattr(jax, "devices", lambda *_, card=card: [card()])
         assert jax_programs._platform() == name
+
+
+def test_what_runs_under_autocast_is_judged_in_its_precision() -> None:
+    """An inverse is computed in float32 there, and the products of its backward pass are not."""
+    matrix = drawn((4, 4))[0] + 4 * torch.eye(4)
+    with torch.autocast("cpu", torch.bfloat16):
+        report = judged(torch.linalg.inv, matrix)
+        wrong = judged(lambda x: by_cores(1.5)(torch.eye(4), torch.linalg.inv(x)), matrix)
+    assert report.verdict is Verdict.PASS and report.precision == "bfloat16"
+    assert wrong.verdict is Verdict.FAIL

@@ -684,3 +684,14 @@ def test_a_leaf_that_was_judged_twice_has_two_rows() -> None:
         ("float32", True),
     ]
     assert "(float32)" in lines[0] + lines[1]
+
+
+def test_an_exception_of_many_lines_is_told_in_one() -> None:
+    def fn(x: np.ndarray) -> np.ndarray:
+        if (x < 1).any():
+            raise ValueError("too small\n" + 40 * "and more of that\n")
+        return x**2
+
+    report = check(fn, np.ones(3), grads=lambda u, x: 2 * u * x)
+    (note,) = [note for note in report.notes if "raised" in note]
+    assert "ValueError: too small at" in note and "more" not in note

@@ -9,6 +9,7 @@ import numpy as np
 from xgradcheck._account import account, leaf_entry, together
 from xgradcheck._adapters import Problem
 from xgradcheck._budget import Budget
+from xgradcheck._errors import short
 from xgradcheck._findings import (
     forward_mismatch,
     grows,
@@ -112,8 +113,8 @@ def concluded(
     notes += notes_on_near_by(problem, told.near_by)
     if told.refusal is not None:
         notes.append(
-            f"the function raised {told.refusal!r} at {told.refusals} of the points beside this "
-            f"one, which was taken for the edge of its domain"
+            f"the function raised {_said(told.refusal)} at {told.refusals} of the points beside "
+            f"this one, which was taken for the edge of its domain"
         )
     if told.bits < DOUBLE and not told.unraised:
         findings.append(low_precision(told.bits, told.rtol))
@@ -140,6 +141,14 @@ def concluded(
     )
 
 
+def _said(error: Exception) -> str:
+    """An exception as Python writes it, unless that is long."""
+    text = repr(error)
+    return text if len(text) <= SAID else short(error)
+
+
+SAID = 160
+"""How many letters of an exception are shown."""
 SECOND = " (order 2)"
 
 

@@ -217,8 +217,9 @@ def test_a_gpu_without_tf32_is_as_good_as_a_processor(monkeypatch: pytest.Monkey
 def test_what_runs_under_autocast_is_judged_in_its_precision() -> None:
     """An inverse is computed in float32 there, and the products of its backward pass are not."""
     matrix = drawn((4, 4))[0] + 4 * torch.eye(4)
+    halved = function(lambda ctx, x: x.clone(), lambda ctx, grad: grad / 2, "Halved")
     with torch.autocast("cpu", torch.bfloat16):
         report = judged(torch.linalg.inv, matrix)
-        wrong = judged(lambda x: by_cores(1.5)(torch.eye(4), torch.linalg.inv(x)), matrix)
+        wrong = judged(lambda x: torch.linalg.inv(halved(x)), matrix)
     assert report.verdict is Verdict.PASS and report.precision == "bfloat16"
     assert wrong.verdict is Verdict.FAIL

@@ -381,3 +381,53 @@ def test_where_kinks_meet_another_point_tells(count, monkeypatch):
         "wrong near by",
         "only right at this point",
     }
+
+
+def symmetric_solve(factor):
+    """A solver for symmetric matrices: its backward pass transposes nothing."""
+
+    class Solve(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, a, b):
+            x = torch.linalg.solve(a, b)
+            ctx.save_for_backward(a, x)
+            return x
+
+        @staticmethod
+        def backward(ctx, u):
+            a, x = ctx.saved_tensors
+            y = torch.linalg.solve(a, u)
+            of_a = -y @ x.T
+            return (of_a + of_a.T) / 2, factor * y
+
+    return Solve.apply
+
+
+@pytest.mark.parametrize("factor", [1.0, 0.5])
+def test_what_is_meant_for_symmetric_matrices_is_left_open_in_all_leaves(factor):
+    generator = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(4, n, dtype=torch.float64, generator=generator) for n in (4, 2))
+    a = a @ a.T + 4 * torch.eye(4)
+    report = check(symmetric_solve(factor), a, b, raise_exception=False)
+    verdicts = [str(leaf.verdict) for leaf in report.leaves.values()]
+    assert verdicts == ["INCONCLUSIVE", "INCONCLUSIVE" if factor == 1 else "FAIL"]
+    assert str(report).count("constraint='symmetric'") >= 1
+    kept = check(symmetric_solve(factor), a, b, constraint="symmetric", raise_exception=False)
+    assert [str(leaf.verdict) for leaf in kept.leaves.values()] == [
+        "PASS",
+        "PASS" if factor == 1 else "FAIL",
+    ]
+
+
+def test_a_symmetric_weight_hides_a_transpose_in_another_leaf():
+    w = np.array([[1.1, 0.4, 0.2], [0.4, 2.3, 0.7], [0.2, 0.7, 3.1]])
+    x = np.random.default_rng(0).normal(size=(4, 3))
+    report = check(
+        lambda x, w: x @ w,
+        x,
+        w,
+        wrt=[0, 1],
+        grads=lambda u, x, w: (u @ w, x.T @ u),
+        raise_exception=False,
+    )
+    assert [str(leaf.verdict) for leaf in report.leaves.values()] == ["FAIL", "PASS"]

@@ -170,6 +170,12 @@ def only_here(
         f"along a random direction backward gives {mistake.analytic:.6g}, differences give "
         f"{mistake.truth:.6g} ± {mistake.bar:.1g}"
     )
+    if number in near_by.kept and near_by.why.get(number) not in (SUM, NORM):
+        text = (
+            f"{leaf.name}: right where matrices are symmetric, as here, and wrong off that: "
+            f"{seen}; if it is meant for symmetric matrices alone, say constraint='symmetric'"
+        )
+        return Finding(leaf.name, "only on its constraint", text)
     if number in near_by.kept:
         own = near_by.why[number]
         say = "constraint='simplex'" if own == SUM else "a projection as constraint="

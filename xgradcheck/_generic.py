@@ -85,6 +85,7 @@ def look_near_by(
     there, mistakes = known[0], near[1] if near else {}
     own = {n: mistake for n, mistake in beyond[1].items() if n in off} if beyond else {}
     kept = {n for n in own if n not in mistakes and why[n] != SWITCHES}
+    kept |= _right_beside_symmetric(phi, within, mistakes, allowance, seed)
     mistakes = own | mistakes
     if there.is_stale(backward):
         return NearBy(why, {}, can_move, is_stale=True)
@@ -92,6 +93,20 @@ def look_near_by(
     if problem.layout.size <= LARGE:
         below = zero_below(problem.layout, phi.scales()[0], (there.gradient,))
     return NearBy(why, mistakes, can_move, zero_below=below, kept=frozenset(kept))
+
+
+def _right_beside_symmetric(
+    phi: Phi, chosen: dict[int, str], mistakes: dict[int, Mistake], allowance: Tolerance, seed: int
+) -> set[int]:
+    """The leaves that are right as long as matrices stay symmetric whose own gradient is meant for
+    such alone, as that of what a solver for symmetric matrices is multiplied with.
+    """
+    symmetric = {number for number, text in chosen.items() if text == SYMMETRIC}
+    others = mistakes.keys() - symmetric
+    if not others or symmetric.isdisjoint(mistakes):
+        return set()
+    found = _moved(phi, chosen, allowance, seed, is_symmetric_still=True)
+    return set() if found is None else {number for number in others if number not in found[1]}
 
 
 def _degenerate(layout: Layout, point: Vector) -> dict[int, str]:
@@ -205,7 +220,11 @@ def _some_equal(rows: Vector) -> bool:
 
 
 def _moved(
-    phi: Phi, chosen: dict[int, str], allowance: Tolerance, seed: int
+    phi: Phi,
+    chosen: dict[int, str],
+    allowance: Tolerance,
+    seed: int,
+    is_symmetric_still: bool = False,
 ) -> tuple[Backward, dict[int, Mistake]] | None:
     """The gradient and what is wrong with it at the first generic point that lies in the domain."""
     problem = phi.problem
@@ -218,6 +237,9 @@ def _moved(
             point = problem.point.copy()
             for number, leaf, scale, unit in zip(chosen, leaves, scales, signed, strict=True):
                 values, moves = point[leaf.part], far * scale * unit
+                if is_symmetric_still and chosen[number] == SYMMETRIC:
+                    square = moves.reshape(leaf.grid)
+                    moves = np.ravel(square + square.swapaxes(-1, -2)) / 2
                 point[leaf.part] = _beside(values, moves, leaf.grid, chosen[number])
             if phi.is_bound:
                 point = problem.point + phi.tangential(point - problem.point)

@@ -3,6 +3,7 @@ where it is asked for, whatever the global flag says.
 """
 
 import copy
+import logging
 import warnings
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -493,7 +494,7 @@ class JaxProblem:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        with x64() if self._is_wide else nullcontext(), self._world.held():
+        with x64() if self._is_wide else nullcontext(), self._world.held(), _unlogged():
             yield
 
     @property
@@ -1047,3 +1048,18 @@ def _is_output(value: Any) -> bool:
 
 def _kind(value: Any) -> str:
     return str(value.dtype) if hasattr(value, "dtype") else type(value).__name__
+
+
+@contextmanager
+def _unlogged() -> Iterator[None]:
+    """What callbacks raise is not logged as well: at points beside this one it is no news."""
+    logger = logging.getLogger("jax._src.callback")
+
+    def nothing(record: Any) -> bool:
+        return False
+
+    logger.addFilter(nothing)
+    try:
+        yield
+    finally:
+        logger.removeFilter(nothing)

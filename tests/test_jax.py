@@ -251,3 +251,19 @@ def test_a_python_number_is_told_to_be_a_constant_and_checked_by_name():
     for wrt in (1, [0, 1], "t", ["x", "t"]):
         found = check(tempered, x, 0.7, backend="jax", wrt=wrt, raise_exception=False)
         assert found.leaves["t"].verdict == "FAIL"
+
+
+def test_what_a_callback_raises_beside_the_point_is_not_printed(capfd, caplog):
+    def value(x):
+        if (np.asarray(x) < 1).any():
+            raise ValueError("too small")
+        return np.asarray(x) ** 2
+
+    @jax.custom_vjp
+    def squared(x):
+        return jax.pure_callback(value, jax.ShapeDtypeStruct(x.shape, x.dtype), x)
+
+    squared.defvjp(lambda x: (squared(x), x), lambda x, u: (2 * u * x,))
+    report = check(squared, jnp.linspace(1.0, 2.0, 3), raise_exception=False)
+    assert any("too small" in note for note in report.notes), str(report)
+    assert not caplog.records and capfd.readouterr() == ("", "")

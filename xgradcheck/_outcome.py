@@ -1,5 +1,6 @@
 """From what was measured to the report: a verdict for each leaf, and what is said about it."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -142,13 +143,18 @@ def concluded(
 
 
 def _said(error: Exception) -> str:
-    """An exception as Python writes it, unless that is long."""
-    text = repr(error)
-    return text if len(text) <= SAID else short(error)
+    """An exception as Python writes it; of what is long one line, the last that names an exception
+    where a traceback is quoted.
+    """
+    text, quoted = repr(error), QUOTED.findall(str(error))
+    if len(text) <= SAID:
+        return text
+    return quoted[-1][:SAID] if quoted else short(error)
 
 
 SAID = 160
 """How many letters of an exception are shown."""
+QUOTED = re.compile(r"^[\w.]+(?:Error|Exception)\b.*", re.MULTILINE)
 SECOND = " (order 2)"
 
 

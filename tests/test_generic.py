@@ -431,3 +431,24 @@ def test_a_symmetric_weight_hides_a_transpose_in_another_leaf():
         raise_exception=False,
     )
     assert [str(leaf.verdict) for leaf in report.leaves.values()] == ["FAIL", "PASS"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_unit_vectors_with_zeros_are_told_from_what_is_padded(dtype):
+    """Whoever is given such may rely on it: their own gradient is no mistake."""
+
+    class Unit(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, q):
+            ctx.save_for_backward(q)
+            return q / q.norm(dim=1, keepdim=True)
+
+        @staticmethod
+        def backward(ctx, u):
+            (q,) = ctx.saved_tensors  # whose norm is taken to be 1
+            return u - q * (q * u).sum(1, keepdim=True)
+
+    q = torch.randn(6, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    q[:3, 1] = q[3:, 2] = 0
+    q = torch.nn.functional.normalize(q.to(dtype), dim=1)
+    assert check(Unit.apply, q, raise_exception=False).verdict != "FAIL"

@@ -153,10 +153,13 @@ def _why(values: Vector, bits: int) -> str:
     sample = np.abs(flat[:: max(1, flat.size // SAMPLED)])
     if values.size > 3 and len(np.unique(sample)) <= max(2, sample.size / 3):
         return "many of its values are equal"
-    if np.count_nonzero(sample == 0) >= max(2, ZEROS * sample.size):
-        return "some of its values are 0"
     if rows.shape[1] > 1 and _have_norm_one(rows[:1]) and _have_norm_one(rows):
         return NORM
+    # Short formats hold norms less closely.
+    if np.count_nonzero(sample == 0) >= max(2, ZEROS * sample.size) and not _have_norm_one(
+        rows, rows.shape[1] * 2.0**-bits
+    ):
+        return "some of its values are 0"
     return ""
 
 
@@ -202,8 +205,8 @@ def _sum_to_one(rows: Vector, bits: int) -> bool:
     return bool((rows >= 0).all() and (np.abs(rows.sum(1) - 1) < off).all())
 
 
-def _have_norm_one(rows: Vector) -> bool:
-    return bool((np.abs(np.sqrt((rows**2).sum(1)) - 1) < 1e-9).all())
+def _have_norm_one(rows: Vector, off: float = 0.0) -> bool:
+    return bool((np.abs(np.sqrt((rows**2).sum(1)) - 1) < max(1e-9, off)).all())
 
 
 def _some_equal(rows: Vector) -> bool:

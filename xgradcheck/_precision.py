@@ -25,6 +25,10 @@ and how large its mean may be beside it.
 """
 
 
+NEXT = 0.53
+"""Of the unit of its last digit, by how much a rounded number may be off."""
+
+
 def looks_like(
     found: Vector,
     truth: Vector,
@@ -86,9 +90,10 @@ def _changes(errors: Vector) -> float:
 
 
 def went_through(found: Vector, truth: Vector, bits: int) -> str:
-    """The format, shorter than ``bits``, that a wrong gradient has been stored in on its way: an
-    error of that size, and no number with more digits. Numbers counted in one unit, as what a
-    saturated unit leaves, have few digits as well, and are no such gradient.
+    """The format, shorter than ``bits``, that a wrong gradient has been stored in: an error of that
+    size, no number with more digits, and each the one that is next to the truth. Numbers counted in
+    one unit, as what a saturated unit leaves, and differences of larger ones have few digits as
+    well, and are no such gradient.
 
     >>> rng = np.random.default_rng(0)
     >>> truth = rng.normal(size=1000)
@@ -103,8 +108,9 @@ def went_through(found: Vector, truth: Vector, bits: int) -> str:
         return ""
     short = FORMATS[name][0]
     significands, exponents = np.frexp(found[found != 0])
-    digits = np.ldexp(significands, short)
-    if not (digits == np.round(digits)).all():
+    digits, own = np.ldexp(significands, short), np.ldexp(1.0, exponents - short)
+    apart = np.abs(found - truth)[found != 0]
+    if not ((digits == np.round(digits)) & (apart <= NEXT * own)).all():
         return ""
     whole = digits.astype(np.int64)
     lowest = np.frexp(np.abs(whole & -whole).astype(float))[1] - 1 + exponents - short

@@ -46,8 +46,8 @@ from .world import (
 )
 
 CONVERT = "convert it with .astype(np.float64)"
-CLOSE = 1e-6
-"""How near two gradients are that are the same but for rounding."""
+CLOSE = 1e-3
+"""How near two gradients are that are the same but for rounding, relative."""
 PROBES = 3
 """How often a leaf is moved to see whether anything depends on it."""
 NAMED = 5
@@ -514,11 +514,11 @@ class NumpyProblem:
             return
         self._world.reset()
         self._call()
-        now = self._read(self._case.grads).gradient
+        now, given = self._read(self._case.grads).gradient, self._given.gradient
         self._world.reset()
-        if now.size == self._given.gradient.size and not np.allclose(
-            now, self._given.gradient, rtol=CLOSE, atol=0.0, equal_nan=True
-        ):
+        # Calls may draw an order alone; and what they add to is twice as much now.
+        near = CLOSE * np.linalg.norm(given)
+        if not any(np.linalg.norm(now - times * given) <= near for times in (1, 2)):
             raise InvalidCase(
                 "every call of the function draws random numbers and fills in the gradients of "
                 "its own, and those that were handed in are of an earlier one: hand in a function "

@@ -495,7 +495,7 @@ def test_places_in_a_table_may_lie_near_its_end():
 
 
 class DropsOut:
-    """Keeps the gradient of each call, for the mask of that call."""
+    """Keeps the gradient of each call, for the mask or the order of that call."""
 
     def __init__(self, draws):
         self.draws, self.rng = draws, np.random.default_rng(0)
@@ -503,22 +503,29 @@ class DropsOut:
 
     def loss(self, x):
         shape = x.shape if self.draws == "each time" else (1, *x.shape[1:])
-        kept = x * (2 * (self.rng.uniform(size=shape) < 0.5) if self.draws != "nothing" else 1)
+        drops = self.draws in ("each time", "for all rows")
+        kept = x * (2 * (self.rng.uniform(size=shape) < 0.5) if drops else 1)
+        if "order" in self.draws:
+            kept = kept[self.rng.permutation(len(kept))]
         error = kept @ self.params["w"] - 1
-        self.grads["w"] = 2 * kept.T @ error
+        before = self.grads.get("w", 0) if self.draws == "an order, and adds" else 0
+        self.grads["w"] = before + 2 * kept.T @ error
         return error @ error
 
 
-@pytest.mark.parametrize("draws", ["nothing", "each time", "for all rows"])
+@pytest.mark.parametrize(
+    "draws", ["nothing", "an order", "an order, and adds", "each time", "for all rows"]
+)
 def test_gradients_of_another_draw_are_refused(draws):
     x = np.random.default_rng(1).normal(size=(8, 4))
     net = DropsOut(draws)
     net.loss(x)
-    if draws == "nothing":
+    if draws not in ("each time", "for all rows"):
         assert check(lambda: net.loss(x), wrt=net.params, grads=net.grads)
     else:
         with pytest.raises(InvalidCase, match=r"draws random numbers .* grads=lambda: net.grads"):
             check(lambda: net.loss(x), wrt=net.params, grads=net.grads)
     state = net.rng.bit_generator.state
-    assert check(lambda: net.loss(x), wrt=net.params, grads=lambda: net.grads)
+    if "adds" not in draws:
+        assert check(lambda: net.loss(x), wrt=net.params, grads=lambda: net.grads)
     assert net.rng.bit_generator.state == state

@@ -519,3 +519,13 @@ def test_a_backward_that_stores_what_it_returns_in_16_bits_is_seen(size, low, ve
     if verdict == "FAIL":
         told = {torch.float16: "TF32 or float16", torch.bfloat16: "bfloat16"}[low]
         assert f"consistent with rounding to {told}" in str(report.findings)
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("h", [1e-4, 1e-5])
+def test_differences_of_large_numbers_went_through_no_16_bits(h, seed):
+    """They have few digits as well, each in a unit of its own, and are off by more than half."""
+    generator = torch.Generator().manual_seed(seed)
+    x, w = 2 * torch.randn(12, generator=generator), torch.randn(12, generator=generator)
+    report = check(lambda w, x: (w * ((x + h).exp() - x.exp())).sum(), w, x, raise_exception=False)
+    assert report.verdict != "FAIL", str(report)

@@ -122,9 +122,10 @@ def _platform() -> str:
     config: Any = jax.config
     default = config.jax_default_device
     device = default if hasattr(default, "platform") else jax.devices(default)[0]
-    capability = str(getattr(device, "compute_capability", "0"))
-    has_no_tf32 = device.platform == "gpu" and float(capability) < TENSOR_CORES
-    return "cpu" if has_no_tf32 else str(device.platform)
+    # "9.0" of NVIDIA's; those of others are names.
+    major = str(getattr(device, "compute_capability", "")).partition(".")[0]
+    has_tf32 = major.isdecimal() and int(major) >= TENSOR_CORES
+    return "cpu" if device.platform == "gpu" and not has_tf32 else str(device.platform)
 
 
 def _is_program(value: Any) -> bool:

@@ -209,7 +209,10 @@ def test_a_gpu_without_tf32_is_as_good_as_a_processor(monkeypatch: pytest.Monkey
     class New(Old):
         compute_capability = "9.0"
 
-    for card, name in ((Old, "cpu"), (New, "gpu")):
+    class Other(Old):
+        compute_capability = "gfx90a"
+
+    for card, name in ((Old, "cpu"), (New, "gpu"), (Other, "cpu")):
         monkeypatch.setattr(jax, "devices", lambda *_, card=card: [card()])
         assert jax_programs._platform() == name
 

@@ -66,6 +66,7 @@ from .torch_tensors import (
     paired,
     put_numbers,
     read_into,
+    single_steps,
     told_by_graph,
 )
 from .torch_tensors import (
@@ -148,6 +149,7 @@ def planted(forward: Any, backward: Any, count: int) -> tuple[Any, Any]:
 def bind(case: Case) -> "TorchProblem":
     """The problem that this call poses; refuses what cannot be checked."""
     with torch.inference_mode(False):
+        case = replace(case, fn=looked_up(case.fn))
         return TorchProblem(case, bound(case))
 
 
@@ -227,7 +229,6 @@ class TorchProblem:
         works |= {n.path: own[id(n.value)] for n in binding.nodes if id(n.value) in own}
         self._args, self._kwargs = case.arguments(works)
         refuse_shared(self._slots)
-        self._called = replace(case, fn=looked_up(case.fn))
         self._found = reachable(case.fn, case.args, case.kwargs, case.wrt, case.loss, case.grads)
         self._modules = named_modules(self._found)
         refuse_quantised(self._modules)
@@ -385,7 +386,7 @@ class TorchProblem:
         # Whoever calls again may write to what a graph has kept.
         self._learned = None
         with self._scope():
-            return self._called.output(self._args, self._kwargs)
+            return self._case.output(self._args, self._kwargs)
 
     def _learn_outputs(self) -> None:
         """One forward pass as the backward will see it: which outputs there are, and which carry a
@@ -411,7 +412,8 @@ class TorchProblem:
         )
         outs, self._paths = [node.value for node in kept], [node.path for node in kept]
         self._devices = [out.device for out in outs]
-        bits, rows = told_by_graph(outs, self._all_devices)
+        bits, rows = told_by_graph(outs)
+        bits = min(bits, bits_of_products(single_steps(outs), self._all_devices))
         # Raised functions draw in the dtype that they would draw in.
         is_low = self._scope is nullcontext and min(self.layout.bits, self.outputs.bits) < DOUBLE
         hides = is_low and has_custom(outs)

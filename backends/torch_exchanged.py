@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
-from torch.autograd.function import _SingleLevelFunction
+from torch.autograd.function import BackwardCFunction, _SingleLevelFunction
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
@@ -80,6 +80,26 @@ def functions_applied(apply: Apply) -> Iterator[None]:
             del base.apply
         else:
             base.apply = found
+
+
+@contextmanager
+def backwards_applied(apply: Callable[[Callable[..., Any], Any, Any], Any]) -> Iterator[None]:
+    """The backward passes of custom Functions run through ``apply(usual, ctx, cotangents)``."""
+    base: Any = BackwardCFunction
+    # Since PyTorch 2.14 there is a second way, of those that take their cotangents in a list.
+    names = [name for name in ("apply", "apply_boxed") if hasattr(base, name)]
+    found = {name: getattr(base, name) for name in names}
+
+    def through(usual: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda ctx, *cotangents: apply(usual, ctx, cotangents)
+
+    for name, usual in found.items():
+        setattr(base, name, through(usual))
+    try:
+        yield
+    finally:
+        for name, usual in found.items():
+            setattr(base, name, usual)
 
 
 def looked_up(fn: Any) -> Any:

@@ -1,12 +1,13 @@
 """The form of what custom Functions return in their backward pass, before autograd makes it fit."""
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch.autograd.function import BackwardCFunction
+
+from .torch_exchanged import backwards_applied
 
 REFUSED = "returned an in"
 """What torch says of gradients that no summing or casting makes fit: an invalid gradient, or an
@@ -19,27 +20,24 @@ def forms() -> Iterator[dict[str, str]]:
     """By its name, what is wrong with what a Function returned as long as the context lasts;
     nothing where all is well. What torch refuses is told by the names of the inputs.
     """
-    backward: Any = BackwardCFunction
-    found, told = backward.apply, dict[str, str]()
+    told = dict[str, str]()
 
-    def pull_back(self: Any, *cotangents: Any) -> Any:
-        returned = found(self, *cotangents)
-        name = self._forward_cls.__name__
+    def pull_back(usual: Callable[..., Any], ctx: Any, cotangents: Any) -> Any:
+        returned = usual(ctx, *cotangents)
+        name = ctx._forward_cls.__name__
         if not told.get(name):
             grads = returned if isinstance(returned, tuple) else (returned,)
-            told[name] = _misfit(grads, self)
+            told[name] = _misfit(grads, ctx)
         return returned
 
-    backward.apply = pull_back
     try:
-        yield told
+        with backwards_applied(pull_back):
+            yield told
     except RuntimeError as error:
         if REFUSED in str(error):
             for name in filter(told.get, told):
                 error.add_note(f"xgradcheck: what the backward of {name} returns {told[name]}.")
         raise
-    finally:
-        backward.apply = found
 
 
 def _misfit(grads: Sequence[Any], function: Any) -> str:

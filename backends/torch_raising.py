@@ -12,11 +12,10 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch.autograd.function import BackwardCFunction
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
-from .torch_exchanged import functions_applied, mapped
+from .torch_exchanged import backwards_applied, functions_applied, mapped
 from .torch_tensors import Watching
 
 LOW = (torch.float32, torch.float16, torch.bfloat16)
@@ -182,26 +181,14 @@ def raised(tensors: Iterable[torch.Tensor]) -> Iterator[Raising]:
 @contextmanager
 def _functions_wrapped(mode: Raising) -> Iterator[None]:
     """Custom Functions given what is raised, and their backward passes run under the mode."""
-    backward: Any = BackwardCFunction
-    names = [name for name in ("apply", "apply_boxed") if hasattr(backward, name)]
-    found = {name: getattr(backward, name) for name in names}
 
     def apply(usual: Callable[..., Any], cls: Any, args: Any, kwargs: Any) -> Any:
         args, kwargs = mapped(mode.wide, (args, kwargs))
         return mapped(mode.wide, usual(*args, **kwargs))
 
-    def pulling_back(usual: Callable[..., Any]) -> Callable[..., Any]:
-        def pull_back(self: Any, *args: Any) -> Any:
-            with mode:
-                return usual(self, *args)
+    def pull_back(usual: Callable[..., Any], ctx: Any, cotangents: Any) -> Any:
+        with mode:
+            return usual(ctx, *cotangents)
 
-        return pull_back
-
-    for name, usual in found.items():
-        setattr(backward, name, pulling_back(usual))
-    try:
-        with functions_applied(apply):
-            yield
-    finally:
-        for name, usual in found.items():
-            setattr(backward, name, usual)
+    with backwards_applied(pull_back), functions_applied(apply):
+        yield

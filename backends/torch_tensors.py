@@ -2,7 +2,7 @@
 and put back.
 """
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 from xgradcheck._layout import Leaf, Vector
 
-from .torch_precision import bits_of_products, shortest
+from .torch_precision import shortest
 
 PIECE = 1 << 18
 """How many numbers below float64 are computed at a time."""
@@ -35,14 +35,19 @@ def has_custom(outs: Iterable[torch.Tensor]) -> bool:
     return any(hasattr(node, "_forward_cls") for node in graph_of(outs))
 
 
-def told_by_graph(
-    outs: list[torch.Tensor], devices: Collection[torch.device]
-) -> tuple[int, dict[int, int]]:
-    """The shortest significand on the backward path of the outputs, on these devices; and, for
-    tensors that embeddings read, all with one padding row, the number of that row.
+def single_steps(outs: list[torch.Tensor]) -> Iterator[str]:
+    """The names of the steps in float32 on the backward path of the outputs."""
+    for node in graph_of(outs):
+        entries = getattr(node, "_input_metadata", ())
+        if any(entry.dtype is torch.float32 for entry in entries):
+            yield node.name()
+
+
+def told_by_graph(outs: list[torch.Tensor]) -> tuple[int, dict[int, int]]:
+    """The shortest significand on the backward path of the outputs; and, for tensors that
+    embeddings read, all with one padding row, the number of that row.
     """
     dtypes: set[torch.dtype] = set()
-    single: set[str] = set()
     rows: dict[int, set[int]] = {}
     for node in graph_of(outs):
         entries = getattr(node, "_input_metadata", ())
@@ -52,8 +57,6 @@ def told_by_graph(
             for entry in entries
             if entry.dtype is not torch.float32 or len(entries) == 1 or entry.shape
         }
-        if any(entry.dtype is torch.float32 for entry in entries):
-            single.add(node.name())
         # Embeddings without such a row say -1, and whatever else reads a tensor says nothing.
         if (padding := getattr(node, "_saved_padding_idx", None)) is None:
             continue
@@ -61,8 +64,7 @@ def told_by_graph(
             if (variable := getattr(follower, "variable", None)) is not None:
                 rows.setdefault(id(variable), set()).add(padding)
     alone = {key: found.pop() for key, found in rows.items() if len(found) == 1}
-    bits = min(shortest(dtypes), bits_of_products(single, devices))
-    return bits, {key: row for key, row in alone.items() if 0 <= row < 1 << 62}
+    return shortest(dtypes), {key: row for key, row in alone.items() if 0 <= row < 1 << 62}
 
 
 class Watching(TorchDispatchMode):  # type: ignore[no-untyped-call]

@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import pytest
 import torch
+from audited import function
 from xgradcheck.backends.jax_draws import x64
 
 from xgradcheck import check
@@ -386,21 +387,17 @@ def test_where_kinks_meet_another_point_tells(count, monkeypatch):
 def symmetric_solve(factor):
     """A solver for symmetric matrices: its backward pass transposes nothing."""
 
-    class Solve(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx, a, b):
-            x = torch.linalg.solve(a, b)
-            ctx.save_for_backward(a, x)
-            return x
+    def forward(ctx, a, b):
+        ctx.save_for_backward(a, x := torch.linalg.solve(a, b))
+        return x
 
-        @staticmethod
-        def backward(ctx, u):
-            a, x = ctx.saved_tensors
-            y = torch.linalg.solve(a, u)
-            of_a = -y @ x.T
-            return (of_a + of_a.T) / 2, factor * y
+    def backward(ctx, u):
+        a, x = ctx.saved_tensors
+        y = torch.linalg.solve(a, u)
+        of_a = -y @ x.T
+        return (of_a + of_a.T) / 2, factor * y
 
-    return Solve.apply
+    return function(forward, backward, "Solve")
 
 
 @pytest.mark.parametrize("factor", [1.0, 0.5])

@@ -29,8 +29,11 @@ def arguments(
     backend: str,
     seed: int,
     folder: Path,
+    device: str | None,
 ) -> tuple[list[Any], dict[str, Any]]:
-    """The arguments that these mean: text is a word of the command, anything else itself."""
+    """The arguments that these mean, on a device: text is a word of the command, anything else
+    itself.
+    """
     args: list[Any] = []
     kwargs: dict[str, Any] = {}
     if inputs is not None:
@@ -49,13 +52,11 @@ def arguments(
         _add(args, kwargs, name, value)
     own = adapter(backend).from_numpy
     # NumPy's arrays become those of the framework.
-    return _mapped(args, np.ndarray, own), _mapped(kwargs, np.ndarray, own)
+    made = _mapped(args, np.ndarray, own), _mapped(kwargs, np.ndarray, own)
+    return made if device is None else _on_device(made, device, backend)
 
 
-def on_device(contents: Any, device: str | None, backend: str) -> Any:
-    """The arguments on the device that was asked for."""
-    if device is None:
-        return contents
+def _on_device(contents: Any, device: str, backend: str) -> Any:
     if backend != "torch":
         why = {"jax": "JAX has a default device, which JAX_PLATFORMS chooses"}
         raise InvalidCase(

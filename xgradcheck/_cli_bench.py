@@ -7,7 +7,7 @@ from typing import Any
 
 from xgradcheck._bench import bench
 from xgradcheck._bench_report import BenchReport
-from xgradcheck._cli_arguments import arguments, on_device
+from xgradcheck._cli_arguments import arguments
 from xgradcheck._cli_options import complete
 from xgradcheck._cli_output import complain, show
 from xgradcheck._cli_run import leaves, traceback_of
@@ -71,8 +71,8 @@ def _timed(written: list[Target], options: Mapping[str, Any]) -> BenchReport:
     first = next(iter(made.values()), None)
     backend = options["backend"] or backend_of(first, loaded[0][2], loaded[0][0])
     seed = options["seed"]
-    args, kwargs = arguments(last.arguments, {}, options["inputs"], first, backend, seed, HERE)
-    args, kwargs = on_device((args, kwargs), options["device"], backend)
+    inputs, device = options["inputs"], options["device"]
+    args, kwargs = arguments(last.arguments, {}, inputs, first, backend, seed, HERE, device)
     return bench(
         made,
         *args,

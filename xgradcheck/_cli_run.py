@@ -12,7 +12,7 @@ from typing import Any
 from xgradcheck._adapters import Case
 from xgradcheck._audit import ALL_PROBES, audit
 from xgradcheck._check import check
-from xgradcheck._cli_arguments import arguments, on_device
+from xgradcheck._cli_arguments import arguments
 from xgradcheck._cli_targets import backend_of, load, named, owner_of
 from xgradcheck._cli_words import NamedCase
 from xgradcheck._errors import InvalidCase
@@ -72,10 +72,8 @@ def _report(case: NamedCase) -> Report:
             f"{case.name} imports neither torch nor jax, and NumPy has no backward pass: name the "
             f"gradient's function with --grads file.py:function."
         )
-    args, kwargs = arguments(
-        case.args, case.kwargs, options["inputs"], fn, backend, options["seed"], folder
-    )
-    args, kwargs = on_device((args, kwargs), options["device"], backend)
+    inputs, seed, device = options["inputs"], options["seed"], options["device"]
+    args, kwargs = arguments(case.args, case.kwargs, inputs, fn, backend, seed, folder, device)
     run: Callable[..., Report] = audit if case.verb == "audit" else check
     budget = options["budget"]
     return run(

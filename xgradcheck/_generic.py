@@ -28,6 +28,7 @@ WIDE = np.array([2.0**-8, 2.0**-10, 2.0**-12])
 SYMMETRIC, DIAGONAL = "it is symmetric", "it is diagonal"
 SUM, NORM = "its rows have sum 1", "its rows have norm 1"
 SWITCHES, OFF = "its values are 0 and 1", "off what they are"
+STILL = "it stays symmetric"
 ZEROS = 1 / 8
 """The share of zeros in a leaf that tells something: it is padded, or comes of a relu."""
 LARGE = 1_000_000
@@ -105,7 +106,8 @@ def _right_beside_symmetric(
     others = mistakes.keys() - symmetric
     if not others or symmetric.isdisjoint(mistakes):
         return set()
-    found = _moved(phi, chosen, allowance, seed, is_symmetric_still=True)
+    still = chosen | dict.fromkeys(symmetric, STILL)
+    found = _moved(phi, still, allowance, seed)
     return set() if found is None else {number for number in others if number not in found[1]}
 
 
@@ -223,11 +225,7 @@ def _some_equal(rows: Vector) -> bool:
 
 
 def _moved(
-    phi: Phi,
-    chosen: dict[int, str],
-    allowance: Tolerance,
-    seed: int,
-    is_symmetric_still: bool = False,
+    phi: Phi, chosen: dict[int, str], allowance: Tolerance, seed: int
 ) -> tuple[Backward, dict[int, Mistake]] | None:
     """The gradient and what is wrong with it at the first generic point that lies in the domain."""
     problem = phi.problem
@@ -240,9 +238,6 @@ def _moved(
             point = problem.point.copy()
             for number, leaf, scale, unit in zip(chosen, leaves, scales, signed, strict=True):
                 values, moves = point[leaf.part], far * scale * unit
-                if is_symmetric_still and chosen[number] == SYMMETRIC:
-                    square = moves.reshape(leaf.grid)
-                    moves = np.ravel(square + square.swapaxes(-1, -2)) / 2
                 point[leaf.part] = _beside(values, moves, leaf.grid, chosen[number])
             if phi.is_bound:
                 point = problem.point + phi.tangential(point - problem.point)
@@ -255,7 +250,7 @@ def _moved(
 
 def _beside(values: Vector, moves: Vector, grid: tuple[int, ...], why: str) -> Vector:
     """Values that were moved, and still are what their function may take them for: probabilities,
-    unit vectors, edges in their order.
+    unit vectors, edges in their order, symmetric matrices.
     """
     moved = values + moves
     if why == SUM:
@@ -264,6 +259,9 @@ def _beside(values: Vector, moves: Vector, grid: tuple[int, ...], why: str) -> V
         drawn = np.abs(moves).reshape(grid)
         mixed = values.reshape(grid) + NEAR[0] * drawn / np.max(drawn, initial=np.finfo(float).tiny)
         return np.asarray((mixed / mixed.sum(axis, keepdims=True)).ravel())
+    if why == STILL:
+        square = moves.reshape(grid)
+        return np.asarray(values + np.ravel(square + square.swapaxes(-1, -2)) / 2)
     if why == OFF or not grid or grid[-1] < 2:
         return moved
     rows, own = values.reshape(-1, grid[-1]), moved.reshape(-1, grid[-1])

@@ -243,3 +243,12 @@ def test_a_masked_array_is_refused_by_name():
         args = () if given else (hidden,)
         with pytest.raises(InvalidCase, match="is a masked array: pass its data"):
             check(lambda *_: np.sin(hidden).sum(), *args, grads=np.cos(hidden.data), **given)
+
+
+def test_inputs_in_a_tuple_as_gradcheck_takes_them_are_told_how_to_be_passed() -> None:
+    with pytest.raises(TypeError, match="must be Tensor, not tuple") as failed:
+        check(torch.relu, (T.clone().requires_grad_(),))
+    assert failed.value.__notes__ == [
+        "xgradcheck: raised while checking relu with one tuple of 1: to pass its parts one by one, "
+        "write check(fn, *inputs)."
+    ]

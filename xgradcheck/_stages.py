@@ -81,8 +81,16 @@ def report_on(
     except InvalidCase:
         raise
     except Exception as error:
-        error.add_note(f"xgradcheck: raised while checking {title}.")
+        error.add_note(f"xgradcheck: raised while checking {title}{_given_at_once(args)}.")
         raise
+
+
+def _given_at_once(args: tuple[Any, ...]) -> str:
+    """What to do where arguments may have been handed over as ``gradcheck`` takes them."""
+    if len(args) != 1 or type(args[0]) not in (tuple, list):
+        return ""
+    given = f"one {type(args[0]).__name__} of {len(args[0])}"
+    return f" with {given}: to pass its parts one by one, write check(fn, *inputs)"
 
 
 def title_of(fn: Any) -> str:
@@ -325,10 +333,11 @@ def cotangent_of(problem: Problem, seed: int) -> Vector:
         return np.ones(1)
     cotangent = np.empty(problem.outputs.size)
     for leaf in problem.outputs:
-        drawn = uniform(leaf, seed).astype(np.float64)
+        drawn = uniform(leaf, seed)
         # Half of them are small and half are large: 0.5 to 0.9 and 1.2 to 1.6.
-        size = np.abs(drawn)
-        size += 0.375 * (size >= 0.5)
+        share = np.abs(drawn)
+        share += np.float32(0.375) * (share >= 0.5)
+        size = share.astype(np.float64)
         size *= 0.8
         size += 0.5
         np.copysign(size, drawn, out=size)

@@ -388,7 +388,7 @@ def same_bytes(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> bool:
         return False
     if a.dtype == object:
         return all(x is y for x, y in zip(a.flat, b.flat, strict=True))
-    if a.nbytes <= PIECE:
+    if a.nbytes <= SHORT:
         return a.tobytes() == b.tobytes()
     a, b = _words(a), _words(b)
     step = PIECE // a.itemsize
@@ -396,8 +396,10 @@ def same_bytes(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> bool:
     return all((a[piece] == b[piece]).all() for piece in pieces)
 
 
-PIECE = 1 << 16
-"""How many bytes are compared at a time: few enough to stay where they are quick to get at."""
+SHORT, PIECE = 1 << 14, 1 << 18
+"""How many bytes are copied to be compared at once, which is quickest for few; and how many are
+compared at a time, so that what comes of it stays where it is quick to get at.
+"""
 
 
 def _words(array: np.ndarray[Any, Any]) -> Any:
@@ -587,23 +589,22 @@ def reachable(fn: Any, *roots: Any) -> list[Any]:
     return found
 
 
-def _held_by(node: Any) -> Iterator[Any]:
+def _held_by(node: Any) -> Iterable[Any]:
     if isinstance(node, dict):
-        yield from node.values()
-    elif isinstance(node, list | tuple | set | frozenset):
-        yield from node
-    elif isinstance(node, functools.partial):
-        yield from (node.func, node.args, node.keywords)
-    elif isinstance(node, MethodType):
-        yield from (node.__self__, node.__func__)
-    elif isinstance(node, FunctionType):
-        yield from _named_by(node)
-    else:
-        if type(node).__module__.partition(".")[0] in ("jax", "jaxlib"):
-            # A compiled function, or one with a rule of its own, and the parts of that rule.
-            yield from (getattr(node, name, None) for name in RULES)
-        for attributes in _attributes(node):
-            yield from list(attributes.values())
+        return node.values()
+    if isinstance(node, list | tuple | set | frozenset):
+        return node
+    if isinstance(node, functools.partial):
+        return node.func, node.args, node.keywords
+    if isinstance(node, MethodType):
+        return node.__self__, node.__func__
+    if isinstance(node, FunctionType):
+        return _named_by(node)
+    held = [value for attributes in _attributes(node) for value in attributes.values()]
+    if type(node).__module__.partition(".")[0] in ("jax", "jaxlib"):
+        # A compiled function, or one with a rule of its own, and the parts of that rule.
+        held += [getattr(node, name, None) for name in RULES]
+    return held
 
 
 def _named_by(fn: FunctionType) -> Iterator[Any]:

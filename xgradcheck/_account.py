@@ -1,6 +1,8 @@
 """One leaf in one row: its verdict, and what is said of it."""
 
+import math
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -231,10 +233,15 @@ def _entry(seen: Seen, verdict: Verdict) -> LeafReport:
     found, still = measured.backward.gradient[leaf.part], measured.truth.still[leaf.part]
     worst = element_at(leaf, found, seen.value, seen.bar, seen.allowed, judged, still)
     floor = float("nan") if judged.is_zero else judged.floor
-    counts = int(judged.failed.sum()), int(judged.undecided.sum())
     told = None if judged.is_zero else of_elements(leaf, seen.value, seen.allowed + seen.bar)
-    return replace(
-        leaf_entry(leaf, verdict, judged.distance, floor, worst, *counts),
+    return leaf_entry(
+        leaf,
+        verdict,
+        judged.distance,
+        floor,
+        worst,
+        wrong=int(judged.failed.sum()),
+        undecided=int(judged.undecided.sum()),
         precision=precision(measured.bits),
         as_run=measured.run.bits is not None,
         mode=measured.run.mode,
@@ -245,12 +252,13 @@ def _entry(seen: Seen, verdict: Verdict) -> LeafReport:
 def leaf_entry(
     leaf: Leaf,
     verdict: Verdict,
-    score: float,
-    floor: float,
-    worst: Element | None,
-    wrong: int,
-    undecided: int,
+    score: float = math.nan,
+    floor: float = math.nan,
+    worst: Element | None = None,
+    **known: Any,
 ) -> LeafReport:
+    """The report on one leaf, with what else is ``known``, by the names of its fields."""
+    counts = {"wrong": 0, "undecided": 0}
     return LeafReport(
         name=leaf.name,
         path=leaf.path,
@@ -261,9 +269,8 @@ def leaf_entry(
         grade=grade(score),
         floor=float(floor),
         worst=worst,
-        wrong=wrong,
-        undecided=undecided,
         names=leaf.names,
+        **(counts | known),
     )
 
 

@@ -2,13 +2,16 @@
 seen, and drawn leaf by leaf from its name, so that another leaf changes nothing in this one's.
 """
 
+import functools
 import math
 import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from numpy.random.bit_generator import ISeedSequence
 
 from xgradcheck._differences import dot, norm, rms
 from xgradcheck._judge import ZERO
@@ -94,9 +97,30 @@ def _moved(places: Places, start: int, size: int) -> Places:
     return own[(own >= 0) & (own < size)]
 
 
+class _Mixed(ISeedSequence):
+    """What a generator starts from: seeds that are mixed once, which takes longer than to draw a
+    few numbers. Leaves of one name come again and again.
+    """
+
+    def __init__(self, *seeds: int) -> None:
+        self._seeds = np.random.SeedSequence(seeds)
+        self._found: dict[tuple[int, npt.DTypeLike], npt.NDArray[Any]] = {}
+
+    def generate_state(self, n_words: int, dtype: npt.DTypeLike = np.uint32) -> npt.NDArray[Any]:
+        """So many words."""
+        asked = n_words, dtype
+        if asked not in self._found:
+            self._found[asked] = self._seeds.generate_state(n_words, dtype)  # type: ignore[arg-type]
+        return self._found[asked]
+
+
+_mixed = functools.lru_cache(1 << 10)(_Mixed)
+
+
 def uniform(leaf: Leaf, *seeds: int) -> npt.NDArray[np.float32]:
     """Random numbers on [-1, 1], drawn from the name of a leaf: odd multiples of 2^-16."""
-    bits = np.random.SFC64([seeds[0], zlib.crc32(leaf.name.encode()), *seeds[1:]])
+    mixed = _mixed(seeds[0], zlib.crc32(leaf.name.encode()), *seeds[1:])
+    bits = np.random.SFC64(mixed)  # type: ignore[arg-type]
     raw = bits.random_raw((leaf.size + 3) // 4).view(np.int16)[: leaf.size]
     numbers = raw.astype(np.float32)
     # Odd numbers: no coordinate ever stands still.
@@ -110,7 +134,10 @@ def drawn(leaf: Leaf, unit: Unit, seed: int, number: int) -> Direction:
     range of float32 suffices.
     """
     direction: Direction = uniform(leaf, seed, number)
-    return direction * unit if _is_wide(unit) else direction * np.asarray(unit, np.float32)
+    if _is_wide(unit):
+        return direction * unit
+    direction *= np.asarray(unit, np.float32)
+    return direction
 
 
 def _is_wide(unit: Unit) -> bool:

@@ -284,11 +284,12 @@ def forward_mismatch(problem: Problem, told: Told) -> Finding | None:
     function.
     """
     value, own = told.value, told.runs[0].backward.value
-    allowed = max(1000 * told.sigma, 1e-9 * abs(value))
-    if problem.layout.bits < DOUBLE:
-        # What was raised may still draw, or round, as it did before.
-        allowed = max(allowed, RAISED * 2.0**-problem.layout.bits * (abs(value) + told.influence))
-    if own is None or abs(own - value) <= allowed:
+    if own is None or abs(own - value) <= max(1000 * told.sigma, 1e-9 * abs(value)):
+        return None
+    # What was raised may still draw, or round, as it did before.
+    bits = problem.layout.bits
+    unit = RAISED * 2.0**-bits if bits < DOUBLE else 0.0
+    if abs(own - value) <= unit * (abs(value) + told.influence()):
         return None
     text = (
         f"the forward pass that the backward belongs to gives {own:.9g}, the plain one {value:.9g}"

@@ -4,6 +4,7 @@ At zero, at one, where all values are equal, in a symmetric matrix or in equal r
 product, a wrong power or a forgotten term may give the right number.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,10 +34,12 @@ ZEROS = 1 / 8
 """The share of zeros in a leaf that tells something: it is padded, or comes of a relu."""
 LARGE = 1_000_000
 """Beyond so many coordinates nothing is told element by element."""
-LOOKED_AT, SAMPLED = 64, 4096
+LOOKED_AT, SAMPLED = 64, 1024
 """How many of a leaf's values are looked at before all are, and how many where some tell enough."""
 MIRRORED = 16.0
 """By how many units of rounding of the largest element a matrix may differ from its transpose."""
+NEARLY = 1e-8
+"""How far from 1 the squares of a row that has norm 1 may add up to."""
 WHOLE = 1e6
 """Larger numbers may be whole because they have no bits left for less."""
 
@@ -135,12 +138,13 @@ def _why(values: Vector, bits: int) -> str:
     flat = values.ravel()
     first, few = flat[0] + 0.0, flat[:LOOKED_AT]
     rows = values.reshape(-1, values.shape[-1]) if values.ndim else values.reshape(1, 1)
-    # What most leaves are not is seen by their first values.
-    if _axis_of_sums(values, bits) is not None:
+    sizes = np.sort(np.abs(flat[:: max(1, flat.size // SAMPLED)]))
+    # What most leaves are not is seen by few of their values.
+    if few.min() >= 0 and _axis_of_sums(values, bits) is not None:
         return SUM
-    if values.size > 1 and (few == first).all() and (flat == first).all():
+    if values.size > 1 and sizes[0] == sizes[-1] and (flat == first).all():
         return f"all its values are {first:g}"
-    whole = (few == np.round(few)).all() and (flat == np.round(flat)).all()
+    whole = (few == np.rint(few)).all() and (flat == np.rint(flat)).all()
     if whole and ((flat == 0) | (flat == 1)).all() and values.size > 1:
         return SWITCHES
     if whole and np.abs(flat).max() < WHOLE:
@@ -152,15 +156,15 @@ def _why(values: Vector, bits: int) -> str:
             return SYMMETRIC
     if values.ndim >= 2 and any(_some_equal(x) for x in (rows, rows.T)):
         return "some of its rows or columns are equal"
-    sample = np.abs(flat[:: max(1, flat.size // SAMPLED)])
-    if values.size > 3 and len(np.unique(sample)) <= max(2, sample.size / 3):
+    distinct = 1 + np.count_nonzero(sizes[1:] != sizes[:-1])
+    if values.size > 3 and distinct <= max(2, sizes.size / 3):
         return "many of its values are equal"
-    if rows.shape[1] > 1 and _have_norm_one(rows[:1]) and _have_norm_one(rows):
+    if rows.shape[1] > 1 and abs(rows[0] @ rows[0] - 1) < NEARLY and _have_norm_one(rows):
         return NORM
+    zeros = max(2, math.ceil(ZEROS * sizes.size))
     # Short formats hold norms less closely.
-    if np.count_nonzero(sample == 0) >= max(2, ZEROS * sample.size) and not _have_norm_one(
-        rows, rows.shape[1] * 2.0**-bits
-    ):
+    are_zero = sizes.size >= zeros and sizes[zeros - 1] == 0
+    if are_zero and not _have_norm_one(rows, rows.shape[1] * 2.0**-bits):
         return "some of its values are 0"
     return ""
 
@@ -175,14 +179,14 @@ def is_symmetric(values: Vector, bits: int) -> bool:
     """
     if not _is_square(values):
         return False
-    if all(np.array_equal(part, part.astype(np.float32)) for part in (values[..., 0, :], values)):
-        bits = min(bits, BITS["float32"])  # it may be a product of that
-    turned, unit = values.swapaxes(-1, -2), MIRRORED * 2.0**-bits
+    low = min(bits, BITS["float32"])
+    turned, unit = values.swapaxes(-1, -2), MIRRORED * np.abs(values).max()
     # What is none is seen by its first row, as a rule.
-    for part, other in ((values[..., 0, :], turned[..., 0, :]), (values, turned)):
-        if (np.abs(part - other) > unit * np.abs(values).max()).any():
-            return False
-    return True
+    if (np.abs(values[..., 0, :] - turned[..., 0, :]) > unit * 2.0**-low).any():
+        return False
+    if np.array_equal(values, values.astype(np.float32)):
+        bits = low  # it may be a product of that
+    return bool((np.abs(values - turned) <= unit * 2.0**-bits).all())
 
 
 def _is_diagonal(values: Vector) -> bool:

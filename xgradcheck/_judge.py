@@ -2,6 +2,7 @@
 allowance.
 """
 
+import functools
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -128,6 +129,7 @@ gradients of networks were measured to be off by up to 4e-6 of their leaf's rms.
 """
 
 
+@functools.cache
 def tolerance(rtol: float | None, atol: float, bits: int = DOUBLE) -> Tolerance:
     """What an arithmetic of ``bits`` bits is allowed, with the user's ``rtol`` in the place of both
     relative bounds.

@@ -1,6 +1,6 @@
 """What was measured: the runs of the backward pass under test, and the numerical gradient."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -58,7 +58,7 @@ class Told:
     """What the first of these runs may err by, relative."""
     allowance: Tolerance
     """Of the last of these runs."""
-    influence: float
+    influence: Callable[[], float]
     """How much the elements of all leaves can do to phi, by the first of them."""
     near_by: NearBy
     held: list[str]

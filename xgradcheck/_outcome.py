@@ -68,7 +68,7 @@ def outcome(
         runs=[row.run for row in rows],
         rtol=measured.allowance.rtol,
         allowance=last.allowance,
-        influence=float(np.max(np.abs(measured.backward.gradient * measured.work.scale))),
+        influence=lambda: float(np.max(np.abs(measured.backward.gradient * measured.work.scale))),
         near_by=measured.near_by,
         held=measured.held,
         refusals=measured.refusals,
@@ -228,7 +228,7 @@ def stochastic(problem: Problem, value: float, spread: float, frame: dict[str, A
     nan = float("nan")
     leaves = Leaves()
     for leaf in problem.layout:
-        leaves[leaf.name] = leaf_entry(leaf, Verdict.INCONCLUSIVE, nan, nan, None, 0, leaf.size)
+        leaves[leaf.name] = leaf_entry(leaf, Verdict.INCONCLUSIVE, undecided=leaf.size)
     return Report(
         verdict=Verdict.INCONCLUSIVE,
         distance=nan,

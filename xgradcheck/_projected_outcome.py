@@ -33,7 +33,7 @@ def projected_outcome(problem: Problem, found: Projected, frame: dict[str, Any])
     for number, leaf in enumerate(problem.layout):
         if leaf.size == 0:
             notes.append(f"{leaf.name} is empty")
-            leaves[leaf.name] = leaf_entry(leaf, Verdict.PASS, 0.0, float("nan"), None, 0, 0)
+            leaves[leaf.name] = leaf_entry(leaf, Verdict.PASS, 0.0)
             continue
         own, said, noted = together(_accounts(problem, number, leaf, found))
         leaves[leaf.name] = own
@@ -56,7 +56,7 @@ def _told(problem: Problem, found: Projected) -> Told:
         runs=found.runs,
         rtol=tolerance(None, 0.0, found.bits).rtol,
         allowance=tolerance(None, 0.0, min(found.bits, last.bits or DOUBLE)),
-        influence=influence(problem.layout, problem.point, first),
+        influence=lambda: influence(problem.layout, problem.point, first),
         near_by=found.near_by,
         held=found.held,
         refusals=phi.refusals,
@@ -75,10 +75,10 @@ def _account(problem: Problem, number: int, leaf: Leaf, found: Projected, row: i
     fine = found.fine[row - 1].get(number) if row else None
     suspect, bound = projection.suspects.get(number), projection.bounds.get(number)
     if fine is not None and number not in projection.open:
-        own = leaf_entry(leaf, Verdict.PASS, fine.distance, fine.floor, None, 0, 0)
         # Each was compared by itself with a gradient that is right.
         told = None if fine.is_zero else Sensitivity(fine.floor, fine.floor, fine.floor)
-        return _labelled(replace(own, sensitivity=told), run), [], []
+        own = _entry(leaf, run, Verdict.PASS, fine.distance, fine.floor, sensitivity=told)
+        return own, [], []
     if restricted is not None and number in restricted.numbers:
         place = restricted.numbers.index(number)
         part = restricted.layout.leaves[place]
@@ -94,8 +94,8 @@ def _account(problem: Problem, number: int, leaf: Leaf, found: Projected, row: i
         return _suspected(leaf, suspect, run, bound)
     if number in projection.mistakes:
         mistake, distance = projection.mistakes[number]
-        own = leaf_entry(leaf, Verdict.FAIL, distance, float("nan"), None, 0, 0)
-        return _labelled(own, run), [along_directions(leaf, mistake)], []
+        own = _entry(leaf, run, Verdict.FAIL, distance)
+        return own, [along_directions(leaf, mistake)], []
     if bound is None or number in projection.open:
         return _open(leaf, run)
     return _certified(leaf, run, found, number, bound)
@@ -123,9 +123,9 @@ def _suspected(leaf: Leaf, suspect: Suspect, run: Run, bound: Bound | None) -> A
         allowed=off.allowed,
         component=leaf.component(position),
     )
-    own = leaf_entry(leaf, Verdict.FAIL, 0.0, float("nan"), worst, 0, 0)
+    own = _entry(leaf, run, Verdict.FAIL, 0.0, worst=worst)
     finding = suspects(leaf, suspect, Finding(leaf.name, "wrong gradient", ""))
-    return _labelled(_with_suspect(own, leaf, suspect, run, bound), run), [finding], []
+    return _with_suspect(own, leaf, suspect, run, bound), [finding], []
 
 
 def _floors(problem: Problem, found: Projected, leaves: Leaves) -> list[str]:
@@ -151,15 +151,14 @@ def _floors(problem: Problem, found: Projected, leaves: Leaves) -> list[str]:
     return notes
 
 
-def _labelled(own: LeafReport, run: Run) -> LeafReport:
-    bits = run.bits or DOUBLE
-    return replace(own, precision=precision(bits), as_run=run.bits is not None, mode=run.mode)
+def _entry(leaf: Leaf, run: Run, verdict: Verdict, *known: Any, **more: Any) -> LeafReport:
+    """The report on one leaf in one row, with what else ``leaf_entry`` is told."""
+    more |= {"precision": precision(run.bits or DOUBLE), "as_run": run.bits is not None}
+    return leaf_entry(leaf, verdict, *known, mode=run.mode, **more)
 
 
 def _certified(leaf: Leaf, run: Run, found: Projected, number: int, bound: Bound) -> Account:
-    own = leaf_entry(leaf, Verdict.PASS, bound.distance, bound.floor, None, 0, 0)
-    own = replace(own, sensitivity=of_norm(leaf, bound.floor, bound.width))
-    notes, findings = [], []
+    verdict, notes, findings = Verdict.PASS, [], []
     if number in run.backward.severed:
         notes.append(f"{leaf.name} gets no gradient, and the output does not depend on it")
     if bound.unseen is not None:
@@ -169,15 +168,17 @@ def _certified(leaf: Leaf, run: Run, found: Projected, number: int, bound: Bound
     mistake = (found.near_by.mistakes or {}).get(number)
     if mistake is not None:
         is_kept = number in found.near_by.kept
-        own = replace(own, verdict=Verdict.INCONCLUSIVE if is_kept else Verdict.FAIL)
+        verdict = Verdict.INCONCLUSIVE if is_kept else Verdict.FAIL
         findings.append(only_here(leaf, number, mistake, found.near_by))
-    return _labelled(own, run), findings, notes
+    told = of_norm(leaf, bound.floor, bound.width)
+    own = _entry(leaf, run, verdict, bound.distance, bound.floor, sensitivity=told)
+    return own, findings, notes
 
 
 def _open(leaf: Leaf, run: Run) -> Account:
-    own = leaf_entry(leaf, Verdict.INCONCLUSIVE, float("nan"), float("nan"), None, 0, leaf.size)
+    own = _entry(leaf, run, Verdict.INCONCLUSIVE, undecided=leaf.size)
     text = (
         f"{leaf.name}: directions do not certify it and show no mistake: there are kinks or more "
         f"noise than slope near by; move the point, or take coverage='sweep'"
     )
-    return _labelled(own, run), [Finding(leaf.name, "not certified", text)], []
+    return own, [Finding(leaf.name, "not certified", text)], []

@@ -380,9 +380,13 @@ class Three:
         judged = Judged(verdict, failed, none, score, 0.0, 0.0, not truth.any())
         worst = element_at(leaf, found, truth, zeros, allowed, judged, none)
         floor = float(np.max(allowed)) / rms(truth) if rms(truth) > 0 else np.nan
-        entry = leaf_entry(leaf, verdict, score, floor, worst, int(failed.sum()), 0)
-        entry = replace(
-            entry,
+        entry = leaf_entry(
+            leaf,
+            verdict,
+            score,
+            floor,
+            worst,
+            wrong=int(failed.sum()),
             mode=self.dtype,
             precision=self.dtype,
             baseline=beside.norm,

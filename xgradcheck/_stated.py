@@ -105,13 +105,12 @@ def _account(
     rtol: float | None,
     atol: float,
 ) -> tuple[LeafReport, list[Finding]]:
-    nan, gradient = float("nan"), backward.gradient[leaf.part]
+    gradient = backward.gradient[leaf.part]
     if not np.isfinite(gradient).all():
         text = f"{leaf.name}: the gradient is not finite"
-        entry = leaf_entry(leaf, Verdict.FAIL, nan, nan, None, 0, 0)
-        return entry, [Finding(leaf.name, "not finite", text)]
+        return leaf_entry(leaf, Verdict.FAIL), [Finding(leaf.name, "not finite", text)]
     if truth is None:
-        return leaf_entry(leaf, Verdict.SKIPPED, nan, nan, None, 0, 0), []
+        return leaf_entry(leaf, Verdict.SKIPPED), []
     value, allowance = truth[leaf.part], tolerance(rtol, atol, problem.bits)
     zeros, none = np.zeros(leaf.size), np.zeros(leaf.size, bool)
     scale = natural_scale(problem.point, problem.layout)[0]
@@ -122,7 +121,7 @@ def _account(
     wrong = int(judged.failed.sum())
     # Without bars there is no doubt: what is too far away as a whole is wrong.
     verdict = Verdict.PASS if judged.verdict is Verdict.PASS else Verdict.FAIL
-    entry = leaf_entry(leaf, verdict, judged.distance, judged.floor, worst, wrong, 0)
+    entry = leaf_entry(leaf, verdict, judged.distance, judged.floor, worst, wrong=wrong)
     if verdict is Verdict.PASS:
         return entry, []
     severed = number in backward.severed

@@ -7,6 +7,7 @@ import copy
 import dataclasses
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import FunctionType, MethodType
 from typing import Any
 
 Path = tuple[Any, ...]
@@ -71,10 +72,18 @@ def replaced(tree: Any, values: Mapping[Path, Any], path: Path = ()) -> Any:
 
 def argument_names(fn: Callable[..., Any], count: int) -> list[str]:
     """The name of each of ``count`` positional arguments: the function's own, else ``args[0]``."""
-    names = [f"args[{position}]" for position in range(count)]
-    for position, parameter in zip(range(count), positional_parameters(fn), strict=False):
-        names[position] = parameter.name
-    return names
+    own = _positional_names(fn)[:count]
+    return [*own, *(f"args[{position}]" for position in range(len(own), count))]
+
+
+def _positional_names(fn: Callable[..., Any]) -> Sequence[str]:
+    """The names of the positional parameters that ``fn`` declares."""
+    if type(fn) is MethodType:
+        return _positional_names(fn.__func__)[1:]
+    # A plain function is its own witness; to ask for its signature takes many times as long.
+    if type(fn) is FunctionType and not vars(fn):
+        return fn.__code__.co_varnames[: fn.__code__.co_argcount]
+    return [parameter.name for parameter in positional_parameters(fn)]
 
 
 def positional_parameters(fn: Callable[..., Any]) -> Sequence[inspect.Parameter]:

@@ -39,18 +39,22 @@ NO_DERIVATIVE = {
 }
 
 
+FINE = {
+    Kind.KINK: "a kink at {}, where the gradient is a valid subgradient",
+    Kind.EDGE: "the edge of the domain at {}, differenced on one side",
+}
+
+
+def note_on_points(leaf: Leaf, kind: Kind, count: int) -> list[str]:
+    """That so many elements that were found right are at points of a kind, if any are."""
+    where = f"{count} of {leaf.size} elements"
+    return [f"{leaf.name}: {FINE[kind].format(where)}"] if count else []
+
+
 def notes_on_points(leaf: Leaf, kinds: Kinds) -> list[str]:
     """What kind of points the elements are at that were found right."""
-    said = {
-        Kind.KINK: "a kink at {}, where the gradient is a valid subgradient",
-        Kind.EDGE: "the edge of the domain at {}, differenced on one side",
-    }
-    counts = {kind: int((kinds == kind).sum()) for kind in said}
-    return [
-        f"{leaf.name}: " + text.format(f"{counts[kind]} of {leaf.size} elements")
-        for kind, text in said.items()
-        if counts[kind]
-    ]
+    counts = {kind: int((kinds == kind).sum()) for kind in FINE}
+    return [note for kind in FINE for note in note_on_points(leaf, kind, counts[kind])]
 
 
 def indices(leaf: Leaf, mask: Any) -> tuple[tuple[int, ...], ...]:
@@ -184,8 +188,8 @@ def only_here(
             f"for such arguments alone, give {say}"
         )
         return Finding(leaf.name, "only on its constraint", text)
-    here = "open at this point, where kinks meet" if is_open else "right at this point"
-    text = f"{leaf.name}: {here}, which hides mistakes, and wrong near by: {seen}"
+    here = "open" if is_open else "right"
+    text = f"{leaf.name}: {here} at this point, which hides mistakes, and wrong near by: {seen}"
     if {SYMMETRIC, DIAGONAL} & set(near_by.why.values()):
         text += "; if it is meant for symmetric matrices alone, say constraint='symmetric'"
     kind = "wrong near by" if is_open else "only right at this point"

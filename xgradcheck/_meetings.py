@@ -4,10 +4,12 @@ A backward pass picks a slope of every kink. Where some of them turn the slope u
 down, what it picks may lie outside of the slopes that all of them show together.
 """
 
+from collections.abc import Iterator
+
 import numpy as np
 
 from xgradcheck._differences import NOISE_SIGMAS
-from xgradcheck._layout import Mask, Positions, Vector
+from xgradcheck._layout import Leaf, Mask, Positions, Vector
 from xgradcheck._phi import Phi
 from xgradcheck._sides import SLACK, STEPS, apart, between_its_slopes, rounding_of, turns
 
@@ -21,6 +23,10 @@ GROUPS = 16
 """How many values that tie are looked at."""
 BATCHES = 16
 """Of how many that tie each is taken apart from the others."""
+SHARE = 0.1
+"""How many of equal numbers are accused where a choice among them may be to blame."""
+COTANGENTS = 3
+"""Under how many others a tie has to bear the gradient out."""
 ASKED = 32
 """How many coordinates are looked at kink by kink."""
 
@@ -71,26 +77,77 @@ def meeting(
     numbers. Some are ``known`` to tie: moving two of them did not bear it out.
     """
     point, found = phi.problem.point, [np.zeros(0, np.intp)]
+    size = np.fmax(np.abs(gradient), np.abs(slopes))
     for level in np.unique(point[accused])[:GROUPS]:
         tied = np.flatnonzero(point == level)
         if len(tied) < 2:
             continue
         direction = np.where(point == level, scale, 0.0)
         total, alone = float(gradient @ direction), float(slopes @ direction)
+        # A gradient of zero is no measure of what curvature may do.
+        most = float((size * direction).sum())
         linked, borne_out = bool(np.isin(known, tied).any()), True
-        for step in STEPS:
-            plus, minus = phi.along(direction, np.array([step, -step]))
-            ahead, behind = (plus - value) / step, (value - minus) / step
-            # A gradient of zero is no measure of what curvature may do.
-            size = float((np.fmax(np.abs(gradient), np.abs(slopes)) * direction).sum())
-            noise = NOISE_SIGMAS * 2 * rounding_of(value).sigma / step
-            low, high = min(ahead, behind) - noise, max(ahead, behind) + noise
-            borne_out &= low - SLACK * size <= total <= high + SLACK * size
+        for step, low, high in _ranges(phi, direction, value):
+            borne_out &= low - SLACK * most <= total <= high + SLACK * most
             # Over short steps curvature is little beside what sets a few of many apart.
-            linked |= not low - step * CURVED * size <= alone <= high + step * CURVED * size
-        if linked and borne_out:
+            linked |= not low - step * CURVED * most <= alone <= high + step * CURVED * most
+        if linked and borne_out and _is_borne_out(phi, direction):
             found.append(np.intersect1d(tied, accused))
     return np.concatenate(found)
+
+
+def is_a_choice(
+    phi: Phi, gradient: Vector, scale: Vector, leaf: Leaf, accused: Positions, count: int
+) -> bool:
+    """Whether ``count`` coordinates of a large leaf, these among them, are accused as a part of
+    equal numbers that bear the gradient out all together, as the zeros among the largest of a row:
+    a choice among them that follows no order.
+    """
+    point = phi.problem.point
+    levels = np.unique(point[accused])
+    if len(levels) > GROUPS or not phi.problem.can_move:
+        return False
+    for level in levels:
+        tied = leaf.start + np.flatnonzero(point[leaf.part] == level)
+        if len(tied) < 2 or count < SHARE * len(tied):
+            return False
+        direction = np.zeros_like(point)
+        direction[tied] = scale[tied]
+        if not _fits(phi, gradient, direction) or not _is_borne_out(phi, direction):
+            return False
+    return True
+
+
+def _fits(phi: Phi, gradient: Vector, direction: Vector) -> bool:
+    """Whether a gradient lies between the slopes of both sides along a direction."""
+    value = float(phi.here(1)[0])
+    total, most = float(gradient @ direction), float(np.abs(gradient) @ direction)
+    return all(
+        low - SLACK * most <= total <= high + SLACK * most
+        for _, low, high in _ranges(phi, direction, value)
+    )
+
+
+def _ranges(phi: Phi, direction: Vector, value: float) -> Iterator[tuple[float, float, float]]:
+    """Steps, and between what the slope along a direction may lie by its two sides."""
+    for step in STEPS:
+        plus, minus = phi.along(direction, np.array([step, -step]))
+        ahead, behind = (plus - value) / step, (value - minus) / step
+        noise = NOISE_SIGMAS * 2 * rounding_of(value).sigma / step
+        yield step, min(ahead, behind) - noise, max(ahead, behind) + noise
+
+
+def _is_borne_out(phi: Phi, direction: Vector) -> bool:
+    """Whether moving all of a tie bears out the gradient under other cotangents too: of many
+    outputs, mistakes may cancel under one.
+    """
+    rng = np.random.default_rng(0xC07)
+    for _ in range(COTANGENTS if phi.cotangent.size > 1 else 0):
+        signs = rng.choice([-1.0, 1.0], phi.cotangent.size)
+        with phi.anew(phi.cotangent * signs) as other:
+            if not _fits(other, other.gradient().gradient, direction):
+                return False
+    return True
 
 
 def picks_of_each(

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from xgradcheck._adapters import Backward
 from xgradcheck._as_run import Near, errors_near_by
 from xgradcheck._budget import plan
 from xgradcheck._differences import Noise, norm, rms
@@ -15,6 +16,8 @@ from xgradcheck._generic import LARGE, NearBy, is_symmetric, look_near_by
 from xgradcheck._judge import NEGLIGIBLE, PIECE, ZERO, Judged, Verdict, distance, judge, tolerance
 from xgradcheck._layout import DOUBLE, Leaf, Positions, Vector, bits_of
 from xgradcheck._measured import Measured, Run
+from xgradcheck._meetings import is_a_choice
+from xgradcheck._one_side import on_one_side
 from xgradcheck._phi import Phi, noise_of
 from xgradcheck._projection import Bound, Projecting, Projection
 from xgradcheck._restricted import Part, Restricted
@@ -151,6 +154,8 @@ def projected(
         work = Projecting(phi, gradient, value, allowance, asked.seed, bits)
         if not is_low:
             _certify(work, asked)
+    if not is_low and not work.is_certain and not work.done.suspects:
+        _take_one_side(work, runs[0].backward, asked)
     if asked.spaces and not work.is_certain:
         phi.phase = ""
         return None  # a search knows no tangents
@@ -192,11 +197,22 @@ def projected(
         own = None if chosen.keys() <= {*small} else noise
         looked = _looked(phi, value, spread, runs, asked, restricted, own, lost, is_suspect)
         acquitted = _acquitted(restricted, looked[0], done)
+        acquitted += _choices(phi, gradient, restricted, looked[0], done)
         if acquitted and layout.size <= SWEPT:
             phi.phase = ""
             return None
         done.open += acquitted
     return _finished(phi, (value, spread), runs, asked, work, restricted, looked, fine)
+
+
+def _take_one_side(work: Projecting, backward: Backward, asked: Asked) -> None:
+    """Certify at points beside kinks what they keep from being certified at the point."""
+    if asked.coverage == "rows":
+        return
+    work.phi.phase = "one side"
+    side = on_one_side(work.phi, backward, work.value, work.allowance, asked.seed)
+    if side is not None:
+        work.failed, work.done.bounds, work.done.kinks = [], side.bounds, side.kinks
 
 
 def _acquitted(restricted: Restricted, row: Measured, done: Projection) -> list[int]:
@@ -223,6 +239,25 @@ def is_open(row: Measured, asked: Asked) -> bool:
         return False
     leaves = (leaf for leaf in row.work.layout if leaf.size)
     return Verdict.of([_judged(row, leaf).verdict for leaf in leaves]) is Verdict.INCONCLUSIVE
+
+
+def _choices(
+    phi: Phi, gradient: Vector, restricted: Restricted, row: Measured, done: Projection
+) -> list[int]:
+    """The leaves that are wrong by a choice among equal numbers, which no coordinate alone shows to
+    be right; the whole point has to move for that.
+    """
+    found = []
+    for number, part in zip(restricted.numbers, restricted.layout, strict=True):
+        suspect = done.suspects.get(number)
+        if suspect is None or not isinstance(part, Part) or not _is_wrong(row, part):
+            continue
+        leaf, accused = phi.problem.layout.leaves[number], np.array([*suspect.off], np.intp)
+        if is_a_choice(phi, gradient, phi.scales()[0], leaf, accused, suspect.size):
+            found.append(number)
+            del done.suspects[number]
+            done.mistakes.pop(number, None)
+    return found
 
 
 def _is_wrong(row: Measured, leaf: Leaf) -> bool:
@@ -327,11 +362,22 @@ def _finished(
     phi.phase = "point near by"
     near_by = NearBy({}, None, True)
     # What is wrong here needs no other point to show it.
-    if not (work.done.suspects or work.done.mistakes or phi.budget.is_cut):
+    if not (_is_any_wrong(work.done, restricted, looked) or phi.budget.is_cut):
         near_by = look_near_by(phi, runs[0].backward, [], work.allowance, asked.seed)
     bits = DOUBLE if work.done.noise is None else work.done.noise.bits
     held = phi.problem.moving
     return Projected(phi, *at, runs, work.done, fine, restricted, looked, near_by, held, bits)
+
+
+def _is_any_wrong(
+    done: Projection, restricted: Restricted | None, looked: Sequence[Measured]
+) -> bool:
+    """Whether a leaf is wrong: those are right whose suspects were differenced in vain."""
+    parts = dict(zip(restricted.numbers, restricted.layout, strict=True)) if restricted else {}
+    suspects = done.suspects.keys()
+    return bool(done.mistakes) or any(
+        number not in parts or _is_wrong(looked[0], parts[number]) for number in suspects
+    )
 
 
 def _fine_leaves(

@@ -12,11 +12,13 @@ from xgradcheck._differences import Noise
 from xgradcheck._directions import influence
 from xgradcheck._findings import (
     along_directions,
+    note_on_points,
     only_here,
     precision,
     suspects,
 )
 from xgradcheck._judge import Verdict, grade, impostors, percent, tolerance
+from xgradcheck._kinds import Kind
 from xgradcheck._layout import DOUBLE, Leaf
 from xgradcheck._measured import Run, Told
 from xgradcheck._outcome import concluded
@@ -87,7 +89,9 @@ def _account(problem: Problem, number: int, leaf: Leaf, found: Projected, row: i
             own = _with_suspect(own, leaf, suspect, run, bound)
             said = [suspects(leaf, suspect, finding) for finding in said]
         elif number in projection.open and isinstance(part, Part):
-            return _open(leaf, run)
+            return _open(leaf, number, run, found)
+        if own.verdict is Verdict.PASS:
+            own, said = _beside_near_by(own, said, leaf, number, found)
         if own.verdict is Verdict.FAIL or number not in projection.mistakes:
             return own, said, notes
     elif suspect is not None:
@@ -97,7 +101,7 @@ def _account(problem: Problem, number: int, leaf: Leaf, found: Projected, row: i
         own = _entry(leaf, run, Verdict.FAIL, distance)
         return own, [along_directions(leaf, mistake)], []
     if bound is None or number in projection.open:
-        return _open(leaf, run)
+        return _open(leaf, number, run, found)
     return _certified(leaf, run, found, number, bound)
 
 
@@ -158,27 +162,42 @@ def _entry(leaf: Leaf, run: Run, verdict: Verdict, *known: Any, **more: Any) -> 
 
 
 def _certified(leaf: Leaf, run: Run, found: Projected, number: int, bound: Bound) -> Account:
-    verdict, notes, findings = Verdict.PASS, [], []
+    notes = []
     if number in run.backward.severed:
         notes.append(f"{leaf.name} gets no gradient, and the output does not depend on it")
     if bound.unseen is not None:
         notes.append(
             f"{leaf.name}: zero gradient; anything above {bound.unseen:.1e} would have been seen"
         )
-    mistake = (found.near_by.mistakes or {}).get(number)
-    if mistake is not None:
-        is_kept = number in found.near_by.kept
-        verdict = Verdict.INCONCLUSIVE if is_kept else Verdict.FAIL
-        findings.append(only_here(leaf, number, mistake, found.near_by))
+    notes += note_on_points(leaf, Kind.KINK, found.projection.kinks.get(number, 0))
     told = of_norm(leaf, bound.floor, bound.width)
-    own = _entry(leaf, run, verdict, bound.distance, bound.floor, sensitivity=told)
-    return own, findings, notes
+    own = _entry(leaf, run, Verdict.PASS, bound.distance, bound.floor, sensitivity=told)
+    return *_beside_near_by(own, [], leaf, number, found), notes
 
 
-def _open(leaf: Leaf, run: Run) -> Account:
+def _beside_near_by(
+    own: LeafReport, said: list[Finding], leaf: Leaf, number: int, found: Projected
+) -> tuple[LeafReport, list[Finding]]:
+    """What was found of a leaf that is right here, beside what a point near by has shown."""
+    mistake = (found.near_by.mistakes or {}).get(number)
+    if mistake is None:
+        return own, said
+    verdict = Verdict.INCONCLUSIVE if number in found.near_by.kept else Verdict.FAIL
+    finding = only_here(leaf, number, mistake, found.near_by)
+    return replace(own, verdict=verdict), [*said, finding]
+
+
+def _open(leaf: Leaf, number: int, run: Run, found: Projected) -> Account:
+    """A leaf that is open at the point; wrong, if it is near by."""
+    near_by = found.near_by
+    mistake = (near_by.mistakes or {}).get(number)
+    if mistake is not None and number not in near_by.kept:
+        own = _entry(leaf, run, Verdict.FAIL, undecided=leaf.size)
+        return own, [only_here(leaf, number, mistake, near_by, is_open=True)], []
     own = _entry(leaf, run, Verdict.INCONCLUSIVE, undecided=leaf.size)
+    advice = "move the point" if near_by.can_move else "give grads as a function, move the point"
     text = (
         f"{leaf.name}: directions do not certify it and show no mistake: there are kinks or more "
-        f"noise than slope near by; move the point, or take coverage='sweep'"
+        f"noise than slope near by; {advice}, or take coverage='sweep'"
     )
     return own, [Finding(leaf.name, "not certified", text)], []

@@ -124,6 +124,8 @@ class Projection:
     open: list[int] = field(default_factory=list)
     mistakes: dict[int, tuple[Mistake, float]] = field(default_factory=dict)
     """Leaves that are wrong along every direction, how, and their distance."""
+    kinks: dict[int, int] = field(default_factory=dict)
+    """How many elements of a leaf lie on kinks, where all was certified on one side of those."""
     noise: Noise | None = None
 
 

@@ -1,0 +1,186 @@
+"""A gradient at kinks that is the one of points on one side of all of them.
+
+A certificate asks for a phi without kinks. Where coordinates lie on some, as the zeros that a relu
+leaves, or tie, as in a window of a pool, a backward pass takes the slope of one side of each, or
+one between both. That is right where points on those sides have gradients that it is made of,
+however near they are, and a certificate (Clarke 1983, Optimization and Nonsmooth Analysis, 2.5: a
+generalised gradient is a mean of limits of gradients).
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from xgradcheck._adapters import Backward
+from xgradcheck._certificate import ROUNDINGS
+from xgradcheck._differences import UNIT, norm, rms
+from xgradcheck._judge import Tolerance, zero_below
+from xgradcheck._layout import Mask, Vector
+from xgradcheck._phi import Phi
+from xgradcheck._projection import Bound, Projecting
+
+NEAR, SHORT, FAR = 2.0**-36, 2.0**-20, (2.0**-6, 2.0**-3)
+"""How far from the point a gradient has to be the same, how far phi has to go there as it says, and
+where it is certified, in shares of the scale of each coordinate: there, steps reach no kink that
+lies at the point.
+"""
+CURVED = 32.0
+"""How much a gradient may change over a full step, in sizes of itself."""
+LITTLE = 1e-6
+"""A share of a side that is none."""
+SLACK = 1e-4
+"""By what share of its size a move to a side may miss what its gradient says of it."""
+LARGE = 1_000_000
+"""Beyond so many coordinates no points on several sides are looked at."""
+
+
+@dataclass(slots=True)
+class OneSide:
+    """What the side tells whose gradient this is: a bound for each leaf, and how many elements of
+    each lie on kinks.
+    """
+
+    bounds: dict[int, Bound]
+    kinks: dict[int, int]
+
+
+def on_one_side(
+    phi: Phi, backward: Backward, value: float, allowance: Tolerance, seed: int
+) -> OneSide | None:
+    """What the side of all kinks tells whose gradient this is; None where there are no kinks, or no
+    such side is found.
+    """
+    problem = phi.problem
+    is_finite = np.isfinite(backward.gradient).all()
+    if problem.layout.size > LARGE or not problem.can_move or phi.is_bound or not is_finite:
+        return None
+    try:
+        return _Sides(phi, backward, value, allowance, seed).sought()
+    except Exception:  # the points were only guessed to lie in the domain
+        return None
+
+
+def _share(given: Vector, ahead: Vector, behind: Vector) -> float:
+    """How much of a gradient is that of one side, where the rest is that of the other."""
+    apart = ahead - behind
+    square = float(apart @ apart)
+    share = float((given - behind) @ apart) / square if square else 1.0
+    return min(max(round(share, 9), 0.0), 1.0)
+
+
+def _floor(bound: Bound) -> float:
+    return -math.inf if math.isnan(bound.floor) else bound.floor
+
+
+@dataclass(slots=True)
+class _Sides:
+    """The search for the side."""
+
+    phi: Phi
+    backward: Backward
+    value: float
+    allowance: Tolerance
+    seed: int
+    scale: Vector = field(init=False)
+    below: Vector = field(init=False)
+    kinked: Mask = field(init=False)
+    """Which elements were seen to differ from side to side."""
+
+    def __post_init__(self) -> None:
+        scale = self.scale = self.phi.scales()[0]
+        self.below = zero_below(self.phi.problem.layout, scale, (self.backward.gradient,))
+        self.kinked = np.zeros(scale.size, bool)
+
+    def sought(self) -> OneSide | None:
+        """Both sides of each way, until the gradient is made of theirs."""
+        given = self.backward.gradient
+        for way in self._ways():
+            ahead, behind = self._at(NEAR * way), self._at(-NEAR * way)
+            self.kinked |= self._differ(ahead, behind)
+            if not self.kinked.any():
+                return None
+            share = _share(given, ahead, behind)
+            mixed = share * ahead + (1 - share) * behind
+            if self._differ(given, mixed).any():
+                continue
+            if not self._goes(way, ahead, behind) or not self._goes(-way, behind, ahead):
+                return None
+            sides = [way] * (share > LITTLE) + [-way] * (share < 1 - LITTLE)
+            found = [self._certified(side) for side in sides]
+            if all(found):
+                worst = {n: max((own[n] for own in found), key=_floor) for n in found[0]}
+                return OneSide(worst, self._counted())
+        return None
+
+    def _ways(self) -> Iterator[Vector]:
+        """How to move all coordinates, as shares of their scale: alike, by whether the gradient
+        takes part in them, away from the middle of their leaf, by both; and one farther than the
+        next, as equal numbers are told apart by their order. Unequal moves take ties apart.
+        """
+        point, gradient = self.phi.problem.point, self.backward.gradient
+        rng = np.random.default_rng([self.seed, 0x51DE])
+        reach, ramp = rng.uniform(0.5, 1.0, point.size), np.ones(point.size)
+        chosen, outward = np.where(gradient != 0, 1.0, -1.0), np.ones(point.size)
+        for leaf in self.phi.problem.layout:
+            if leaf.size:
+                own, width = point[leaf.part], leaf.grid[-1] if leaf.grid else 1
+                outward[leaf.part] = np.where(own < (own.min() + own.max()) / 2, -1.0, 1.0)
+                ramp[leaf.part] = np.tile(np.linspace(0.5, 1.0, width), leaf.size // width)
+        yield reach
+        yield reach * chosen
+        yield reach * outward
+        yield reach * chosen * outward
+        yield ramp
+
+    def _at(self, way: Vector) -> Vector:
+        """The gradient some way off."""
+        problem = self.phi.problem
+        with problem.at(problem.point + way * self.scale):
+            backward = problem.gradient(self.phi.cotangent)
+        if backward.is_stale(self.backward):
+            raise ValueError("the very same arrays were handed in")
+        return backward.gradient
+
+    def _differ(self, gradient: Vector, other: Vector) -> Mask:
+        """The elements in which two gradients differ by more than a short way makes them."""
+        allowed = np.array(self.below)
+        for leaf in self.phi.problem.layout:
+            own, size = leaf.part, rms(gradient[leaf.part])
+            allowed[own] += self.allowance.allowed(gradient[own], other[own], size)
+            allowed[own] += CURVED * NEAR * size
+        return np.asarray(~(np.abs(gradient - other) <= allowed))
+
+    def _goes(self, way: Vector, own: Vector, other: Vector) -> bool:
+        """Whether phi goes to one side as the gradient there says, without a jump, as far as its
+        rounding lets that be seen.
+        """
+        step = SHORT * way * self.scale
+        with self.phi.problem.at(self.phi.problem.point + step), self.phi.anew() as there:
+            value = float(there.here(1)[0])
+        most = SLACK * norm(np.fmax(np.abs(own), np.abs(other)) * step)
+        noise = ROUNDINGS * UNIT * max(abs(value), abs(self.value))
+        return noise <= most and abs(value - self.value - float(own @ step)) <= most + noise
+
+    def _certified(self, way: Vector) -> dict[int, Bound]:
+        """The bounds of the leaves some way off, clear of all that lies at the point; none where
+        the gradient is not certified there. Leaves without kinks stay where they are.
+        """
+        problem, way = self.phi.problem, way.copy()
+        for leaf in problem.layout:
+            way[leaf.part] *= self.kinked[leaf.part].any()
+        for far in FAR:
+            gradient = self._at(far * way)
+            with problem.at(problem.point + far * way * self.scale), self.phi.anew() as there:
+                value = float(there.here(1)[0])
+                work = Projecting(there, gradient, value, self.allowance, self.seed)
+                work.certify()
+                if work.is_certain:
+                    return work.done.bounds
+        return {}
+
+    def _counted(self) -> dict[int, int]:
+        layout = enumerate(self.phi.problem.layout)
+        counts = {number: int(self.kinked[leaf.part].sum()) for number, leaf in layout}
+        return {number: count for number, count in counts.items() if count}

@@ -352,3 +352,29 @@ def test_equal_numbers_are_no_kink_where_the_gradient_is_missing(level):
     assert check(torch.nn.functional.cross_entropy, logits, labels).verdict == "PASS"
     with pytest.raises(AssertionError, match="dlogits is zero"):
         check(lambda logits: Unwritten.apply(logits, labels), logits)
+
+
+@pytest.mark.parametrize("width", [6, 20, 40])
+def test_what_gives_all_that_tie_the_whole_cotangent_is_wrong_in_any_window(width):
+    """One window of hundreds has a tie: the output that tells is the last."""
+    pool = torch.nn.functional.max_pool2d
+
+    class Pool(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            y = pool(x, 2)
+            ctx.save_for_backward(x, y)
+            return y
+
+        @staticmethod
+        def backward(ctx, g):
+            x, y = ctx.saved_tensors
+            spread = [t.repeat_interleave(2, -1).repeat_interleave(2, -2) for t in (g, y)]
+            return spread[0] * (x == spread[1])
+
+    order = np.random.default_rng(width).permutation(width * width)
+    x = torch.from_numpy(order.reshape(1, 1, width, width).astype(float))
+    assert check(Pool.apply, x)
+    x[0, 0, -1, -1] = x[0, 0, -2, -2] = float(width * width)
+    assert check(lambda x: pool(x, 2), x)
+    assert check(Pool.apply, x, raise_exception=False).verdict == "FAIL"

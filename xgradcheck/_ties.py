@@ -5,7 +5,6 @@ up: a backward that gives all of it to both is wrong, and no single coordinate s
 """
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import combinations
 
@@ -20,8 +19,10 @@ ALL_PAIRS, PAIRS = 16, 256
 """Up to how many kinks every pair is looked at, and how many pairs of neighbours beyond that."""
 CLOSELY = 8
 """How many ties are looked at kink by kink."""
-OUTPUTS, TESTS = 64, 2048
-"""How many outputs are asked one by one, and how many times a coordinate for an output."""
+OUTPUTS, ALL_OUTPUTS, TESTS = 64, 512, 2048
+"""How many outputs are asked one by one for one tie, and for all of them; and how many times a
+coordinate for an output.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,29 +100,38 @@ def _wrong_in_one_output(kinks: Kinks, ties: list[Tie]) -> list[Tie]:
     """
     if not _has_outputs(kinks.phi):
         return ties
-    wrong: dict[int, Tie] = {}
-    for alone, gradient in _outputs(kinks.phi):
-        value = float(alone.here(1)[0])
-        for number, tie in enumerate(ties):
-            if number in wrong:
-                continue
-            scale = kinks.scale[np.isin(kinks.where, tie.members)]
-            ahead, behind = sides(alone, tie.members, scale * STEPS[-1], value)
-            own = replace(
-                kinks,
-                phi=alone,
-                where=tie.members,
-                scale=scale,
-                gradient=gradient[tie.members],
-                sides=np.array([ahead, behind]),
-                value=value,
-                noise=rounding_of(value),
-            )
-            if _excess(own, np.arange(len(scale))):
-                wrong[number] = tie
-        if len(wrong) == len(ties):
-            break
-    return [wrong[number] for number in sorted(wrong)]
+    wrong: set[int] = set()
+    concerned: dict[int, list[int]] = {}
+    still = dict[int, Vector]()
+    for number, tie in enumerate(ties):
+        moved = _moved(kinks.phi, tie.members, kinks.scale[np.isin(kinks.where, tie.members)])
+        still[number] = _others(moved)
+        for output in np.flatnonzero(moved)[:OUTPUTS].tolist():
+            concerned.setdefault(output, []).append(number)
+    asked = [(_unit(kinks.phi, output), concerned[output]) for output in [*concerned][:ALL_OUTPUTS]]
+    asked += [(cotangent, [number]) for number, cotangent in still.items() if cotangent.any()]
+    for cotangent, numbers in asked:
+        left = [number for number in numbers if number not in wrong]
+        if left:
+            with kinks.phi.anew(cotangent) as alone:
+                wrong |= {number for number in left if _is_wrong_alone(kinks, ties[number], alone)}
+    return [ties[number] for number in sorted(wrong)]
+
+
+def _is_wrong_alone(kinks: Kinks, tie: Tie, alone: Phi) -> bool:
+    """Whether the gradients of a tie do not add up under another cotangent."""
+    scale, value = kinks.scale[np.isin(kinks.where, tie.members)], float(alone.here(1)[0])
+    own = replace(
+        kinks,
+        phi=alone,
+        where=tie.members,
+        scale=scale,
+        gradient=alone.gradient().gradient[tie.members],
+        sides=np.array(sides(alone, tie.members, scale * STEPS[-1], value)),
+        value=value,
+        noise=rounding_of(value),
+    )
+    return bool(_excess(own, np.arange(len(scale))))
 
 
 def _pairs(kinks: Kinks) -> list[tuple[int, int]]:
@@ -203,12 +213,15 @@ def suits_each_output(
     """
     if not _has_outputs(phi):
         return None
-    count = phi.cotangent.size
-    places = places[: max(1, TESTS // min(count, OUTPUTS))]
+    moved = _moved(phi, places, scale[places])
+    outputs = np.flatnonzero(moved)
+    places = places[: max(1, TESTS // max(1, min(len(outputs), OUTPUTS)))]
     fine = np.ones(len(places), bool)
-    for alone, gradient in _outputs(phi):
-        fine &= between_its_slopes(alone, places, scale[places], gradient[places])
-    return places, fine, count <= OUTPUTS
+    for cotangent in [*(_unit(phi, output) for output in outputs[:OUTPUTS]), _others(moved)]:
+        with phi.anew(cotangent) as alone:
+            gradient = alone.gradient().gradient
+            fine &= between_its_slopes(alone, places, scale[places], gradient[places])
+    return places, fine, len(outputs) <= OUTPUTS
 
 
 def _has_outputs(phi: Phi) -> bool:
@@ -216,10 +229,26 @@ def _has_outputs(phi: Phi) -> bool:
     return phi.cotangent.size > 1 and phi.problem.can_move
 
 
-def _outputs(phi: Phi) -> Iterator[tuple[Phi, Vector]]:
-    """Each output alone, and its gradient."""
-    for output in range(min(phi.cotangent.size, OUTPUTS)):
-        unit = np.zeros(phi.cotangent.size)
-        unit[output] = 1.0
-        with phi.anew(unit) as alone:
-            yield alone, alone.adjoint(phi.problem.gradient(unit).gradient)
+def _moved(phi: Phi, places: Positions, scale: Vector) -> Mask:
+    """Which outputs move when these coordinates do, all of them together."""
+    problem, point = phi.problem, phi.problem.point
+    still, found = problem.values()[0], np.zeros(phi.cotangent.size, bool)
+    for sign in (1.0, -1.0):
+        moved = point.copy()
+        moved[places] += sign * STEPS[-1] * scale
+        with problem.at(moved):
+            found |= problem.values()[0] != still
+    return found
+
+
+def _unit(phi: Phi, output: int) -> Vector:
+    """The cotangent of one output alone."""
+    found = np.zeros(phi.cotangent.size)
+    found[output] = 1.0
+    return found
+
+
+def _others(moved: Mask) -> Vector:
+    """A cotangent of all outputs that do not move, whose gradient has to be zero."""
+    signs = np.random.default_rng(0x0DD).choice([-1.0, 1.0], moved.size)
+    return np.where(moved, 0.0, signs)

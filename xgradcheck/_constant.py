@@ -41,8 +41,8 @@ def constant(
     if not (moves[0] <= FAINT * max(abs(value), 1.0)).all():
         return None
     noise = noise_of(phi, value, asked.seed)
-    if noise.bits < DOUBLE:
-        return None  # much could hide in such noise
+    if noise.bits < DOUBLE or noise.fine < np.inf:
+        return None  # much could hide in such noise, or it is none
     noise = replace(noise, sigma=max(noise.sigma, spread))
     dust = [(DUST if run.bits is None else DUST_AS_RUN) * _sigma(noise, run) for run in runs]
     is_dust = all((own <= limit).all() for own, limit in zip(moves, dust, strict=True))

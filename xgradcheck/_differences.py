@@ -17,7 +17,7 @@ must raise no alarm, in what counts as more than noise."""
 # as a whole by a function whose period divides the smallest of them: every level then agrees on
 # one wrong slope.
 FACTORS = (1409 / 1024, 1153 / 1024, 1291 / 1024)
-APART = 16.0
+APART, HUGE = 16.0, 1e3
 EVEN = 2.5
 
 
@@ -46,7 +46,7 @@ def natural_scale(point: Vector, layout: Layout) -> tuple[Vector, Vector]:
 
     A weight that happens to lie near zero still moves on the scale of its leaf, a tenth of the rms.
     One that is smaller by more than ``APART`` may be of another kind, an age beside a salary, and
-    counts by its own magnitude. A leaf of zeros counts as 1.
+    counts by its own magnitude, a zero beside ``HUGE`` ones as 1. A leaf of zeros counts as 1.
     """
     magnitude = np.abs(point)
     common = magnitude.copy()
@@ -54,7 +54,9 @@ def natural_scale(point: Vector, layout: Layout) -> tuple[Vector, Vector]:
         own_rms = rms(magnitude[leaf.part])
         common[leaf.part] = np.fmax(magnitude[leaf.part], 0.1 * own_rms if own_rms > 0 else 1.0)
     apart = (magnitude > 0) & (APART * magnitude < common)
-    return np.where(apart, magnitude, common), common
+    own = np.where(apart, magnitude, common)
+    own[(magnitude == 0) & (common > HUGE)] = 1.0
+    return own, common
 
 
 def representable(x: Vector, step: Vector, bits: int = DOUBLE) -> Vector:

@@ -96,6 +96,12 @@ def percent(share: float) -> str:
     return f"{100 * share:.0f}%" if share >= 0.1 else f"{100 * share:.2g}%"
 
 
+WORTH, LITTLE = 10.0, 1e-5
+"""In how many distances that are allowed, and up to which share of its leaf's rms, an element may
+err unseen where noise shows no more: so much directions leave to a leaf, too.
+"""
+
+
 @dataclass(frozen=True, slots=True)
 class Tolerance:
     """What error a gradient is allowed, by default one of float64.
@@ -116,6 +122,16 @@ class Tolerance:
         # A gradient that is not finite excuses nothing.
         largest = np.fmax(np.where(np.isfinite(gradient), np.abs(gradient), 0.0), np.abs(truth))
         return np.asarray(self.rtol * largest + self.of_rms * leaf_rms + self.atol)
+
+    def is_near(
+        self, gradient: Vector, truth: Vector, bar: Vector, allowed: Vector, leaf_rms: float
+    ) -> Mask:
+        """Elements that are right as far as differences tell, and could not err by much: those of
+        queries and keys beside values in a fresh network, or where kinks keep steps short.
+        """
+        within = np.abs(gradient - truth) <= allowed + bar
+        share = min(WORTH * self.distance, LITTLE)
+        return np.asarray(within & (bar <= share * np.fmax(np.abs(truth), leaf_rms)))
 
 
 TOLERANCES = {
@@ -223,10 +239,10 @@ def judge(
     ``zero_below`` is what counts as zero in each element, ``still`` marks those that have gradient
     zero and do not move phi by a bit. Below ``faint`` what is not wrong as far as differences tell
     is right: it is nothing beside phi, as the slope of a saturated unit; and so is what they tell
-    to a share of that. ``slack`` is allowed on top: by how much the gradient does not repeat
-    itself; ``is_beside`` says that all of it may be rounding, since another row has no need of it.
-    ``scored`` gives the truth and bar that the distance is taken from, where they are not those of
-    the elements (textbook mode).
+    to a share of that, and what could err by little of its leaf. ``slack`` is allowed on top: by
+    how much the gradient does not repeat itself; ``is_beside`` says that all of it may be rounding,
+    since another row has no need of it. ``scored`` gives the truth and bar that the distance is
+    taken from, where they are not those of the elements (textbook mode).
     """
     leaf_rms = rms(truth)
     allowed = allowance.allowed(gradient, truth, leaf_rms) + slack
@@ -239,7 +255,8 @@ def judge(
         undecided = ~failed & ~(error + bar <= allowed)
         undecided &= ~stand_still(still, bar, allowance, leaf_rms)
         seen = np.abs(gradient) + np.abs(truth) + bar
-        is_faint = settled & ~failed & ((seen <= faint) | (bar <= BLURRED * faint))
+        is_faint = settled & ((seen <= faint) | (bar <= BLURRED * faint))
+        is_faint = ~failed & (is_faint | allowance.is_near(gradient, truth, bar, allowed, leaf_rms))
         blurred = is_faint & undecided
         undecided &= ~is_faint
         null = seen <= np.fmax(zero_below, faint)

@@ -42,6 +42,8 @@ class Exponents:
     between: tuple[int, ...] = ()
     narrower: tuple[int, ...] = ()
     narrowest: tuple[int, ...] = ()
+    inmost: tuple[int, ...] = ()
+    """Where two estimates are to share no step, of what bends beside its argument's last digits."""
     farthest: tuple[int, ...] = ()
 
 
@@ -56,6 +58,7 @@ EXPONENTS = {
         between=(-8, -10, -12),
         narrower=(-15, -18, -21, -24),
         narrowest=(-27, -33, -39, -45),
+        inmost=(-22, -25, -26, -28, -30, -32),
         farthest=(2, 1, 0, -1, -2, -3),
     ),
     24: Exponents(
@@ -139,16 +142,19 @@ def climb(
     doubted = outcome(best)[0]
     if doubted.any():
         doubted &= ~_confirmed(rungs, value, noise, outcome)
-    if doubted.any():
-        chosen = np.flatnonzero(doubted)
-        rungs = lengthened(rungs, chosen, scales[0], exponents.between + exponents.wider)
-        best = chosen_from(doubted, estimate(rungs, value, noise), best)
-        best.settled &= ~doubted | _confirmed(rungs, value, noise, outcome)
+    for further in (exponents.between + exponents.wider, exponents.inmost):
+        if doubted.any() and further:
+            rungs = lengthened(rungs, np.flatnonzero(doubted), scales[0], further)
+            best = chosen_from(doubted, estimate(rungs, value, noise), best)
+            doubted &= ~(outcome(best)[0] & _confirmed(rungs, value, noise, outcome))
+    best.settled &= ~doubted
     if noise.fine < np.inf and (wrong := outcome(best)[0]).any():
         # What looks like noise may be an oscillation: then its own slope has to say so too.
         rungs = lengthened(rungs, np.flatnonzero(wrong), scales[0], exponents.narrowest)
         near = np.where(rungs[0] < scales[0] * 2.0**-20, rungs, np.nan)
         finer = estimate(near, value, Noise(noise.fine, noise.bits))
+        # Too coarse to converge, it may still have that very slope.
+        finer.settled |= np.abs(finer.middle - best.middle) <= finer.bar + best.bar
         best.settled &= ~wrong | outcome(finer)[0]
     if (wrong := outcome(best)[0]).any():
         best.settled &= ~wrong | _speaks_for(best, gradient, rungs, value, noise)

@@ -282,6 +282,10 @@ def _look_again(work: Sweep, truth: Truth, leaf: Leaf, index: Positions) -> tupl
         worst = int(np.argmax(np.where(wrong & ~none, np.abs(gradient - best.near(gradient)), -1)))
         truth.rungs[int(index[worst])] = climbed.rungs[:, :, worst].copy()
     wrong, undecided = wrong & ~none, undecided | none
+    # What could err by little is no reason to leave the others as they are.
+    near = best.near(gradient)
+    allowed = work.allowed(gradient, near, leaf_rms, index)
+    undecided &= none | ~work.allowance.is_near(gradient, near, best.bar, allowed, leaf_rms)
     doubtful = np.flatnonzero(undecided & ~none & best.settled)
     if work.method == AUTO and doubtful.size and work.phi.can_be_complex:
         undecided[doubtful] &= ~_rescued(work, truth, leaf, index[doubtful])

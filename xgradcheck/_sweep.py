@@ -11,6 +11,7 @@ import numpy as np
 
 from xgradcheck._differences import (
     BAR_SIGMAS,
+    EVEN,
     FACTORS,
     NOISE_SIGMAS,
     UNIT,
@@ -35,6 +36,10 @@ SAMPLED, SAMPLED_FULLY, SAMPLED_LEAVES = 12, 24, 36
 """Coordinates of the sample, how many get all its steps, and the most leaves it looks at."""
 FLAT = 1e8
 """How much more than it slopes a function bends over one step at its minimum."""
+NARROWER, CONTRACTS = 16.0, 4.0
+"""How much narrower another step is, and how much less than that phi bends over it at least, at a
+minimum or a kink.
+"""
 SAFE = 4.0
 """How many times more than usual a coordinate is taken to bend."""
 TRIED = (2.0**-10, -(2.0**-10), 2.0**-4)
@@ -53,6 +58,7 @@ def sweep(work: Sweep, eps: Vector | None, seed: int) -> Truth:
     if work.method == COMPLEX:
         take_complex_steps(work, truth, np.arange(work.point.size, dtype=np.intp))
     _settle_quiet(work, truth, rng)
+    _doubt_peaks(work, truth)
     settle_suspicious(work, truth)
     return truth
 
@@ -228,6 +234,26 @@ def _textbook(work: Sweep, eps: Vector) -> Truth:
     truth = _truth(work, slope, bar)
     truth.scored = (truth.value.copy(), truth.bar.copy())
     return truth
+
+
+def _doubt_peaks(work: Sweep, truth: Truth) -> None:
+    """Where phi falls off or rises by as much over narrow steps as over wide ones, as beside a line
+    narrower than both, neither tells a slope.
+    """
+    if work.pairs is None or not truth.stationary.any():
+        return
+    steps, plus, minus = work.pairs
+    bend = even_part(plus, minus, work.value)
+    with np.errstate(invalid="ignore"):
+        noise = NOISE_SIGMAS * EVEN * work.noise.of(np.fmax(np.abs(plus), np.abs(minus)))
+        where = np.flatnonzero(truth.stationary & (bend > CONTRACTS * noise))
+    if where.size:
+        narrow = representable(work.point[where], steps[where] / NARROWER, work.noise.bits)
+        ahead, behind = work.phi.pairs(where, narrow)
+        contracts = even_part(ahead, behind, work.value) <= bend[where] / CONTRACTS
+        apart = np.abs((ahead - behind) / (2 * narrow) - truth.value[where])
+        known = contracts & (apart <= noise[where] / narrow + truth.bar[where])
+        truth.bar[where[~known]] = np.inf
 
 
 def _settle_quiet(work: Sweep, truth: Truth, rng: np.random.Generator) -> None:

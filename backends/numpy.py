@@ -34,6 +34,7 @@ from xgradcheck._tree import Node, Path, flatten, replaced
 from .world import (
     State,
     World,
+    array_places,
     array_state,
     book_states,
     displaced,
@@ -377,7 +378,8 @@ class NumpyProblem:
     def _surroundings(self) -> World:
         found = self._reachable()
         holders = [slot.holder for slot in self._slots if slot.holder is not None]
-        books = book_states(found, [*holders, *(slot.found for slot in self._slots)])
+        leaves, roots = [slot.found for slot in self._slots], [self._case.args, self._case.kwargs]
+        books = book_states(found, [*holders, *leaves], roots)
         return World(list(self._states()), list(number_states(found)), list(books))
 
     def raisings(self) -> Sequence[Callable[[], AbstractContextManager[None]]]:
@@ -385,8 +387,7 @@ class NumpyProblem:
 
     @contextmanager
     def _raised(self) -> Iterator[None]:
-        if self._case.is_closure and any(slot.give is None for slot in self._slots):
-            raise InvalidCase("a closure reads arrays that cannot be exchanged for others")
+        places = self._places_of_leaves()
         kept = self._world, self._writers, self.outputs, self._cotangent_tree, self.bits
         found = [(slot.work, slot.put) for slot in self._slots]
         self._world.reset()
@@ -395,6 +396,8 @@ class NumpyProblem:
                 slot.work, slot.put = _raised(slot.work), slot.give
                 if slot.put is not None:
                     slot.put(slot.current)
+                for place in places[slot.name]:
+                    place.restore(slot.current)
             self._wide = {
                 node.path: _raised(node.value)
                 for node in argument_nodes(self._case)
@@ -405,15 +408,40 @@ class NumpyProblem:
             with self._world.held():
                 self.outputs, self._cotangent_tree = self._learn_outputs()
                 self.bits = self.outputs.bits
+                self._refuse_not_exchanged(found)
                 yield
         finally:
             for slot, (work, put) in zip(self._slots, found, strict=True):
                 slot.work, slot.put = work, put
                 if slot.give is not None:
                     slot.give(slot.found)
+                for place in places[slot.name]:
+                    place.restore(slot.found)
             self._wide = {}
             self._world, self._writers, self.outputs, self._cotangent_tree, self.bits = kept
             self._arguments = self._rebuilt()
+
+    def _places_of_leaves(self) -> dict[str, list[State]]:
+        """Where the objects that a closure can reach keep its leaves."""
+        places: dict[str, list[State]] = {slot.name: [] for slot in self._slots}
+        if self._case.is_closure:
+            names = {id(slot.found): slot.name for slot in self._slots}
+            arrays = [slot.found for slot in self._slots if isinstance(slot.found, np.ndarray)]
+            for place in array_places(self._reachable(), arrays):
+                places[names[id(place.read())]].append(place)
+        return places
+
+    def _refuse_not_exchanged(self, found: Sequence[tuple[Any, Any]]) -> None:
+        """Raise for a closure that goes on reading its arrays, where others lie in their places."""
+        if not self._case.is_closure:
+            return
+        for slot, (work, _) in zip(self._slots, found, strict=True):
+            if self._moves(slot, slot.work) or not self._moves(slot, work):
+                continue
+            raise InvalidCase(
+                f"it reads {slot.name} where no other array can be put: pass the dict, list or "
+                f"object that it reads it from"
+            )
 
     def _states(self) -> Iterator[State]:
         yield from random_states()
@@ -499,7 +527,7 @@ class NumpyProblem:
             if any(np.may_share_memory(slot.work, array) for array in arrays):
                 continue
             # Where it is zero, there is nothing to be wrong about.
-            if self._given.gradient[leaf.part].any() and not self._moves(slot):
+            if self._given.gradient[leaf.part].any() and not self._moves(slot, slot.work):
                 raise InvalidCase(
                     f"{slot.name} moves nothing: the function reads neither what wrt holds there "
                     f"nor the {_kind(slot.holder)} that holds it. Pass the very array, dict or "
@@ -525,20 +553,20 @@ class NumpyProblem:
                 "that returns them, such as grads=lambda: net.grads."
             )
 
-    def _moves(self, slot: Slot) -> bool:
-        """Whether anything changes with a leaf, by any bit."""
+    def _moves(self, slot: Slot, work: Any) -> bool:
+        """Whether anything changes with an array of a leaf, by any bit."""
         rng = np.random.default_rng(0x4EAD)
-        here, found = self.values()[0], slot.work.copy()
+        here, found = self.values()[0], work.copy()
         for _ in range(PROBES):
             signs = rng.choice([-1.0, 1.0], (2, *found.shape))
             try:
-                slot.work[...] = found * (1 + signs[0] / 4) + signs[1] / 4
+                work[...] = found * (1 + signs[0] / 4) + signs[1] / 4
                 if not same_bytes(here, self.values()[0]):
                     return True
             except Exception:  # whatever it raises, it has looked
                 return True
             finally:
-                slot.work[...] = found
+                work[...] = found
         return False
 
     def _learn_outputs(self) -> tuple[Layout, Any]:

@@ -268,7 +268,8 @@ class TorchProblem:
                 states.append(tensor_state(tensor, name, leaves.get(id(tensor))))
         plain = [node for node in self._found if not isinstance(node, nn.Module | torch.Tensor)]
         holders = [self._case.wrt] if self._case.is_closure else []
-        books = book_states(plain, [*holders, *(slot.found for slot in self._slots)])
+        found, roots = [slot.found for slot in self._slots], [self._case.args, self._case.kwargs]
+        books = book_states(plain, [*holders, *found], roots)
         return World(states, list(number_states(self._found)), list(books))
 
     def _tensors_around(self) -> list[torch.Tensor]:
@@ -461,6 +462,18 @@ class TorchProblem:
         finally:
             self._world.watch()
         return computed
+
+    def bits_of_backward(self, cotangent: Vector) -> int:
+        """The shortest significand of all that the backward pass computes; 0 where that is not
+        known.
+        """
+        computed = Computed()
+        try:
+            with eager(), computed:
+                self.gradient(cotangent)
+        except Exception:
+            return 0
+        return shortest(computed.dtypes)
 
     @property
     def rounds(self) -> bool:

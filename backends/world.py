@@ -481,13 +481,17 @@ def number_states(objects: Sequence[Any]) -> Iterator[State]:
     return _kept_in(objects, _is_number, "number")
 
 
-def book_states(objects: Sequence[Any], leaves: Sequence[Any]) -> Iterator[State]:
+def book_states(
+    objects: Sequence[Any], leaves: Sequence[Any], roots: Sequence[Any]
+) -> Iterator[State]:
     """All that networks of the user's keep in their attributes: objects that hold ``leaves``, or
-    what holds those.
+    what is in ``roots``, as the very dict that a function is called with.
     """
-    own = {id(leaf) for leaf in leaves}
+    own: set[int] | None = None
     for node in objects:
         for attributes in _attributes(node):
+            if own is None:
+                own = {id(leaf) for leaf in (*leaves, *reachable(None, *roots))}
             if id(node) not in own and own.isdisjoint(map(id, attributes.values())):
                 continue
             owner = type(node).__name__
@@ -499,6 +503,28 @@ def wide_array_states(objects: Sequence[Any]) -> Iterator[State]:
     not what is in them.
     """
     return _kept_in(objects, _is_wide, "array")
+
+
+def array_places(objects: Sequence[Any], arrays: Sequence[Any]) -> Iterator[State]:
+    """Where objects keep these very arrays: reading gives the array, and restoring puts another one
+    in its place.
+    """
+    own = {id(array) for array in arrays}
+
+    def wanted(value: Any) -> bool:
+        return id(value) in own
+
+    yield from _kept_in(objects, wanted, "array")
+    for node in objects:
+        for place, value in enumerate(node if type(node) is list else ()):
+            if wanted(value):
+                write = functools.partial(operator.setitem, node, place)
+                yield State("an array of a list", functools.partial(node.__getitem__, place), write)
+    for kind in {kind for node in objects if _is_of_the_user(node) for kind in type(node).__mro__}:
+        for name, value in vars(kind).items():
+            if wanted(value):
+                read, write = functools.partial(getattr, kind), functools.partial(setattr, kind)
+                yield State(name, functools.partial(read, name), functools.partial(write, name))
 
 
 def _is_number(value: Any) -> bool:

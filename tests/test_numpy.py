@@ -529,3 +529,99 @@ def test_gradients_of_another_draw_are_refused(draws):
     if "adds" not in draws:
         assert check(lambda: net.loss(x), wrt=net.params, grads=lambda: net.grads)
     assert net.rng.bit_generator.state == state
+
+
+class Small:
+    """A network of float32 whose layers keep references to arrays of their own."""
+
+    def __init__(self, seed: int, keeps: str) -> None:
+        drawn = np.random.default_rng(seed)
+        self.x, self.labels = drawn.normal(size=(16, 6)).astype("f4"), drawn.integers(0, 3, 16)
+        first, second = 0.01 * drawn.normal(size=(6, 8)), 0.01 * drawn.normal(size=(8, 3))
+        arrays = [first, np.zeros(8), second, np.zeros(3)]
+        self.parameters = [array.astype("f4") for array in arrays]
+        names = ["W1", "b1", "W2", "b2"]
+        if keeps == "in its class":
+            self.layers = type("Layers", (), dict(zip(names, self.parameters, strict=True)))()
+        elif keeps == "in attributes":
+            self.layers = Box(None, None)
+            vars(self.layers).update(zip(names, self.parameters, strict=True))
+        else:
+            self.layers = tuple(self.parameters)
+
+    def forward(self) -> tuple[Any, ...]:
+        kept = self.layers
+        if not isinstance(kept, tuple):
+            kept = kept.W1, kept.b1, kept.W2, kept.b2
+        W1, b1, W2, b2 = kept
+        z = self.x @ W1 + b1
+        hidden = np.maximum(z, 0)
+        scores = hidden @ W2 + b2
+        scores = np.exp(scores - scores.max(1, keepdims=True))
+        return W2, z, hidden, scores / scores.sum(1, keepdims=True)
+
+    def loss(self) -> Any:
+        shares = self.forward()[-1]
+        return -np.log(shares[np.arange(16), self.labels]).mean()
+
+    def gradients(self) -> list[Any]:
+        W2, z, hidden, shares = self.forward()
+        d = shares - np.eye(3, dtype="f4")[self.labels]
+        d /= 16
+        dz = (d @ W2.T) * (z > 0)
+        return [self.x.T @ dz, dz.sum(0), hidden.T @ d, d.sum(0)]
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("keeps", ["in its class", "in attributes", "in a tuple"])
+def test_arrays_of_float32_are_exchanged_wherever_a_closure_reads_them(keeps, seed):
+    """They come in a list, and what computes with them never looks at that."""
+    net = Small(seed, keeps)
+    before, layers = [array.copy() for array in net.parameters], net.layers
+    given = {"wrt": net.parameters, "raise_exception": False}
+    right = check(lambda: net.loss(), grads=net.gradients(), **given)
+    wrong = check(lambda: net.loss(), grads=[0 * d for d in net.gradients()], **given)
+    assert wrong.verdict == "FAIL"
+    if keeps == "in a tuple":
+        assert "pass the dict, list or object that it reads it" in " ".join(str(right).split())
+    else:
+        assert right.verdict == "PASS"
+    assert net.layers is layers
+    kept = layers if isinstance(layers, tuple) else (layers.W1, layers.b1, layers.W2, layers.b2)
+    for array, own, found in zip(net.parameters, kept, before, strict=True):
+        assert array is own and array.dtype == "f4" and (array == found).all()
+
+
+@pytest.mark.parametrize("dtype", ["f4", "f8"])
+@pytest.mark.parametrize("fails_at", [None, 30])
+def test_a_network_that_is_bound_to_what_it_is_called_with_is_bound_to_its_own_again(
+    dtype, fails_at
+):
+    class Net:
+        def __init__(self):
+            self.params, self.steps = {"W": W[0].astype(dtype)}, 0
+
+        def loss(self):
+            self.steps += 1
+            if self.steps == fails_at:
+                raise KeyboardInterrupt
+            apart = W @ self.params["W"] - 1
+            self.slope = 2 * W.T @ apart
+            return (apart**2).sum()
+
+    net = Net()
+    own = net.params
+
+    def cost(p):
+        net.params = p
+        return net.loss()
+
+    def grads(p):
+        cost(p)
+        return {"W": net.slope}
+
+    with contextlib.suppress(KeyboardInterrupt):
+        assert check(cost, own, grads=grads)
+    assert net.params is own and own["W"].dtype == dtype
+    assert (own["W"] == W[0].astype(dtype)).all()
+    assert vars(net).keys() == {"params", "steps"} and net.steps == 0

@@ -263,7 +263,8 @@ class JaxProblem:
         self._seen: list[Node] = []
         self._now = Functions(self._everything_at, self._pulled_back, self._pushed_at)
         self._unread: frozenset[int] = frozenset()
-        self.bits = DOUBLE
+        self.bits = self.backward_bits = DOUBLE
+        self._gives_jax_arrays = False
         self.outputs = Layout(())
         self._dtypes = [leaf.dtype for leaf in self.layout]
         with self.held():
@@ -366,6 +367,7 @@ class JaxProblem:
             "rounds",
             "outputs",
             "bits",
+            "backward_bits",
         )
         kept = [getattr(self, name) for name in names]
         try:
@@ -398,7 +400,25 @@ class JaxProblem:
                     # Where a dtype is asked for by name, JAX warns of what does not fit in it.
                     warnings.simplefilter("ignore")
                     self._learn()
+                    self.backward_bits = (
+                        self.bits_of_backward(np.zeros(self.outputs.size)) or DOUBLE
+                    )
                 yield
+
+    def bits_of_backward(self, cotangent: Vector) -> int:
+        """The shortest significand of what the backward pass computes, which may ask for one by its
+        name where the function itself does not; 0 where that is not known.
+        """
+        if not self._is_traced or self.is_handed:
+            return 0
+        made, given = self._made, (self._parts(), self._cotangents(cotangent))
+        compiled: Any = made._compiled_whole if self._is_shared else made._compiled_backward
+        try:
+            # What is traced here is not traced again where it runs.
+            program = compiled.trace(*given).jaxpr
+        except Exception:  # a loop that has forward mode only, or a rule that is wrong
+            return 0
+        return lowest_bits(program.jaxpr)
 
     @contextmanager
     def _raised_as_traced(self) -> Iterator[None]:
@@ -599,6 +619,8 @@ class JaxProblem:
         ]
         for number, leaf in zip(self._numbers[: self._own], leaves, strict=True):
             values[number] = leaf
+        if self._gives_jax_arrays:
+            values = [jnp.asarray(v) if isinstance(v, np.ndarray) else v for v in values]
         args, kwargs = tree_util.tree_unflatten(self._structure, values)
         out = self._case.output(args, kwargs)
         paths = tree_util.tree_flatten_with_path(out)[0]
@@ -630,17 +652,19 @@ class JaxProblem:
         made, ways = self._made, {"whole": self._by_whole, "outputs": self._by_outputs}
         if made._way is not None:
             return ways.get(made._way, self._as_python_runs_it)(leaves, cotangent)
-        for name, way in ways.items():
-            if name == "whole" and not self._is_shared:
-                continue
-            try:
-                found = way(leaves, cotangent)
-            except Exception:  # no backward pass, or no tracing at all: the next will do, or say so
-                self._world.reset()
-                continue
-            made._way = name
-            return found
-        made._way = "Python"
+        # Some programs take no array of NumPy's for a constant.
+        for made._gives_jax_arrays in (False, True):
+            for name, way in ways.items():
+                if name == "whole" and not self._is_shared:
+                    continue
+                try:
+                    found = way(leaves, cotangent)
+                except Exception:  # no backward pass, or no tracing: the next will do, or say so
+                    self._world.reset()
+                    continue
+                made._way = name
+                return found
+        made._way, made._gives_jax_arrays = "Python", False
         return self._as_python_runs_it(leaves, cotangent)
 
     def _by_whole(self, leaves: Any, cotangent: Vector) -> tuple[list[Any], list[Any]]:

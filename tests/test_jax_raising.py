@@ -1,6 +1,7 @@
 """JAX functions below float64: raised without being changed, else judged by their own precision."""
 
 import warnings
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -413,3 +414,35 @@ def test_a_scan_is_read_in_both_of_its_forms():
             last, products = STEPS["scan"](shared | own, [factor, start, rows])
             assert np.isclose(last, fn(factor, start, rows)[0])
             assert np.allclose(products, fn(factor, start, rows)[1])
+
+
+def gated(share: float) -> Any:
+    """gelu(a) * b, of which the rule computes its slope in float32 whatever it is given."""
+
+    @jax.custom_vjp
+    def geglu(a: Any, b: Any) -> Any:
+        return jax.nn.gelu(a) * b
+
+    def backward(residuals: Any, u: Any) -> Any:
+        a, b = residuals
+        slope = jax.grad(lambda x: jax.nn.gelu(x).sum())(a.astype(jnp.float32))
+        return (share * u * b * slope).astype(a.dtype), (u * jax.nn.gelu(a)).astype(b.dtype)
+
+    geglu.defvjp(lambda a, b: (geglu(a, b), (a, b)), backward)
+    return geglu
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("seed", range(3))
+def test_a_rule_that_computes_in_float32_by_its_name_is_right(dtype: str, seed: int) -> None:
+    drawn = np.random.default_rng(seed)
+    weights = [jnp.asarray(0.4 * drawn.normal(size=(6, 6)), dtype) for _ in range(3)]
+    x = jnp.asarray(drawn.normal(size=(3, 6)), dtype)
+
+    def network(share: float) -> Any:
+        return lambda a, b, o: gated(share)(x @ a, x @ b) @ o
+
+    assert check(network(1.0), *weights, seed=seed)
+    for share in (1.01, -1.0):
+        report = check(network(share), *weights, seed=seed, raise_exception=False)
+        assert [name for name, leaf in report.leaves.items() if leaf.verdict == "FAIL"] == ["a"]

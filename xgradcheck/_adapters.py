@@ -167,7 +167,8 @@ class Problem(Protocol):
     """What takes no part in the comparison, and why: "parameter 'w': frozen"."""
     bits: int
     """The shortest significand, in bits, of leaves, outputs and what is computed on the way, as far
-    as the framework tells; else 53.
+    as the framework tells; else 53. Where it tells it of the backward pass by itself, that is in
+    ``backward_bits``.
     """
     frozen: Positions
     """Coordinates that the framework itself holds constant, as the padding row of an embedding."""

@@ -824,3 +824,41 @@ def test_one_formula_for_another_is_not_called_rounding(seed):
     report = report_on(gelu, x, grads=by_tanh)
     assert report.verdict == "FAIL"
     assert "precision" not in {finding.kind for finding in report.findings}
+
+
+class Smoothed(torch.autograd.Function):
+    """A cross entropy with smoothed labels, which its gradient shares out among the others."""
+
+    @staticmethod
+    def forward(ctx, x, labels, dtype):
+        shares = x.log_softmax(-1)
+        ctx.save_for_backward(shares.to(dtype), labels)
+        picked = shares.gather(1, labels[:, None])[:, 0]
+        return (-0.9 * picked - 0.1 * shares.mean(-1)).mean()
+
+    @staticmethod
+    def backward(ctx, u):
+        shares, labels = ctx.saved_tensors
+        is_short = shares.dtype != torch.float64
+        shares = shares.double()
+        count = shares.shape[1]
+        own = torch.full_like(shares, 0.1 / (count if is_short else count - 1))
+        own.scatter_add_(1, labels[:, None], torch.full_like(shares[:, :1], 0.9))
+        return u * (shares.exp() - own) / len(labels), None, None
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_short_format_is_named_only_where_the_backward_pass_computes_in_one(seed):
+    """A wrong share may be off by as much, and what it is multiplied with be as random."""
+    torch.manual_seed(seed)
+    model = torch.nn.Sequential(
+        torch.nn.Linear(9, 12), torch.nn.LeakyReLU(0.1), torch.nn.Linear(12, 5)
+    ).double()
+    x, labels = torch.randn(6, 9, dtype=torch.float64), torch.randint(0, 5, (6,))
+    named = {}
+    for dtype in (torch.float64, torch.bfloat16):
+        loss = lambda out, dtype=dtype: Smoothed.apply(out, labels, dtype)  # noqa: E731
+        report = check(model, x, loss=loss, raise_exception=False)
+        assert report.verdict == "FAIL"
+        named[dtype] = [f for f in report.findings if f.kind == "precision"]
+    assert not named[torch.float64] and named[torch.bfloat16]

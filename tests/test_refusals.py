@@ -47,6 +47,10 @@ REFUSALS: dict[str, tuple[Callable[[], Any], list[str]]] = {
         lambda: check(lambda w: np.log(-w).sum(), W, grads=1 / W),
         ["returns nan", "finite"],
     ),
+    "-inf among several values": (
+        lambda: check(lambda t: torch.log(t - 2.0), torch.tensor([3.0, 2.0, 4.0])),
+        ["returns -inf in output[1]", "finite"],
+    ),
     "a missing key": (
         lambda: check(cost, P, grads={"da": 2 * W}),
         ["lacks", "p['b']", "p['a']"],
@@ -252,3 +256,12 @@ def test_inputs_in_a_tuple_as_gradcheck_takes_them_are_told_how_to_be_passed() -
         "xgradcheck: raised while checking relu with one tuple of 1: to pass its parts one by one, "
         "write check(fn, *inputs)."
     ]
+
+
+def test_one_function_of_value_and_gradients_is_told_how_to_be_given() -> None:
+    def both(p):
+        return float((p["w"] ** 2).sum()), {"w": 2 * p["w"]}
+
+    with pytest.raises(InvalidCase, match=r"pick the value with loss=lambda out: out\[0\]"):
+        check(both, {"w": W}, grads=both)
+    assert check(both, {"w": W}, grads=both, loss=lambda out: out[0])

@@ -62,6 +62,8 @@ def with_causes(
         return report  # what is known already needs no other cause
     looked = _Looked(phi, found, another)
     findings, leaves = [*report.findings], Leaves(report.leaves)
+    if any(finding.kind == "precision" for finding in findings) and _is_double(phi):
+        findings = [finding for finding in findings if finding.kind != "precision"]
     for number in wrong:
         leaf = phi.problem.layout.leaves[number]
         entry = report.leaves[leaf.name]
@@ -79,6 +81,14 @@ def with_causes(
             # A mistake of that size is no rounding.
             findings = [x for x in findings if (x.leaf, x.kind) != (leaf.name, "precision")]
     return replace(report, leaves=leaves, findings=tuple(findings), evaluations=phi.evaluations)
+
+
+def _is_double(phi: Phi) -> bool:
+    """Whether all that the backward pass computes is known to be float64: a mistake may be as large
+    as the rounding of a shorter format, and as random.
+    """
+    told = getattr(phi.problem, "bits_of_backward", None)
+    return told is not None and told(phi.cotangent) == DOUBLE
 
 
 class _Known(NamedTuple):

@@ -78,9 +78,20 @@ def _value(phi: Phi) -> tuple[float, float]:
     value = float(values[0])
     if not np.isfinite(values).all():
         raise InvalidCase(
-            f"the function returns {value} at this point: give arguments at which it is finite."
+            f"the function returns {_not_finite(phi, value)} at this point: give arguments at "
+            f"which it is finite."
         )
     return value, float(np.max(values) - np.min(values))
+
+
+def _not_finite(phi: Phi, value: float) -> str:
+    """What of the outputs is not finite, or their sum, which may be as large."""
+    found, layout = phi.problem.values()[0], phi.problem.outputs
+    places = np.flatnonzero(~np.isfinite(found))
+    if found.size == 1 or not places.size:
+        return str(value)
+    leaf = layout.leaves[int(layout.owners(places[:1])[0])]
+    return f"{found[places[0]]} in {leaf.element(leaf.index(int(places[0])))}"
 
 
 def varies(phi: Phi, value: float, spread: float) -> bool:

@@ -231,10 +231,12 @@ def _checked(
     if problem.outputs.size == 0:
         raise InvalidCase("the output is empty: there is nothing to differentiate.")
     if problem.unit_cotangent and problem.outputs.size != 1:
+        advice = "reduce the output with loss=, or give a function grads(cotangent, *args)"
+        if case.grads is case.fn:
+            advice = "of a pair of value and gradients, pick the value with loss=lambda out: out[0]"
         raise InvalidCase(
             f"the output has {problem.outputs.size} elements and grads belongs to a scalar: "
-            f"reduce the output with "
-            "loss=, or give a function grads(cotangent, *args)."
+            f"{advice}."
         )
     steps = _steps(eps, problem.layout)
     cotangent = cotangent_of(problem, int(seed))

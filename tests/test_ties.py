@@ -378,3 +378,12 @@ def test_what_gives_all_that_tie_the_whole_cotangent_is_wrong_in_any_window(widt
     x[0, 0, -1, -1] = x[0, 0, -2, -2] = float(width * width)
     assert check(lambda x: pool(x, 2), x)
     assert check(Pool.apply, x, raise_exception=False).verdict == "FAIL"
+
+
+@pytest.mark.parametrize("count", [100, 350, 1500])
+@pytest.mark.parametrize("share", [0.5, 1.0, 0.0])
+def test_shares_of_many_ties_at_one_value_have_to_add_up(count, share):
+    """Zeros that a relu left, each of which ties with one that lies half an array away."""
+    drawn = np.maximum(np.random.default_rng(3).normal(size=2 * count), 0)
+    report = check(Larger.apply, torch.from_numpy(drawn), share, raise_exception=False)
+    assert report.verdict == ("PASS" if share == 0.5 else "FAIL")

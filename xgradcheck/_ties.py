@@ -17,6 +17,8 @@ from xgradcheck._sides import SLACK, STEPS, between_its_slopes, picked, rounding
 
 ALL_PAIRS, PAIRS = 16, 256
 """Up to how many kinks every pair is looked at, and how many pairs of neighbours beyond that."""
+LEVELS, FINELY = 16, 1e-4
+"""How many values that many kinks share are looked at, and how closely."""
 CLOSELY = 8
 """How many ties are looked at kink by kink."""
 OUTPUTS, ALL_OUTPUTS, TESTS = 64, 512, 2048
@@ -54,12 +56,12 @@ class Kinks:
 def wrong_ties(kinks: Kinks) -> list[Tie]:
     """Kinks that belong together and whose gradients do not add up, for some output taken alone.
 
-    Two evaluations where the kinks have nothing to do with each other.
+    Two evaluations where few kinks have nothing to do with each other, and as many for each value
+    that more of them share.
     """
-    if _slopes(kinks, np.arange(len(kinks.where)), STEPS[0]) is None:
-        return []
     ties, linked = [], []
-    for pair in _pairs(kinks):
+    are_apart = _slopes(kinks, np.arange(len(kinks.where)), STEPS[0]) is None
+    for pair in [] if are_apart else _pairs(kinks):
         chosen = np.array(pair)
         if (excess := _excess(kinks, chosen)) is None:
             continue
@@ -69,6 +71,9 @@ def wrong_ties(kinks: Kinks) -> list[Tie]:
     # Three that tie may be wrong all together though any two of them could be right.
     for group in _groups(linked):
         if len(group) > 2 and (excess := _excess(kinks, group)):
+            ties.append(Tie(kinks.where[group], excess / len(group)))
+    for group in _levels(kinks):
+        if len(group) > 2 and (excess := _excess_of_level(kinks, group)):
             ties.append(Tie(kinks.where[group], excess / len(group)))
     return _beyond_every_choice(kinks, _wrong_in_one_output(kinks, ties)) if ties else []
 
@@ -169,6 +174,44 @@ def _groups(pairs: list[tuple[int, int]]) -> list[Positions]:
         joined = group_of.get(first, {first}) | group_of.get(second, {second})
         group_of |= dict.fromkeys(joined, joined)
     return [np.array(sorted(group)) for group in {id(g): g for g in group_of.values()}.values()]
+
+
+def _levels(kinks: Kinks) -> list[Positions]:
+    """The kinks of each leaf where the point has the same value, where there are more than can be
+    looked at in pairs: whichever of them a maximum compares, they do not tie with others.
+    """
+    if len(kinks.where) <= ALL_PAIRS:
+        return []
+    values, owners = kinks.phi.problem.point[kinks.where], kinks.layout.owners(kinks.where)
+    _, which = np.unique(np.stack([owners, values]), axis=1, return_inverse=True)
+    groups = [np.flatnonzero(which == number) for number in range(int(np.max(which)) + 1)]
+    return sorted(groups, key=len, reverse=True)[:LEVELS]
+
+
+def _excess_of_level(kinks: Kinks, chosen: Positions) -> float:
+    """The same for so many kinks that what they exceed by may nearly cancel: with slopes that are
+    extrapolated from two steps, so that little is unsure.
+    """
+    scale, where = kinks.scale[chosen], kinks.where[chosen]
+    direction = np.zeros_like(kinks.phi.problem.point)
+    direction[where] = scale
+    signed = np.array([sign * step for step in STEPS for sign in (1, -1)])
+    moved = (kinks.phi.along(direction, signed) - kinks.value) / signed
+    slopes = _at_the_point(moved.reshape(2, 2))
+    unsure = FINELY * float(np.abs(kinks.sides[:, chosen] * scale).sum())
+    unsure += NOISE_SIGMAS * 4 * kinks.noise.sigma / STEPS[1]
+    total = float(np.sum(kinks.gradient[chosen] * scale))
+    excess = total - float(np.clip(total, np.min(slopes), np.max(slopes)))
+    if not np.isfinite(slopes).all() or abs(excess) <= unsure:
+        return 0.0
+    steps = [sides(kinks.phi, where, scale * step, kinks.value) for step in STEPS]
+    alone = np.sum(_at_the_point(np.array(steps)) * scale, axis=1)
+    return 0.0 if (np.abs(slopes - alone) <= unsure).all() else excess
+
+
+def _at_the_point(slopes: Vector) -> Vector:
+    """Slopes of a side, from those over two steps that err by the curvature, in the first axis."""
+    return np.asarray(slopes[1] + (slopes[1] - slopes[0]) / (STEPS[0] / STEPS[1] - 1))
 
 
 def _excess(kinks: Kinks, chosen: Positions) -> float | None:

@@ -275,8 +275,9 @@ def named(number: int, name: str) -> Any:
 def test_no_alarm_over_functions_of_jax(name: str) -> None:
     fn, args, options = JAX_FUNCTIONS[name]
     report = audit(fn, *args, **options, backend="jax", raise_exception=False)
-    expected = Verdict.INCONCLUSIVE if name in IN_FLOAT32 else Verdict.PASS
-    assert report.verdict is expected, str(report)
+    # Directions may bear out what rounding leaves of single elements.
+    allowed = [Verdict.PASS] + [Verdict.INCONCLUSIVE] * (name in IN_FLOAT32)
+    assert report.verdict in allowed, str(report)
 
 
 def test_slopes_at_zero_that_do_not_go_together_are_seen() -> None:

@@ -653,7 +653,8 @@ class JaxProblem:
         if made._way is not None:
             return ways.get(made._way, self._as_python_runs_it)(leaves, cotangent)
         # Some programs take no array of NumPy's for a constant.
-        for made._gives_jax_arrays in (False, True):
+        has_constants = any(isinstance(node.value, np.ndarray) for node in self._nodes)
+        for made._gives_jax_arrays in (False, True) if has_constants else (False,):
             for name, way in ways.items():
                 if name == "whole" and not self._is_shared:
                     continue

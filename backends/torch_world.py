@@ -163,7 +163,7 @@ def tensor_state(
 
     def is_as(saved: Any) -> bool:
         now = own_grad()
-        if now is not saved[2] or tensor.requires_grad is not saved[1]:
+        if tensor.requires_grad is not saved[1] or now is not saved[2]:
             return False
         if now is not None and not same_bytes(bits_of_tensor(now), saved[3]):
             return False

@@ -30,6 +30,19 @@ def function(forward: Any, backward: Any, name: str = "Planted") -> Callable[...
     return type(name, (Function,), methods).apply
 
 
+class Changed(Function):
+    """The identity, with another gradient: ``change`` of the cotangent."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
+        ctx.change = change
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor, None]:
+        return ctx.change(cotangent.clone()), None
+
+
 def normal(*shape: int, seed: int = 0) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(*shape, dtype=torch.float64, generator=generator)

@@ -241,7 +241,7 @@ MAY_IMPORT = {
     | {"_phi", "_progress", "_saturated", "_second_look", "_sweep", "_truth"},
     "_saturated": NUMBERS | {"_phi"},
     "_constant": NUMBERS | {"_generic", "_measured", "_phi", "_rows", "_truth"},
-    "_one_side": NUMBERS | {"_adapters", "_certificate", "_phi", "_projection"},
+    "_one_side": NUMBERS | {"_adapters", "_certificate", "_generic", "_phi", "_projection"},
     "_projected": NUMBERS
     | {"_adapters", "_as_run", "_budget", "_directions", "_generic", "_measured", "_meetings"}
     | {"_one_side", "_phi", "_projection", "_restricted", "_rows", "_slopes", "_truth"},

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import audited
 import numpy as np
 import pytest
 import torch
@@ -15,17 +16,11 @@ DOUBLE = torch.float64
 def function(forward: Any, backward: Any) -> Any:
     """A function of one tensor with this backward pass: ``backward(cotangent, x)``."""
 
-    class Function(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx, x):
-            ctx.save_for_backward(x)
-            return forward(x)
+    def save(ctx: Any, x: Any) -> Any:
+        ctx.save_for_backward(x)
+        return forward(x)
 
-        @staticmethod
-        def backward(ctx, u):
-            return backward(u, *ctx.saved_tensors)
-
-    return Function.apply
+    return audited.function(save, lambda ctx, u: backward(u, *ctx.saved_tensors))
 
 
 def rectified(*shape: int) -> torch.Tensor:
@@ -44,10 +39,6 @@ def relu(at_zero: float) -> Any:
         return u * torch.where(x == 0, at_zero, (x > 0).to(x.dtype))
 
     return function(lambda x: x.clamp(min=0), backward)
-
-
-def first_of_window(x: Any) -> Any:
-    return F.max_pool2d(x, 2)
 
 
 RIGHT = {
@@ -182,21 +173,17 @@ def test_a_choice_among_many_that_tie_is_called_wrong_by_nobody(name: str) -> No
 def test_a_leaf_without_kinks_is_certified_where_it_is() -> None:
     """A mistake in a branch for small arguments is seen beside another leaf that lies on kinks."""
 
-    class Sinc(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx, v):
-            ctx.save_for_backward(v)
-            return torch.where(v.abs() < 1e-8, 1 + v / 2, torch.expm1(v) / v)
+    def shared(v: Any) -> Any:
+        return torch.where(v.abs() < 1e-8, 1 + v / 2, torch.expm1(v) / v)
 
-        @staticmethod
-        def backward(ctx, u):
-            (v,) = ctx.saved_tensors
-            far = (v * v.exp() - torch.expm1(v)) / v**2
-            return u * torch.where(v.abs() < 1e-3, 0.98 * (0.5 + v / 3), far)
+    def backward(u: Any, v: Any) -> Any:
+        far = (v * v.exp() - torch.expm1(v)) / v**2
+        return u * torch.where(v.abs() < 1e-3, 0.98 * (0.5 + v / 3), far)
 
+    fn = function(shared, backward)
     x, v = rectified(40, 80), torch.full((1,), 1e-5, dtype=DOUBLE, requires_grad=True)
     report = check(
-        lambda x, v: torch.relu(x).tanh().sum() + Sinc.apply(v).sum(), x, v, raise_exception=False
+        lambda x, v: torch.relu(x).tanh().sum() + fn(v).sum(), x, v, raise_exception=False
     )
     assert report.leaves["v"].verdict == "FAIL"
 
@@ -205,20 +192,13 @@ def test_a_leaf_without_kinks_is_certified_where_it_is() -> None:
 def test_what_a_large_offset_hides_is_not_passed_for_a_kink(seed: int) -> None:
     """Near zero a slope is dropped, and the rounding of the value is as large as short moves."""
 
-    class Bent(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx, x):
-            ctx.save_for_backward(x)
-            return torch.tanh(x) + x.clamp(min=0)
+    def backward(u: Any, x: Any) -> Any:
+        slope = torch.where(x.abs() < 1e-3, 0.0, 1 - torch.tanh(x) ** 2)
+        return u * (slope + (x > 0).double())
 
-        @staticmethod
-        def backward(ctx, u):
-            (x,) = ctx.saved_tensors
-            slope = torch.where(x.abs() < 1e-3, 0.0, 1 - torch.tanh(x) ** 2)
-            return u * (slope + (x > 0).double())
-
+    fn = function(lambda x: torch.tanh(x) + x.clamp(min=0), backward)
     drawn = np.random.default_rng(seed).normal(size=700)
     drawn[350] = 0.0
     x = torch.from_numpy(np.where(np.abs(drawn) < 1e-2, 0.0, drawn)).requires_grad_()
-    report = check(lambda x: Bent.apply(x).sum() + 1e5, x, seed=seed, raise_exception=False)
+    report = check(lambda x: fn(x).sum() + 1e5, x, seed=seed, raise_exception=False)
     assert report.verdict != "PASS"

@@ -6,6 +6,7 @@ wrong. What is wrong by a factor fails.
 
 import pytest
 import torch
+from audited import Changed
 from torch.nn import functional as F
 
 from xgradcheck import check
@@ -45,17 +46,9 @@ LOST = {
 """Where all that float32 or 16 bits have left is zero or a unit of rounding, and phi shows more."""
 
 
-class Times(torch.autograd.Function):
+def times(x: torch.Tensor, factor: float) -> torch.Tensor:
     """The same, with a gradient that is wrong by a factor."""
-
-    @staticmethod
-    def forward(ctx, x, factor):
-        ctx.factor = factor
-        return x.clone()
-
-    @staticmethod
-    def backward(ctx, cotangent):
-        return cotangent * ctx.factor, None
+    return Changed.apply(x, lambda cotangent: cotangent * factor)
 
 
 def at(name: str, dtype: torch.dtype) -> torch.Tensor:
@@ -77,7 +70,7 @@ def test_what_is_left_of_a_right_gradient_is_right(name, point, dtype):
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_what_is_left_of_a_wrong_one_is_wrong(name, point, dtype, factor):
     def wrong(x):
-        return FUNCTIONS[name](Times.apply(x, factor))
+        return FUNCTIONS[name](times(x, factor))
 
     report = check(wrong, at(point, dtype), raise_exception=False)
     assert (report.verdict == "FAIL") == ((name, point) not in UNSEEN)
@@ -98,7 +91,7 @@ def test_a_gradient_that_is_zero_at_zero_is_right_in_every_precision(name, dtype
     x = torch.zeros(3, 4, dtype=dtype, requires_grad=True)
     assert check(STATIONARY[name], x).verdict == "PASS"
     with pytest.raises(AssertionError, match="only right at this point"):
-        check(lambda x: STATIONARY[name](Times.apply(x, 2.0)), x)
+        check(lambda x: STATIONARY[name](times(x, 2.0)), x)
 
 
 @pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)

@@ -258,7 +258,6 @@ def leaf_entry(
     **known: Any,
 ) -> LeafReport:
     """The report on one leaf, with what else is ``known``, by the names of its fields."""
-    counts = {"wrong": 0, "undecided": 0}
     return LeafReport(
         name=leaf.name,
         path=leaf.path,
@@ -270,7 +269,7 @@ def leaf_entry(
         floor=float(floor),
         worst=worst,
         names=leaf.names,
-        **(counts | known),
+        **known,
     )
 
 

@@ -167,8 +167,9 @@ class Problem(Protocol):
     """What takes no part in the comparison, and why: "parameter 'w': frozen"."""
     bits: int
     """The shortest significand, in bits, of leaves, outputs and what is computed on the way, as far
-    as the framework tells; else 53. Where it tells it of the backward pass by itself, that is in
-    ``backward_bits``.
+    as the framework tells; else 53. That of the backward pass by itself is in ``backward_bits``,
+    where it costs nothing, and ``bits_of_backward(cotangent)`` may run one to tell it. Both are
+    optional.
     """
     frozen: Positions
     """Coordinates that the framework itself holds constant, as the padding row of an embedding."""

@@ -97,8 +97,8 @@ def percent(share: float) -> str:
 
 
 WORTH, LITTLE = 10.0, 1e-5
-"""In how many distances that are allowed, and up to which share of its leaf's rms, an element may
-err unseen where noise shows no more: so much directions leave to a leaf, too.
+"""How many times the distance that is allowed a leaf may err unseen by directions, and an element
+where noise shows no more; and up to which share of its leaf's rms that one.
 """
 
 

@@ -11,7 +11,15 @@ import numpy as np
 from xgradcheck._differences import NOISE_SIGMAS
 from xgradcheck._layout import Leaf, Mask, Positions, Vector
 from xgradcheck._phi import Phi
-from xgradcheck._sides import SLACK, STEPS, apart, between_its_slopes, rounding_of, turns
+from xgradcheck._sides import (
+    SLACK,
+    STEPS,
+    apart,
+    between_its_slopes,
+    rounding_of,
+    sides_along,
+    turns,
+)
 
 TESTS = 2048
 """How many coordinates are looked at."""
@@ -131,10 +139,9 @@ def _fits(phi: Phi, gradient: Vector, direction: Vector) -> bool:
 def _ranges(phi: Phi, direction: Vector, value: float) -> Iterator[tuple[float, float, float]]:
     """Steps, and between what the slope along a direction may lie by its two sides."""
     for step in STEPS:
-        plus, minus = phi.along(direction, np.array([step, -step]))
-        ahead, behind = (plus - value) / step, (value - minus) / step
+        slopes = sides_along(phi, direction, step, value)
         noise = NOISE_SIGMAS * 2 * rounding_of(value).sigma / step
-        yield step, min(ahead, behind) - noise, max(ahead, behind) + noise
+        yield step, float(np.min(slopes)) - noise, float(np.max(slopes)) + noise
 
 
 def _is_borne_out(phi: Phi, direction: Vector) -> bool:

@@ -9,6 +9,7 @@ generalised gradient is a mean of limits of gradients).
 
 import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -16,6 +17,7 @@ import numpy as np
 from xgradcheck._adapters import Backward
 from xgradcheck._certificate import ROUNDINGS
 from xgradcheck._differences import UNIT, norm, rms
+from xgradcheck._generic import LARGE
 from xgradcheck._judge import Tolerance, zero_below
 from xgradcheck._layout import Mask, Vector
 from xgradcheck._phi import Phi
@@ -32,8 +34,6 @@ LITTLE = 1e-6
 """A share of a side that is none."""
 SLACK = 1e-4
 """By what share of its size a move to a side may miss what its gradient says of it."""
-LARGE = 1_000_000
-"""Beyond so many coordinates no points on several sides are looked at."""
 
 
 @dataclass(slots=True)
@@ -134,14 +134,23 @@ class _Sides:
         yield reach * chosen * outward
         yield ramp
 
-    def _at(self, way: Vector) -> Vector:
-        """The gradient some way off."""
+    @contextmanager
+    def _moved(self, way: Vector) -> Iterator[Phi]:
+        """phi some way off."""
         problem = self.phi.problem
-        with problem.at(problem.point + way * self.scale):
-            backward = problem.gradient(self.phi.cotangent)
+        with problem.at(problem.point + way * self.scale), self.phi.anew() as there:
+            yield there
+
+    def _gradient(self, there: Phi) -> Vector:
+        backward = there.problem.gradient(there.cotangent)
         if backward.is_stale(self.backward):
             raise ValueError("the very same arrays were handed in")
         return backward.gradient
+
+    def _at(self, way: Vector) -> Vector:
+        """The gradient some way off."""
+        with self._moved(way) as there:
+            return self._gradient(there)
 
     def _differ(self, gradient: Vector, other: Vector) -> Mask:
         """The elements in which two gradients differ by more than a short way makes them."""
@@ -157,7 +166,7 @@ class _Sides:
         rounding lets that be seen.
         """
         step = SHORT * way * self.scale
-        with self.phi.problem.at(self.phi.problem.point + step), self.phi.anew() as there:
+        with self._moved(SHORT * way) as there:
             value = float(there.here(1)[0])
         most = SLACK * norm(np.fmax(np.abs(own), np.abs(other)) * step)
         noise = ROUNDINGS * UNIT * max(abs(value), abs(self.value))
@@ -167,13 +176,12 @@ class _Sides:
         """The bounds of the leaves some way off, clear of all that lies at the point; none where
         the gradient is not certified there. Leaves without kinks stay where they are.
         """
-        problem, way = self.phi.problem, way.copy()
-        for leaf in problem.layout:
+        way = way.copy()
+        for leaf in self.phi.problem.layout:
             way[leaf.part] *= self.kinked[leaf.part].any()
         for far in FAR:
-            gradient = self._at(far * way)
-            with problem.at(problem.point + far * way * self.scale), self.phi.anew() as there:
-                value = float(there.here(1)[0])
+            with self._moved(far * way) as there:
+                gradient, value = self._gradient(there), float(there.here(1)[0])
                 work = Projecting(there, gradient, value, self.allowance, self.seed)
                 work.certify()
                 if work.is_certain:

@@ -197,7 +197,10 @@ def projected(
         own = None if chosen.keys() <= {*small} else noise
         looked = _looked(phi, value, spread, runs, asked, restricted, own, lost, is_suspect)
         acquitted = _acquitted(restricted, looked[0], done)
-        acquitted += _choices(phi, gradient, restricted, looked[0], done)
+        for number in _choices(phi, gradient, restricted, looked[0], done):
+            acquitted.append(number)
+            del done.suspects[number]
+            done.mistakes.pop(number, None)
         if acquitted and layout.size <= SWEPT:
             phi.phase = ""
             return None
@@ -247,16 +250,14 @@ def _choices(
     """The leaves that are wrong by a choice among equal numbers, which no coordinate alone shows to
     be right; the whole point has to move for that.
     """
-    found = []
+    found, scale = [], phi.scales()[0]
     for number, part in zip(restricted.numbers, restricted.layout, strict=True):
         suspect = done.suspects.get(number)
         if suspect is None or not isinstance(part, Part) or not _is_wrong(row, part):
             continue
         leaf, accused = phi.problem.layout.leaves[number], np.array([*suspect.off], np.intp)
-        if is_a_choice(phi, gradient, phi.scales()[0], leaf, accused, suspect.size):
+        if is_a_choice(phi, gradient, scale, leaf, accused, suspect.size):
             found.append(number)
-            del done.suspects[number]
-            done.mistakes.pop(number, None)
     return found
 
 

@@ -15,15 +15,15 @@ import numpy as np
 from xgradcheck._certificate import Certificate, Residual, certify
 from xgradcheck._differences import NOISE_SIGMAS, Noise, dot, norm, rms
 from xgradcheck._directions import Band, Places, bands, influence, power_near
-from xgradcheck._judge import ZERO, Tolerance
+from xgradcheck._judge import WORTH, ZERO, Tolerance
 from xgradcheck._layout import DOUBLE, Direction, Leaf, Vector
 from xgradcheck._localise import Found, Node, Off, Search, step_and_bar
 from xgradcheck._phi import Phi
 from xgradcheck._slopes import Mistake
 
-WORTH, LARGEST = 10.0, 0.03
-"""A norm is certified to so many times the distance that is allowed, and never to more than so much
-of itself: at 99.9 % confidence that rejects errors of the distance itself 99 times of 100.
+LARGEST = 0.03
+"""A norm is certified to ``WORTH`` times the distance that is allowed, and never to more than so
+much of itself: at 99.9 % confidence that rejects errors of the distance itself 99 times of 100.
 """
 ROUNDS, NUMBERS = 6, 16
 """How often the rest is certified anew without what was found wrong, and along directions of which

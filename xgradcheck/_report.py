@@ -68,8 +68,8 @@ class LeafReport:
     grade: Grade
     floor: float
     worst: Element | None
-    wrong: int
-    undecided: int
+    wrong: int = 0
+    undecided: int = 0
     names: tuple[str, ...] = ()
     precision: str = "float64"
     """The lowest precision that was computed in."""

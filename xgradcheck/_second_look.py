@@ -259,8 +259,8 @@ def _look_again(work: Sweep, truth: Truth, leaf: Leaf, index: Positions) -> tupl
     wrong, undecided = outcome(best)
     # Strictly between the slopes of both sides a gradient is right, however uncertain those are.
     between = (best.low + best.bar < gradient) & (gradient < best.high - best.bar)
-    truth.value[index] = best.near(gradient)
-    truth.bar[index] = np.where(between, 0.0, best.bar)
+    near = best.near(gradient)
+    truth.value[index], truth.bar[index] = near, np.where(between, 0.0, best.bar)
     # What stood still for small steps may move for wide ones: an offset hid it.
     truth.still[index] &= np.abs(truth.value[index]) <= truth.bar[index]
     # Where there is no derivative, no gradient is right or wrong; a steep point may only look so.
@@ -279,11 +279,10 @@ def _look_again(work: Sweep, truth: Truth, leaf: Leaf, index: Positions) -> tupl
             climbed.rungs[:, :, place], gradient[place], work.noise.sigma
         )
     if (wrong & ~none).any():
-        worst = int(np.argmax(np.where(wrong & ~none, np.abs(gradient - best.near(gradient)), -1)))
+        worst = int(np.argmax(np.where(wrong & ~none, np.abs(gradient - near), -1)))
         truth.rungs[int(index[worst])] = climbed.rungs[:, :, worst].copy()
     wrong, undecided = wrong & ~none, undecided | none
     # What could err by little is no reason to leave the others as they are.
-    near = best.near(gradient)
     allowed = work.allowed(gradient, near, leaf_rms, index)
     undecided &= none | ~work.allowance.is_near(gradient, near, best.bar, allowed, leaf_rms)
     doubtful = np.flatnonzero(undecided & ~none & best.settled)

@@ -36,6 +36,19 @@ def sides(phi: Phi, where: Positions, steps: Vector, value: float) -> tuple[Vect
     return (plus - value) / steps, (value - minus) / steps
 
 
+def sides_along(phi: Phi, direction: Vector, step: float, value: float) -> Vector:
+    """The slopes ahead and behind along a direction through all coordinates."""
+    plus, minus = phi.along(direction, np.array([step, -step]))
+    return np.array([plus - value, value - minus]) / step
+
+
+def lacking(wide: Vector, narrow: Vector, steps: tuple[float, float]) -> Vector:
+    """What the slopes of one side over a narrow step lack to be those at the point, by those over a
+    wide one: both err by the curvature.
+    """
+    return (narrow - wide) / (steps[0] / steps[1] - 1)
+
+
 def rounding_of(value: float) -> Noise:
     """The least noise that a phi of this value has."""
     return Noise(float(Noise(0.0).of(np.array(value))))
@@ -67,8 +80,7 @@ def _between(
 ) -> Mask:
     value = float(phi.here(1)[0])
     wide, narrow = (np.array(sides(phi, places, scale * step, value)) for step in steps)
-    # The slope of each side at the point, from those over two steps that err by the curvature.
-    change = (narrow - wide) / (steps[0] / steps[1] - 1)
+    change = lacking(wide, narrow, steps)
     slopes = narrow + change
     share = CLOSE if phi.problem.bits == DOUBLE else SLACK
     unsure = SAFE * np.abs(change) + share * np.max(np.abs(slopes), axis=0)

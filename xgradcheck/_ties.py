@@ -5,6 +5,7 @@ up: a backward that gives all of it to both is wrong, and no single coordinate s
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import combinations
 
@@ -13,7 +14,17 @@ import numpy as np
 from xgradcheck._differences import NOISE_SIGMAS, Noise
 from xgradcheck._layout import Layout, Mask, Positions, Vector
 from xgradcheck._phi import Phi
-from xgradcheck._sides import SLACK, STEPS, between_its_slopes, picked, rounding_of, sides, turns
+from xgradcheck._sides import (
+    SLACK,
+    STEPS,
+    between_its_slopes,
+    lacking,
+    picked,
+    rounding_of,
+    sides,
+    sides_along,
+    turns,
+)
 
 ALL_PAIRS, PAIRS = 16, 256
 """Up to how many kinks every pair is looked at, and how many pairs of neighbours beyond that."""
@@ -52,6 +63,20 @@ class Kinks:
     value: float
     noise: Noise
 
+    def direction(self, chosen: Positions) -> Vector:
+        """The one that moves some of them by their scales, and nothing else."""
+        found = np.zeros_like(self.phi.problem.point)
+        found[self.where[chosen]] = self.scale[chosen]
+        return found
+
+    def total(self, chosen: Positions) -> float:
+        """The slope along it by the gradient."""
+        return float(np.sum(self.gradient[chosen] * self.scale[chosen]))
+
+    def scale_of(self, tie: Tie) -> Vector:
+        """The scales of the members of a tie."""
+        return self.scale[np.isin(self.where, tie.members)]
+
 
 def wrong_ties(kinks: Kinks) -> list[Tie]:
     """Kinks that belong together and whose gradients do not add up, for some output taken alone.
@@ -89,14 +114,12 @@ def _beyond_every_choice(kinks: Kinks, ties: list[Tie]) -> list[Tie]:
 
 
 def _is_choice(kinks: Kinks, tie: Tie, rng: np.random.Generator) -> bool:
-    chosen, direction = np.isin(kinks.where, tie.members), np.zeros_like(kinks.phi.problem.point)
-    direction[kinks.where[chosen]] = kinks.scale[chosen]
-    plus, minus = kinks.phi.along(direction, np.array([STEPS[-1], -STEPS[-1]]))
-    slopes = np.array([plus - kinks.value, kinks.value - minus]) / STEPS[-1]
+    chosen = np.flatnonzero(np.isin(kinks.where, tie.members))
+    direction = kinks.direction(chosen)
+    slopes = sides_along(kinks.phi, direction, STEPS[-1], kinks.value)
     low, high = picked(slopes, turns(kinks.phi, direction, rng))
-    total = float(np.sum(kinks.gradient[chosen] * kinks.scale[chosen]))
     unsure = SLACK * float(np.max(np.abs(slopes)))
-    return bool(low - unsure <= total <= high + unsure)
+    return bool(low - unsure <= kinks.total(chosen) <= high + unsure)
 
 
 def _wrong_in_one_output(kinks: Kinks, ties: list[Tie]) -> list[Tie]:
@@ -106,37 +129,49 @@ def _wrong_in_one_output(kinks: Kinks, ties: list[Tie]) -> list[Tie]:
     if not _has_outputs(kinks.phi):
         return ties
     wrong: set[int] = set()
-    concerned: dict[int, list[int]] = {}
-    still = dict[int, Vector]()
-    for number, tie in enumerate(ties):
-        moved = _moved(kinks.phi, tie.members, kinks.scale[np.isin(kinks.where, tie.members)])
-        still[number] = _others(moved)
-        for output in np.flatnonzero(moved)[:OUTPUTS].tolist():
-            concerned.setdefault(output, []).append(number)
-    asked = [(_unit(kinks.phi, output), concerned[output]) for output in [*concerned][:ALL_OUTPUTS]]
-    asked += [(cotangent, [number]) for number, cotangent in still.items() if cotangent.any()]
-    for cotangent, numbers in asked:
+    for cotangent, numbers in _asked(kinks, ties):
         left = [number for number in numbers if number not in wrong]
-        if left:
-            with kinks.phi.anew(cotangent) as alone:
-                wrong |= {number for number in left if _is_wrong_alone(kinks, ties[number], alone)}
+        if not left:
+            continue
+        with kinks.phi.anew(cotangent) as alone:
+            value, gradient = float(alone.here(1)[0]), alone.gradient().gradient
+            for number in left:
+                own = _under(kinks, ties[number], alone, value, gradient)
+                if _excess(own, np.arange(len(own.where))):
+                    wrong.add(number)
     return [ties[number] for number in sorted(wrong)]
 
 
-def _is_wrong_alone(kinks: Kinks, tie: Tie, alone: Phi) -> bool:
-    """Whether the gradients of a tie do not add up under another cotangent."""
-    scale, value = kinks.scale[np.isin(kinks.where, tie.members)], float(alone.here(1)[0])
-    own = replace(
+def _asked(kinks: Kinks, ties: list[Tie]) -> Iterator[tuple[Vector, list[int]]]:
+    """Cotangents, and the numbers of the ties that they tell something of: each output that a tie
+    moves alone, then all that it does not move together.
+    """
+    moving = [_moved(kinks.phi, tie.members, kinks.scale_of(tie)) for tie in ties]
+    concerned: dict[int, list[int]] = {}
+    for number, moved in enumerate(moving):
+        for output in np.flatnonzero(moved)[:OUTPUTS].tolist():
+            concerned.setdefault(output, []).append(number)
+    for output in [*concerned][:ALL_OUTPUTS]:
+        yield _unit(kinks.phi, output), concerned[output]
+    for number, moved in enumerate(moving):
+        if not moved.all():
+            yield _others(moved), [number]
+
+
+def _under(kinks: Kinks, tie: Tie, alone: Phi, value: float, gradient: Vector) -> Kinks:
+    """A tie under another cotangent."""
+    scale = kinks.scale_of(tie)
+    ahead, behind = sides(alone, tie.members, scale * STEPS[-1], value)
+    return replace(
         kinks,
         phi=alone,
         where=tie.members,
         scale=scale,
-        gradient=alone.gradient().gradient[tie.members],
-        sides=np.array(sides(alone, tie.members, scale * STEPS[-1], value)),
+        gradient=gradient[tie.members],
+        sides=np.array([ahead, behind]),
         value=value,
         noise=rounding_of(value),
     )
-    return bool(_excess(own, np.arange(len(scale))))
 
 
 def _pairs(kinks: Kinks) -> list[tuple[int, int]]:
@@ -192,26 +227,18 @@ def _excess_of_level(kinks: Kinks, chosen: Positions) -> float:
     """The same for so many kinks that what they exceed by may nearly cancel: with slopes that are
     extrapolated from two steps, so that little is unsure.
     """
-    scale, where = kinks.scale[chosen], kinks.where[chosen]
-    direction = np.zeros_like(kinks.phi.problem.point)
-    direction[where] = scale
-    signed = np.array([sign * step for step in STEPS for sign in (1, -1)])
-    moved = (kinks.phi.along(direction, signed) - kinks.value) / signed
-    slopes = _at_the_point(moved.reshape(2, 2))
+    scale, where, direction = kinks.scale[chosen], kinks.where[chosen], kinks.direction(chosen)
+    wide, narrow = (sides_along(kinks.phi, direction, step, kinks.value) for step in STEPS)
+    slopes = narrow + lacking(wide, narrow, STEPS)
     unsure = FINELY * float(np.abs(kinks.sides[:, chosen] * scale).sum())
     unsure += NOISE_SIGMAS * 4 * kinks.noise.sigma / STEPS[1]
-    total = float(np.sum(kinks.gradient[chosen] * scale))
+    total = kinks.total(chosen)
     excess = total - float(np.clip(total, np.min(slopes), np.max(slopes)))
     if not np.isfinite(slopes).all() or abs(excess) <= unsure:
         return 0.0
-    steps = [sides(kinks.phi, where, scale * step, kinks.value) for step in STEPS]
-    alone = np.sum(_at_the_point(np.array(steps)) * scale, axis=1)
+    wide, narrow = (np.array(sides(kinks.phi, where, scale * h, kinks.value)) for h in STEPS)
+    alone = np.sum((narrow + lacking(wide, narrow, STEPS)) * scale, axis=1)
     return 0.0 if (np.abs(slopes - alone) <= unsure).all() else excess
-
-
-def _at_the_point(slopes: Vector) -> Vector:
-    """Slopes of a side, from those over two steps that err by the curvature, in the first axis."""
-    return np.asarray(slopes[1] + (slopes[1] - slopes[0]) / (STEPS[0] / STEPS[1] - 1))
 
 
 def _excess(kinks: Kinks, chosen: Positions) -> float | None:
@@ -219,7 +246,7 @@ def _excess(kinks: Kinks, chosen: Positions) -> float | None:
     they do not or where the steps do not agree on it; None where the kinks have nothing to do with
     each other.
     """
-    total, excess = float(np.sum(kinks.gradient[chosen] * kinks.scale[chosen])), 0.0
+    total, excess = kinks.total(chosen), 0.0
     for step in STEPS:
         if (found := _slopes(kinks, chosen, step)) is None:
             return None if step == STEPS[0] else 0.0
@@ -234,10 +261,7 @@ def _slopes(kinks: Kinks, chosen: Positions, step: float) -> tuple[float, float,
     """The slopes ahead and behind along several kinks at once, and how unsure they are; None where
     they are the sums of those along each.
     """
-    direction = np.zeros_like(kinks.phi.problem.point)
-    direction[kinks.where[chosen]] = kinks.scale[chosen]
-    plus, minus = kinks.phi.along(direction, np.array([step, -step]))
-    slopes = np.array([plus - kinks.value, kinks.value - minus]) / step
+    slopes = sides_along(kinks.phi, kinks.direction(chosen), step, kinks.value)
     terms = kinks.sides[:, chosen] * kinks.scale[chosen]
     unsure = SLACK * float(np.abs(terms).sum()) + NOISE_SIGMAS * 2 * kinks.noise.sigma / step
     if not np.isfinite(slopes).all() or (np.abs(slopes - terms.sum(axis=1)) <= unsure).all():

@@ -20,6 +20,7 @@ from xgradcheck._adapters import Backward, Case
 from xgradcheck._errors import InvalidCase, short
 from xgradcheck._layout import (
     BATCHED,
+    BITS,
     DOUBLE,
     ComplexVector,
     Direction,
@@ -200,6 +201,8 @@ class Here:
 class TorchProblem:
     """One call of a PyTorch function, seen from the core."""
 
+    backward_bits = DOUBLE
+    """What the backward pass was raised to."""
     _differentiates = False
     """Whether the outputs are gradients themselves."""
 
@@ -289,18 +292,20 @@ class TorchProblem:
             yield from (buffer for buffer in module._buffers.values() if buffer is not None)
 
     def raisings(self) -> Sequence[Callable[[], AbstractContextManager[None]]]:
-        return [self._raised]
+        to = (torch.float64, torch.float32)[: 1 + (self.layout.bits < BITS["float32"])]
+        return [functools.partial(self._raised, dtype) for dtype in to]
 
     @contextmanager
-    def _raised(self) -> Iterator[None]:
+    def _raised(self, to: torch.dtype) -> Iterator[None]:
         draws = any(name.startswith(TORCH) for name in self.moving)
         kept = self._world, self.outputs, self.bits, self._grad_mode, self._scope
+        self.backward_bits = shortest([to])
         native, default = self._slots[0].found.dtype.to_real(), torch.get_default_dtype()
         self._world.reset()
-        with raised([*self._tensors_around(), *self._buffers()]) as mode:
+        with raised([*self._tensors_around(), *self._buffers()], to) as mode:
 
             def drawing() -> AbstractContextManager[Any]:
-                return Draws(native, default) if draws else nullcontext()
+                return Draws(native, default, to) if draws else nullcontext()
 
             @contextmanager
             def drawing_eagerly() -> Iterator[None]:
@@ -323,7 +328,7 @@ class TorchProblem:
                     self._scope = raising if mode.busy else drawing_eagerly
                     yield
             finally:
-                self._learned = None
+                self._learned, self.backward_bits = None, DOUBLE
                 self._world, self.outputs, self.bits, self._grad_mode, self._scope = kept
 
     @contextmanager

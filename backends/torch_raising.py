@@ -1,6 +1,7 @@
-"""PyTorch functions computed in float64, whatever they were written for.
+"""PyTorch functions computed in float64, whatever they were written for; those of 16 bits that have
+something against it in float32.
 
-Tensors below float64 are raised where they lie: another storage is put under them for as long as
+Tensors below that are raised where they lie: another storage is put under them for as long as
 the context lasts, so that what is written to a tensor, or to a view of it, is seen by all who hold
 it. What only comes into being on the way is raised as it comes: a mode sees every function that is
 called on tensors, and every custom ``Function`` on its way in and in its backward. Random numbers
@@ -19,29 +20,34 @@ from .torch_exchanged import backwards_applied, functions_applied, mapped
 from .torch_tensors import Watching
 
 LOW = (torch.float32, torch.float16, torch.bfloat16)
-WIDE = dict.fromkeys(LOW, torch.float64) | {
-    torch.complex64: torch.complex128,
-    torch.complex32: torch.complex128,
+SHORT = (torch.float16, torch.bfloat16)
+WIDER = {
+    torch.float64: dict.fromkeys(LOW, torch.float64)
+    | {torch.complex64: torch.complex128, torch.complex32: torch.complex128},
+    torch.float32: dict.fromkeys(SHORT, torch.float32) | {torch.complex32: torch.complex64},
 }
+"""What is raised to a dtype, and to what."""
 
 # These name no dtype that could be exchanged.
 CASTS = {
-    torch.Tensor.float: torch.Tensor.double,
-    torch.Tensor.half: torch.Tensor.double,
-    torch.Tensor.bfloat16: torch.Tensor.double,
+    torch.Tensor.float: torch.float32,
+    torch.Tensor.half: torch.float16,
+    torch.Tensor.bfloat16: torch.bfloat16,
 }
+CAST_TO = {torch.float64: torch.Tensor.double, torch.float32: torch.Tensor.float}
 
 
 class Raised:
-    """Tensors that lie in float64 for a while, and where they lay before."""
+    """Tensors that lie in a wider dtype for a while, and where they lay before."""
 
-    def __init__(self) -> None:
+    def __init__(self, to: torch.dtype) -> None:
+        self.to, self.wider = to, WIDER[to]
         self._found: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]] = []
         self._storages: dict[int, tuple[Any, torch.Tensor]] = {}
 
     def raise_in_place(self, tensor: torch.Tensor) -> None:
-        """Put a storage of float64 under a tensor, the same one under all that share theirs."""
-        wide = WIDE[tensor.dtype]
+        """Put a wider storage under a tensor, the same one under all that share theirs."""
+        wide = self.wider[tensor.dtype]
         found = tensor.data
         storage = found.untyped_storage()
         # Another dtype over the same bytes would be another storage; kept alive, its address is
@@ -79,20 +85,21 @@ class Raising(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         args, kwargs = mapped(self.wide, (args, kwargs or {}))
-        if func in CASTS:
-            self.busy, func = True, CASTS[func]
+        if CASTS.get(func) in self._raised.wider:
+            self.busy, func = True, CAST_TO[self._raised.to]
         return mapped(self.wide, func(*args, **kwargs))
 
     def wide(self, value: Any) -> Any:
-        """A tensor or dtype below float64 raised; anything else as it is."""
+        """A tensor or dtype raised, if it is one of those that are; anything else as it is."""
+        wider = self._raised.wider
         if isinstance(value, torch.dtype):
-            self.busy |= value in WIDE
-            return WIDE.get(value, value)
-        if not isinstance(value, torch.Tensor) or value.dtype not in WIDE:
+            self.busy |= value in wider
+            return wider.get(value, value)
+        if not isinstance(value, torch.Tensor) or value.dtype not in wider:
             return value
         self.busy = True
         if not can_be_raised_in_place(value):
-            return value.to(WIDE[value.dtype])
+            return value.to(wider[value.dtype])
         self._raised.raise_in_place(value)
         return value
 
@@ -118,9 +125,9 @@ DROPOUT = "native_dropout"
 class Draws(Watching):
     """Draws random numbers in the dtype that they were drawn in before all was raised."""
 
-    def __init__(self, dtype: torch.dtype, default: torch.dtype) -> None:
+    def __init__(self, dtype: torch.dtype, default: torch.dtype, to: torch.dtype) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._dtype, self._default = dtype, default
+        self._dtype, self._default, self._to = dtype, default, to
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -130,7 +137,7 @@ class Draws(Watching):
         if name in COMPUTING:
             return func(*args, **kwargs)
         low, low_kwargs = tree_map(self._narrow, (args, kwargs))
-        if name == DROPOUT and args[0].dtype is torch.float64 and args[2] is not False:
+        if name == DROPOUT and args[0].dtype is self._to and args[2] is not False:
             share, (_, mask) = args[1], func(*low, **low_kwargs)
             return args[0] * mask * (1 / (1 - share) if share < 1 else 0.0), mask
         if name in FACTORIES and low_kwargs.get("dtype") is None:
@@ -144,33 +151,33 @@ class Draws(Watching):
         for found, narrow in written:
             if found is not narrow:
                 found.copy_(narrow)
-        return written[0][0] if name.endswith("_") and written else tree_map(_as_double, drawn)
+        return written[0][0] if name.endswith("_") and written else tree_map(self._widened, drawn)
 
     def _narrow(self, value: Any) -> Any:
-        if value is torch.float64:
+        if value is self._to:
             return self._dtype
-        if isinstance(value, torch.Tensor) and value.dtype is torch.float64:
+        if isinstance(value, torch.Tensor) and value.dtype is self._to:
             return value.to(self._dtype)
         return value
 
-
-def _as_double(value: Any) -> Any:
-    return value.double() if isinstance(value, torch.Tensor) and value.dtype in LOW else value
+    def _widened(self, value: Any) -> Any:
+        is_low = isinstance(value, torch.Tensor) and value.dtype in LOW
+        return value.to(self._to) if is_low else value
 
 
 @contextmanager
-def raised(tensors: Iterable[torch.Tensor]) -> Iterator[Raising]:
-    """These tensors in float64, and a mode that raises all others on their way through functions;
-    the mode is not entered.
+def raised(tensors: Iterable[torch.Tensor], to: torch.dtype) -> Iterator[Raising]:
+    """These tensors in a wider dtype, and a mode that raises all others on their way through
+    functions; the mode is not entered.
     """
-    found = Raised()
+    found = Raised(to)
     mode = Raising(found)
     default = torch.get_default_dtype()
     try:
         for tensor in tensors:
-            if tensor.dtype in WIDE and can_be_raised_in_place(tensor):
+            if tensor.dtype in found.wider and can_be_raised_in_place(tensor):
                 found.raise_in_place(tensor)
-        torch.set_default_dtype(torch.float64)
+        torch.set_default_dtype(found.wider.get(default, default))
         with _functions_wrapped(mode):
             yield mode
     finally:

@@ -11,7 +11,11 @@ from torch import Tensor, nn
 
 from xgradcheck import Report, Verdict, check
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+pytestmark = [
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU"),
+    # PyTorch's own, where the first product in a process is that of a backward pass.
+    pytest.mark.filterwarnings("ignore:Attempting to run cuBLAS"),
+]
 
 
 def on_card(model: Any) -> Any:

@@ -268,9 +268,11 @@ def precision(bits: int) -> str:
     return next((name for name, length in BITS.items() if length == bits), "float64")
 
 
-def not_raised(bits: int, why: str) -> Finding:
+def not_raised(bits: int, why: str, is_wider: bool) -> Finding:
+    """``is_wider``: it could be raised to these bits."""
     dtype = precision(bits)
-    text = f"{dtype}: raising changes this function ({why}), so it was differenced as it runs"
+    instead = f"raised to {dtype} and differenced there" if is_wider else "differenced as it runs"
+    text = f"{dtype}: raising to float64 changes this function ({why}), so it was {instead}"
     return Finding("", f"truth in {dtype}", text)
 
 

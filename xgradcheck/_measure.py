@@ -98,8 +98,10 @@ def measure(phi: Phi, asked: Asked) -> Outcome:
                     ways.remove(raised)
                 else:
                     wide_run = wide_value, wide_spread, wide
+                    # Wider than it was found, and not as wide as was tried before.
+                    told = why if problem.layout.bits < bits < DOUBLE else ""
                     try:
-                        return _in_float64(phi, wide_run, own, asked)
+                        return _unraised(_in_float64(phi, wide_run, own, asked), told)
                     except NeedsNear as need:
                         needs = need
             if needs is None:
@@ -107,20 +109,27 @@ def measure(phi: Phi, asked: Asked) -> Outcome:
             # What rounding may do is told by the function as it was found.
             own = replace(own, near=near(phi, asked.seed, needs.places))
             with raised():
-                return _in_float64(phi, wide_run, own, asked, needs.work)
+                return _unraised(_in_float64(phi, wide_run, own, asked, needs.work), told)
     # Nothing in float64 to tell rounding from: what the next floats change has to do.
     lost = rounding([run.backward.gradient, *beside(phi, asked.seed)], problem.layout)
     own = replace(own, rounding=lost)
     if wants_projection(phi, asked):
         large = projected(phi, value, spread, [own], asked, None)
         if large is not None:
-            return replace(large, unraised=why)
+            return _unraised(large, why)
     measured = swept(phi, value, spread, own, asked)
     if is_open(measured, asked):
         few = projected(phi, value, spread, [own], asked, None, is_swept=True)
         if few is not None:
-            return replace(few, unraised=why)
-    return [replace(measured, unraised=why)]
+            return _unraised(few, why)
+    return _unraised([measured], why)
+
+
+def _unraised(found: Outcome, why: str) -> Outcome:
+    """What was measured, with the reason why that was not in float64."""
+    if isinstance(found, list):
+        return [replace(row, unraised=why) for row in found]
+    return found if isinstance(found, Stochastic) else replace(found, unraised=why)
 
 
 def _in_float64(

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from xgradcheck._differences import Noise, snapped
-from xgradcheck._layout import BITS, DOUBLE, Vector, to_bits
+from xgradcheck._layout import BITS, DOUBLE, Operands, Vector, to_bits
 
 Along = Callable[[Vector, Vector], Vector]
 
@@ -41,6 +41,8 @@ Of those of a function that leaps anywhere, one in ten falls between.
 """
 RESTLESS = 1 / 16
 """By what share of itself phi may change over the narrow steps of a line, and tell its bits."""
+FEWER = {DOUBLE: BITS["float32"], BITS["float32"]: Operands.TF32}
+"""What computes a part of a function that is noisier than so many bits."""
 LOUD = 50.0
 """Noise of so many times that of rounding the result is worth a second look."""
 
@@ -54,15 +56,19 @@ def measure_noise(
     unit: float | None = None,
     told: int = DOUBLE,
     rounds: Callable[[], bool] = bool,
+    given: int = DOUBLE,
+    size: Callable[[], float] = float,
 ) -> Noise:
     """The noise of phi, from its values on a line through ``point``.
 
     Eight evaluations; more where phi stands still on that scale (it is quantised: low precision
     inside) or bends. ``unit`` is what a scalar output was multiplied by: divided by it, phi is what
     the function returned, to a few units of rounding. ``told`` is the shortest significand that the
-    framework knows of.
+    framework knows of, and ``given`` that of the arguments as they were found: a function that was
+    written for those, and is noisier than what is told, computes in fewer bits. ``size`` is what
+    phi is a sum of.
     """
-    least = float(Noise(0.0).of(np.array(value)))
+    least = _of_rounding(value)
 
     def line(mask: Any = 1.0) -> _Line:
         signs = rng.choice([-1.0, 1.0], point.size) * rng.uniform(0.5, 1.0, point.size)
@@ -93,12 +99,21 @@ def measure_noise(
             if point.size > 1:
                 half = rng.permutation(point.size) < point.size // 2
                 sigma = min(sigma, line(half).noise(), line(~half).noise())
+    can_be_fewer = given < DOUBLE and bits == told and bits in FEWER
+    if can_be_fewer and all(sigma > LOUD * _of_rounding(of, bits) for of in (value, size())):
+        # A part of it computes in fewer bits. Narrow steps would not see that part move.
+        bits, fine = FEWER[bits], np.inf
     if told < DOUBLE:
         # What is left of larger numbers inside is quantised like them.
         steps = np.diff(np.unique(np.append(np.concatenate(values), value)))
         sigma = max(sigma, float(np.nan_to_num(np.min(steps, initial=np.inf), posinf=0.0)) / 2)
     underrated = FEW if bits > BITS["float16"] else FEW_AND_COARSE
     return Noise(max(underrated * sigma, 2.0 ** (DOUBLE - bits) * least), bits, fine)
+
+
+def _of_rounding(size: float, bits: int = DOUBLE) -> float:
+    """The noise of a number that is rounded to so many bits."""
+    return float(Noise(0.0, bits).of(np.array(size)))
 
 
 @dataclass(slots=True)
@@ -223,7 +238,9 @@ def _bits_of_the_argument(along: Along, value: float, point: Vector) -> int:
 
         leaps, last = 0, value
         for number in range(CELLS + 1):
-            inner, outer = at(number - INSIDE), at(number + INSIDE)
+            # Below a power of two, as there are among numbers of few bits, cells are half as wide.
+            below = INSIDE if number else INSIDE / 2
+            inner, outer = at(number - below), at(number + INSIDE)
             if inner != outer or (number == 0 and inner != value):
                 leaps = 0
                 break

@@ -128,7 +128,9 @@ def concluded(
     notes += [f"{text}: the framework made it fit" for text in told.runs[0].backward.misfits]
     bits = min(told.bits, *(run.bits or DOUBLE for run in told.runs))
     if told.unraised:
-        findings.append(not_raised(bits, told.unraised))
+        is_wider = told.bits > problem.layout.bits
+        found = told.bits if is_wider else bits
+        findings.append(not_raised(found, told.unraised, is_wider))
     return Report(
         verdict=Verdict.of(verdicts),
         distance=score,

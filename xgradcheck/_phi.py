@@ -10,7 +10,7 @@ import numpy as np
 from xgradcheck._adapters import Backward, Problem
 from xgradcheck._budget import Budget
 from xgradcheck._constraints import Linear, Tangent
-from xgradcheck._differences import Noise, natural_scale
+from xgradcheck._differences import Noise, natural_scale, norm
 from xgradcheck._layout import ComplexVector, Direction, Layout, Positions, Vector
 from xgradcheck._noise import measure_noise
 from xgradcheck._progress import Tick
@@ -246,4 +246,6 @@ def noise_of(phi: Phi, value: float, seed: int) -> Noise:
         problem.bits,
         # Adapters that were written before this was asked do not say.
         lambda: bool(getattr(problem, "rounds", False)),
+        problem.layout.bits,
+        lambda: norm(problem.values()[0] * phi.cotangent),
     )

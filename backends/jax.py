@@ -221,6 +221,7 @@ class JaxProblem:
     """One call of a JAX function, seen from the core."""
 
     frozen: Positions = np.empty(0, np.intp)
+    traces = True
     _compiled_whole: Callable[..., Any]
     _compiled_backward: Callable[..., Any]
     _compiled_outputs: Callable[..., Any]

@@ -164,15 +164,47 @@ INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 def bits_of_tensor(tensor: torch.Tensor) -> Any:
     """The values of a tensor as whole numbers, over the same memory where that can be: NaN and -0.0
-    count as they are.
+    count as they are. Those of a sparse tensor are bytes of its parts, one after the other.
     """
+    if tensor.layout is not torch.strided:
+        return np.concatenate([_bytes_of(part) for part in _parts(tensor)])
     dense = tensor.detach().resolve_conj().resolve_neg().cpu()
     if dense.is_complex():
         dense = torch.view_as_real(dense)
     return dense.view(INTEGERS[dense.itemsize]).numpy()
 
 
+COMPRESSED = {
+    torch.sparse_csr: ("crow_indices", "col_indices"),
+    torch.sparse_bsr: ("crow_indices", "col_indices"),
+    torch.sparse_csc: ("ccol_indices", "row_indices"),
+    torch.sparse_bsc: ("ccol_indices", "row_indices"),
+}
+
+
+def _parts(tensor: torch.Tensor) -> list[torch.Tensor]:
+    """The strided tensors of real numbers that a sparse one is made of; a dense one of others."""
+    tensor = tensor.detach()
+    if tensor.layout is torch.sparse_coo:
+        places, values = [tensor._indices()], tensor._values()
+    elif tensor.layout in COMPRESSED:
+        places = [getattr(tensor, name)() for name in COMPRESSED[tensor.layout]]
+        values = tensor.values()
+    else:
+        places, values = [], tensor.to_dense()
+    return [*places, torch.view_as_real(values) if values.is_complex() else values]
+
+
+def _bytes_of(part: torch.Tensor) -> Any:
+    return np.ascontiguousarray(bits_of_tensor(part)).reshape(-1).view(np.uint8)
+
+
 def set_bits(tensor: torch.Tensor, saved: Any) -> None:
+    if tensor.layout is not torch.strided:
+        for part in _parts(tensor):
+            own, saved = np.split(saved, [part.numel() * part.itemsize])
+            set_bits(part, own.view(f"i{part.itemsize}").reshape(part.shape))
+        return
     values = torch.from_numpy(saved)
     if tensor.is_complex():
         values = torch.view_as_complex(values.view(tensor.dtype.to_real()))

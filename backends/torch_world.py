@@ -111,17 +111,22 @@ def _module_states(name: str, module: nn.Module) -> Iterator[State]:
 def _buffer_state(name: str, module: nn.Module, key: str, found: torch.Tensor | None) -> State:
     def read() -> Any:
         buffer = module._buffers.get(key)
-        return buffer, None if buffer is None else bits_of_tensor(buffer).copy()
+        if buffer is None:
+            return None, None, False
+        return buffer, bits_of_tensor(buffer).copy(), buffer.requires_grad
 
     def restore(saved: Any) -> None:
         module._buffers[key] = found
         if found is not None:
             set_bits(found, saved[1])
+            if found.is_leaf:
+                found.requires_grad_(saved[2])
 
     def is_as(saved: Any) -> bool:
         buffer = module._buffers.get(key)
-        same = buffer is saved[0]
-        return same and (buffer is None or same_bytes(bits_of_tensor(buffer), saved[1]))
+        if buffer is None or buffer is not saved[0] or buffer.requires_grad is not saved[2]:
+            return buffer is saved[0] is None
+        return same_bytes(bits_of_tensor(buffer), saved[1])
 
     return State(name, read, restore, holder=found, is_as=is_as)
 

@@ -611,7 +611,8 @@ def reachable(fn: Any, *roots: Any) -> list[Any]:
             continue
         seen.add(id(node))
         found.append(node)
-        pending.extend(_held_by(node))
+        # One by one: subclasses of tuple may have no length.
+        pending.extend(held for held in _held_by(node))
     return found
 
 

@@ -221,3 +221,47 @@ def test_an_error_in_proportion_to_a_gradient_that_turns_is_no_rounding():
         x = (10 * torch.randn(4, 3)).bfloat16()
         assert check(lambda x: torch.sin(3 * x), x)
         assert check(RowInShortFormats.apply, x, raise_exception=False).verdict == "FAIL"
+
+
+def logistic(count, seed, dtype, exact):
+    """A loss whose parts are stored in float32, and a penalty that is not: close by, nothing but
+    the penalty moves.
+    """
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(count, 4)).astype("f4")
+    y = rng.integers(0, 2, count).astype("f4")
+    w = rng.normal(size=4).astype("f4").astype(dtype)
+
+    def value(w):
+        scores = x @ w
+        parts = (np.logaddexp(0, scores) - y * scores).astype("f4") / np.float32(count)
+        return np.float64(np.sum(parts, dtype=exact)) + 0.15 * np.float64(w @ w)
+
+    def gradient(w):
+        slope = x.T @ (1 / (1 + np.exp(-(x @ w))) - y) / count + 0.3 * w
+        return slope.astype(w.dtype)
+
+    return value, gradient, w
+
+
+@pytest.mark.parametrize("dtype", ["f4", "f8"])
+@pytest.mark.parametrize("exact", ["f4", "f8"])
+def test_what_is_stored_in_float32_beside_what_is_not(dtype, exact):
+    passed, seen, count = 0, 0, 0
+    for rows in (12, 100, 1000):
+        for seed in range(8):
+            value, gradient, w = logistic(rows, seed, dtype, exact)
+            report = check(value, w, grads=gradient, raise_exception=False)
+            assert report.verdict != "FAIL", str(report)
+            passed += report.verdict == "PASS"
+            wrong = check(
+                value,
+                w,
+                grads=lambda w, g=gradient: g(w) * w.dtype.type(1.01),
+                raise_exception=False,
+            )
+            assert wrong.verdict != "PASS", str(wrong)
+            seen += wrong.verdict == "FAIL"
+            count += 1
+    # One sum in float32 has treads so wide that a line may lie on one.
+    assert min(passed, seen) >= (0.7 if exact == "f4" else 0.95) * count

@@ -1,15 +1,17 @@
 """Kernels that run in one dtype below float64 alone: found out, said so, judged as they run."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
 import pytest
 import torch
 from audited import function
 from test_audit import TORCH_FUNCTIONS
 from torch import Tensor
 
-from xgradcheck import Report, Verdict, check
+from xgradcheck import Report, Verdict, _measure, check
+from xgradcheck._projected import NeedsNear
 
 LOW = ("bfloat16", "float16", "float32")
 OPTIONS = ("wrt", "kwargs", "loss", "constraint")
@@ -106,3 +108,21 @@ def test_a_layer_norm_in_bfloat16_is_passed_and_failed_by_directions() -> None:
         assert report.verdict is Verdict.FAIL, str(report)
         assert report.leaves["args[0]"].verdict is Verdict.FAIL
         assert report.leaves["args[1]"].verdict is not Verdict.FAIL
+
+
+def test_a_sweep_asks_what_rounding_does_to_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Directions may ask that of a few coordinates, and leave all to a sweep then."""
+    asked = []
+
+    def given_up(phi: Any, value: Any, spread: Any, runs: Any, *_: Any, **__: Any) -> None:
+        asked.append(runs[-1].near)
+        if runs[-1].near is None:
+            raise NeedsNear(np.array([0, 1]), cast(Any, object()))
+
+    monkeypatch.setattr(_measure, "projected", given_up)
+    x = torch.linspace(-1, 1, 40)
+    wrong = function(lambda ctx, x: x.clone(), lambda ctx, grad: grad * 1.01)
+    for fn, verdict in ((torch.sin, "PASS"), (lambda x: wrong(x).sin(), "FAIL")):
+        report = check(fn, x, coverage="projection", raise_exception=False)
+        assert report.verdict == verdict and report.coverage == "sweep"
+    assert [near is None for near in asked[:2]] == [True, False]

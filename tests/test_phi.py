@@ -82,3 +82,31 @@ def test_an_exception_that_is_no_refusal_passes_through():
 
     with pytest.raises(KeyError, match="weights"):
         check(value, np.ones(2), grads=lambda x: np.ones(2))
+
+
+class OutOfRange(Exception):
+    """As packages make for their own checks."""
+
+
+class Missing(OutOfRange, KeyError):
+    """One that is another kind as well."""
+
+
+@pytest.mark.parametrize("factor", [1.0, 1.01])
+def test_the_exception_of_a_package_is_an_edge_as_well(factor):
+    def value(x):
+        if (x <= 0).any() or (x > 1).any():
+            raise OutOfRange(f"{x} is outside of (0, 1]")
+        return float(np.log(x).sum())
+
+    point = np.array([1.0, 0.3])
+    report = check(value, point, grads=lambda x: factor / x, raise_exception=False)
+    assert report.verdict == ("PASS" if factor == 1 else "FAIL")
+
+    def broken(x):
+        if x[0] != 1:
+            raise Missing("weights")
+        return float(x.sum())
+
+    with pytest.raises(Missing):
+        check(broken, np.ones(2), grads=lambda x: np.ones(2))

@@ -681,3 +681,62 @@ def test_the_report_is_the_same_twice_whatever_was_drawn_between():
     np.random.random()
     torch.rand(1)
     assert run() == first
+
+
+class NoLength(tuple[int, ...]):
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+
+class Graph(nn.Module):
+    """A layer over a sparse matrix, that marks a buffer on its way."""
+
+    kinds = NoLength((1, 2))
+
+    def __init__(self, sparse, dtype=torch.float64):
+        super().__init__()
+        matrix = (torch.arange(25).reshape(5, 5) % 3 == 0).to(dtype)
+        self.register_buffer("matrix", sparse(matrix))
+        self.register_buffer("offset", torch.zeros(2, dtype=dtype))
+        self.linear = nn.Linear(3, 2, dtype=dtype)
+        self.held = NoLength((3, 4))
+
+    def forward(self, x):
+        self.offset.requires_grad_()
+        return self.matrix @ self.linear(x) + self.offset
+
+
+SPARSE = [torch.Tensor.to_sparse, torch.Tensor.to_sparse_csr, torch.Tensor.to_sparse_csc]
+
+
+@pytest.mark.filterwarnings("ignore:Sparse")
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("sparse", SPARSE)
+def test_a_sparse_buffer_is_as_found(sparse, dtype):
+    module, x = Graph(sparse, dtype), torch.randn(5, 3, dtype=dtype)
+    held = module.matrix.to_dense()
+    for fn in (module, lambda x: module(x)):
+        assert check(fn, x)
+        assert not module.offset.requires_grad
+    assert torch.equal(module.matrix.to_dense(), held) and module.matrix.dtype is dtype
+
+    def scales(x):  # after it was used no more
+        with torch.no_grad():
+            values = module.matrix.coalesce().values() if sparse is SPARSE[0] else None
+            (module.matrix.values() if values is None else values).mul_(2)
+        return (x * module.matrix.to_dense().sum()).sum()
+
+    assert check(scales, x)
+    assert torch.equal(module.matrix.to_dense(), held)
+
+
+def test_a_forward_pass_that_differs_by_rounding_is_the_same():
+    """Distances of a point to itself, say: the root of what is left of zero."""
+
+    def fn(x, by=1e-8):
+        return x.exp() + by if torch.is_grad_enabled() else x.exp()
+
+    x = torch.linspace(-1, 1, 5, dtype=torch.float64)
+    assert check(fn, x)
+    report = check(lambda x: fn(x, 1e-4), x, raise_exception=False)
+    assert report.verdict == "FAIL" and report.findings[-1].kind == "forward"

@@ -169,7 +169,7 @@ class Problem(Protocol):
     """The shortest significand, in bits, of leaves, outputs and what is computed on the way, as far
     as the framework tells; else 53. That of the backward pass by itself is in ``backward_bits``,
     where it costs nothing, and ``bits_of_backward(cotangent)`` may run one to tell it. Both are
-    optional.
+    optional, as is ``traces``: whether the function is traced and does not run.
     """
     frozen: Positions
     """Coordinates that the framework itself holds constant, as the padding row of an embedding."""

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from xgradcheck._adapters import Problem
-from xgradcheck._differences import rms
+from xgradcheck._differences import norm, rms
 from xgradcheck._judge import distance
 from xgradcheck._layout import BITS, Layout, Leaf, Positions, Vector, bits_of, to_bits
 from xgradcheck._phi import Phi
@@ -38,6 +38,13 @@ SAFETY = 4.0
 """How many times as much as such moves change, rounding on the way may change."""
 ROUNDINGS = 64.0
 """Units of rounding that two orders of summation may differ by, whatever the arguments do."""
+COARSE = 2.0**-18
+"""Of what the next floats of float32 change: the noise of a million roundings to float32 is less
+by 2^12, and that of as many to float64 by 2^29, or more.
+"""
+LITTLE = 2.0**8
+"""How many units of rounding a phi that stands still counts for: it may be one that seldom moves.
+"""
 LARGEST = 4.0
 """How many times an element a mistake may be."""
 
@@ -118,6 +125,19 @@ def as_found(phi: Phi, seed: int) -> AsFound:
         there=outputs_at(problem, _moved(phi, _far, seed, MOVES)),
         beside=[found for found in beside if found.size],
     )
+
+
+def coarse(found: AsFound, phi: Phi) -> float:
+    """How noisy a function is at least that computes in float32 although it is raised: noise that
+    comes of rounding larger numbers is finer there by as much as they are.
+
+    The next floats of ``bits`` move phi by its slope, or by its noise as it was found; where they
+    do not move it at all, it is at least as noisy as its rounding.
+    """
+    here = found.here[0]
+    moved = [abs(float((near - here) @ phi.cotangent)) for near in found.beside]
+    most = max(moved, default=0.0) or LITTLE * 2.0**-found.bits * norm(here * phi.cotangent)
+    return COARSE * 2.0 ** (found.bits - BITS["float32"]) * most if most > 0 else np.inf
 
 
 def beside(phi: Phi, seed: int) -> list[Vector]:

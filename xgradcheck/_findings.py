@@ -25,6 +25,10 @@ NAMED = 3
 """How many leaves a note names."""
 RAISED = 1024.0
 """Units of rounding, below float64, that two forward passes may differ by."""
+SAME = 1e-7
+"""What they may differ by in float64, beside the value and all that the leaves do to it: less than
+what a gradient may err by, and more than the root of the smallest number beside 1 makes of it.
+"""
 ROUNDING = 1e-10
 """What the order of a sum can change, relative; more is no rounding."""
 
@@ -290,11 +294,11 @@ def forward_mismatch(problem: Problem, told: Told) -> Finding | None:
     function.
     """
     value, own = told.value, told.runs[0].backward.value
-    if own is None or abs(own - value) <= max(1000 * told.sigma, 1e-9 * abs(value)):
+    if own is None or abs(own - value) <= max(1000 * told.sigma, SAME * abs(value)):
         return None
     # What was raised may still draw, or round, as it did before.
     bits = problem.layout.bits
-    unit = RAISED * 2.0**-bits if bits < DOUBLE else 0.0
+    unit = RAISED * 2.0**-bits if bits < DOUBLE else SAME
     if abs(own - value) <= unit * (abs(value) + told.influence()):
         return None
     text = (

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from xgradcheck._as_run import as_found, beside, is_kept, near, rounded, rounding
+from xgradcheck._as_run import Near, as_found, beside, coarse, is_kept, near, rounded, rounding
 from xgradcheck._constant import constant
 from xgradcheck._errors import InvalidCase, short
 from xgradcheck._generic import LARGE
@@ -69,6 +69,7 @@ def measure(phi: Phi, asked: Asked) -> Outcome:
     if is_wide:
         return _rows(phi, (value, spread), [run], asked, work)
     found = as_found(phi, asked.seed)
+    phi.coarse = coarse(found, phi)
     own = replace(run, bits=found.bits)
     if not problem.can_move:
         own = replace(own, rounding=_cancelled(phi, value, asked.seed))
@@ -104,12 +105,14 @@ def measure(phi: Phi, asked: Asked) -> Outcome:
                         return _unraised(_in_float64(phi, wide_run, own, asked), told)
                     except NeedsNear as need:
                         needs = need
-            if needs is None:
-                continue
-            # What rounding may do is told by the function as it was found.
-            own = replace(own, near=near(phi, asked.seed, needs.places))
-            with raised():
-                return _unraised(_in_float64(phi, wide_run, own, asked, needs.work), told)
+            while needs is not None:
+                # What rounding may do is told by the function as it was found.
+                own = replace(own, near=near(phi, asked.seed, needs.places))
+                with raised():
+                    try:
+                        return _unraised(_in_float64(phi, wide_run, own, asked, needs), told)
+                    except NeedsNear as need:
+                        needs = need
     # Nothing in float64 to tell rounding from: what the next floats change has to do.
     lost = rounding([run.backward.gradient, *beside(phi, asked.seed)], problem.layout)
     own = replace(own, rounding=lost)
@@ -137,9 +140,11 @@ def _in_float64(
     found: tuple[float, float, Run],
     own: Run,
     asked: Asked,
-    work: Projecting | None = None,
+    asking: NeedsNear | None = None,
 ) -> Outcome:
-    """What was measured of a function that is raised: there, and of its own run beside that."""
+    """What was measured of a function that is raised: there, and of its own run beside that; once
+    more, where it was ``asking`` for something.
+    """
     value, spread, wide = found
     if not phi.problem.can_move:
         # A tree that was handed in is what it is, and judged once.
@@ -155,7 +160,9 @@ def _in_float64(
     def lost(leaf: Leaf) -> Vector:
         return rounded(wide.backward.gradient, leaf, differs)
 
-    return _rows(phi, (value, spread), [wide, own], asked, work, lost)
+    work = None if asking is None else asking.work
+    is_swept = asking is not None and work is None
+    return _rows(phi, (value, spread), [wide, own], asked, work, lost, is_swept)
 
 
 def _cancelled(phi: Phi, value: float, seed: int) -> Vector | float:
@@ -176,21 +183,24 @@ def _rows(
     asked: Asked,
     work: Projecting | None = None,
     lost: Lost | None = None,
+    is_swept: bool = False,
 ) -> Outcome:
-    """A row for each run of the backward pass, and for each further mode, by what is cheapest."""
+    """A row for each run of the backward pass, and for each further mode, by what is cheapest:
+    directions first, unless they have been tried.
+    """
     value, spread = at
     first, *others = runs
     others = [*(run_of(phi, mode) for mode in asked.modes[1:]), *others]
     if (still := constant(phi, at, [first, *others], asked)) is not None:
         return still
-    if wants_projection(phi, asked):
+    if wants_projection(phi, asked) and not is_swept:
         found = projected(phi, value, spread, [first, *others], asked, work, lost)
         if found is not None:
             return found
     if lost is not None:
         layout = phi.problem.layout
         first = replace(first, rounding=np.concatenate([lost(leaf) for leaf in layout]))
-    if any(run.bits is not None and run.near is None for run in others):
+    if any(run.bits is not None and _is_unknown(run.near) for run in others):
         raise NeedsNear()
     measured = swept(phi, value, spread, first, asked)
     if is_open(measured, asked):
@@ -198,6 +208,11 @@ def _rows(
         if found is not None:
             return found
     return [measured, *(judged_beside(phi, measured, run, asked) for run in others)]
+
+
+def _is_unknown(near: Near | None) -> bool:
+    """Whether it is not known of all coordinates what rounding does to them."""
+    return near is None or near.places is not None
 
 
 def _refuse_constant(phi: Phi, value: float, seed: int) -> None:

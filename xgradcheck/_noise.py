@@ -41,8 +41,12 @@ Of those of a function that leaps anywhere, one in ten falls between.
 """
 RESTLESS = 1 / 16
 """By what share of itself phi may change over the narrow steps of a line, and tell its bits."""
-FEWER = {DOUBLE: BITS["float32"], BITS["float32"]: Operands.TF32}
-"""What computes a part of a function that is noisier than so many bits."""
+_APART, _CLOSE, _OTHER, _MOST = -15, -38, 1 / 16, 0.75
+"""How far apart slopes are looked at, over which steps, by what share they are others, and how many
+have to be alike.
+"""
+TREADS = 64
+"""Of so many coordinates some are on the edge of a tread."""
 LOUD = 50.0
 """Noise of so many times that of rounding the result is worth a second look."""
 
@@ -56,17 +60,14 @@ def measure_noise(
     unit: float | None = None,
     told: int = DOUBLE,
     rounds: Callable[[], bool] = bool,
-    given: int = DOUBLE,
-    size: Callable[[], float] = float,
+    coarse: float = np.inf,
 ) -> Noise:
     """The noise of phi, from its values on a line through ``point``.
 
     Eight evaluations; more where phi stands still on that scale (it is quantised: low precision
     inside) or bends. ``unit`` is what a scalar output was multiplied by: divided by it, phi is what
     the function returned, to a few units of rounding. ``told`` is the shortest significand that the
-    framework knows of, and ``given`` that of the arguments as they were found: a function that was
-    written for those, and is noisier than what is told, computes in fewer bits. ``size`` is what
-    phi is a sum of.
+    framework knows of. Noise above ``coarse`` is that of arithmetic in float32, wherever it is.
     """
     least = _of_rounding(value)
 
@@ -76,10 +77,14 @@ def measure_noise(
 
     first = line()
     sigma, values = first.noise(), first.seen
-    if sigma > LOUD * least:
-        # A kink on the line looks like noise; a second line seldom crosses one too.
+    is_loud = sigma > LOUD * least
+    if is_loud or (coarse < np.inf and point.size <= TREADS):
+        # A kink on the line looks like noise, and on a staircase a line may lie on a tread.
         second = line()
-        sigma, values = min(sigma, second.noise()), values + second.seen
+        lines, values = [sigma, second.noise()], values + second.seen
+        if (lines[1] > LOUD * least) != is_loud:
+            lines.append(line().noise())
+        sigma = sorted(lines)[len(lines) - 2]
     bits = told
     # What is left of larger numbers that cancel is a few quanta, whatever they were computed in.
     is_rest = np.ptp(values[0]) > RESTLESS * abs(value)
@@ -87,6 +92,10 @@ def measure_noise(
         bits = _bits_of(np.append(np.concatenate(values), value) / unit)
     if bits == DOUBLE and sigma > LOUD * least:
         bits = _bits_of_the_argument(along, value, point)
+    if bits == BITS["float32"] and sigma > LOUD * _of_rounding(value, bits):
+        bits = Operands.TF32 if _multiplies_in_tf32(along, value, point) else bits
+    if bits == DOUBLE and sigma > max(LOUD * least, coarse):
+        bits = BITS["float32"]
     fine = np.inf
     if bits == DOUBLE and sigma > LOUD * least and rounds() and line().stands_still():
         sigma = least  # what the arithmetic rounds has no treads as wide as these
@@ -94,15 +103,11 @@ def measure_noise(
         # Noise is the same at any spacing. What falls with it may be the function itself,
         # oscillating faster than the points of the line, or not smooth in one of its coordinates.
         narrow = min(line().noise_at(exponent) for exponent in _NARROWER)
-        if narrow < sigma / 16:
+        if narrow < sigma / 16 and not line().climbs_in_steps():
             fine = max(narrow, least)
             if point.size > 1:
                 half = rng.permutation(point.size) < point.size // 2
                 sigma = min(sigma, line(half).noise(), line(~half).noise())
-    can_be_fewer = given < DOUBLE and bits == told and bits in FEWER
-    if can_be_fewer and all(sigma > LOUD * _of_rounding(of, bits) for of in (value, size())):
-        # A part of it computes in fewer bits. Narrow steps would not see that part move.
-        bits, fine = FEWER[bits], np.inf
     if told < DOUBLE:
         # What is left of larger numbers inside is quantised like them.
         steps = np.diff(np.unique(np.append(np.concatenate(values), value)))
@@ -129,6 +134,19 @@ class _Line:
     def stands_still(self) -> bool:
         """Whether phi does over narrow steps."""
         return _stands_still(self._scan(_NARROWER[0])[1])
+
+    def climbs_in_steps(self) -> bool:
+        """Whether phi slopes alike wherever it is looked at closely, and otherwise over all: a part
+        of it is rounded. What oscillates slopes differently from place to place.
+        """
+        places, step = _PROBE * 2.0**_APART, 2.0**_CLOSE
+        exact = snapped(self.point, self.direction, _APART + 3, _CLOSE, DOUBLE)
+        here, ahead = np.split(self.along(exact, np.append(places, places + step)), 2)
+        slopes = (ahead - here) / step
+        usual, over_all = np.median(slopes), (here[-1] - here[0]) / (places[-1] - places[0])
+        apart = _OTHER * max(abs(usual), abs(over_all))
+        alike = np.mean(np.abs(slopes - usual) <= apart)
+        return bool(alike >= _MOST and abs(over_all - usual) > apart)
 
     def noise(self) -> float:
         """The noise at the usual spacing, or at the first that tells it from plateaus and bends."""
@@ -222,31 +240,47 @@ def _bits_of(values: Vector) -> int:
 
 
 def _bits_of_the_argument(along: Along, value: float, point: Vector) -> int:
-    """The significand that the argument is rounded to on entering the function; 53 if to none.
+    """The significand that the argument is rounded to on entering the function; 53 if to none."""
+    for bits in BITS.values():
+        if _is_rounded(along, value, point, bits, to_bits(point, bits)):
+            return bits
+    return DOUBLE
 
-    Then phi is the same to the bit wherever the argument lies in its rounding cell, and leaps from
-    cell to cell. Where something larger absorbs small moves it leaps as well, but anywhere.
+
+def _multiplies_in_tf32(along: Along, value: float, point: Vector) -> bool:
+    """Whether the argument is rounded to the operands of such products, or cut to them."""
+    bits = Operands.TF32
+    significands, exponents = np.frexp(point)
+    digits = np.trunc(np.ldexp(significands, bits))
+    middle = np.ldexp(digits + np.copysign(0.5, digits) * (digits != 0), exponents - bits)
+    nearest = to_bits(point, bits)
+    return any(_is_rounded(along, value, point, bits, start) for start in (nearest, middle))
+
+
+def _is_rounded(along: Along, value: float, point: Vector, bits: int, start: Vector) -> bool:
+    """Whether phi is the same to the bit wherever the argument lies in the cells of so many bits
+    around ``start``, which is near it, and leaps from cell to cell. Where something larger absorbs
+    small moves it leaps as well, but anywhere.
     """
     significands, exponents = np.frexp(point)
     # Each number to the far side of its binade, where all cells are of one size.
     inwards = np.where(np.abs(significands) > 0.75, -1.0, 1.0) * np.sign(point)
-    for bits in BITS.values():
-        origin, cell = to_bits(point, bits) - point, inwards * np.ldexp(1.0, exponents - bits)
+    # What lies between two cells may belong to either, and stays where it is.
+    is_tie = np.abs(np.ldexp(significands, bits)) % 1 == 0.5
+    cell = np.where(is_tie, 0.0, inwards * np.ldexp(1.0, exponents - bits))
+    origin = np.where(is_tie, 0.0, start - point)
 
-        def at(place: float, origin: Vector = origin, cell: Vector = cell) -> float:
-            return float(along(origin + place * cell, np.ones(1))[0])
+    def at(place: float) -> float:
+        return float(along(origin + place * cell, np.ones(1))[0])
 
-        leaps, last = 0, value
-        for number in range(CELLS + 1):
-            # Below a power of two, as there are among numbers of few bits, cells are half as wide.
-            below = INSIDE if number else INSIDE / 2
-            inner, outer = at(number - below), at(number + INSIDE)
-            if inner != outer or (number == 0 and inner != value):
-                leaps = 0
-                break
-            leaps, last = leaps + (inner != last), inner
-            if leaps == LEAPS:
-                break
-        if leaps:
-            return bits
-    return DOUBLE
+    leaps, last = 0, value
+    for number in range(CELLS + 1):
+        # Below a power of two, as there are among numbers of few bits, cells are half as wide.
+        below = INSIDE if number else INSIDE / 2
+        inner, outer = at(number - below), at(number + INSIDE)
+        if inner != outer or (number == 0 and inner != value):
+            return False
+        leaps, last = leaps + (inner != last), inner
+        if leaps == LEAPS:
+            break
+    return leaps > 0

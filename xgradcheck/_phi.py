@@ -10,7 +10,7 @@ import numpy as np
 from xgradcheck._adapters import Backward, Problem
 from xgradcheck._budget import Budget
 from xgradcheck._constraints import Linear, Tangent
-from xgradcheck._differences import Noise, natural_scale, norm
+from xgradcheck._differences import Noise, natural_scale
 from xgradcheck._layout import ComplexVector, Direction, Layout, Positions, Vector
 from xgradcheck._noise import measure_noise
 from xgradcheck._progress import Tick
@@ -21,8 +21,18 @@ its domain.
 """
 REFUSALS = (ValueError, ArithmeticError, IndexError, RuntimeError, AssertionError)
 """How functions refuse an argument: domain errors of Python and NumPy, a place outside of a table,
-checks of torch's losses and distributions, a matrix that is not positive definite, an assertion.
+checks of torch's losses and distributions, a matrix that is not positive definite, an assertion;
+and errors that packages have made for that alone, which are no kind of another one.
 """
+
+
+def _is_refusal(error: Exception, problem: Problem) -> bool:
+    """Whether this is said of an argument, and not of a program that is broken. One that is traced
+    sees no numbers to refuse: what it raises of its own is raised whatever they are.
+    """
+    plain = next(kind for kind in type(error).__mro__ if kind.__module__ == "builtins")
+    is_own = plain is Exception and not getattr(problem, "traces", False)
+    return is_own or issubclass(plain, REFUSALS)
 
 
 @dataclass(slots=True)
@@ -47,6 +57,8 @@ class Phi:
     tick: Tick | None = None
     phase: str = ""
     """What is being done, where each evaluation is to be told."""
+    coarse: float = np.inf
+    """How noisy phi is in float64 at least, where it computes in float32 there."""
     backward_s: float = 0.0
     """How long the first run of the backward pass took."""
 
@@ -208,18 +220,21 @@ class Phi:
         self._count(count)
         try:
             values = evaluate(slice(0, count))
-        except REFUSALS:
-            values = np.concatenate([self._alone(evaluate, slice(n, n + 1)) for n in range(count)])
+        except Exception as error:
+            if not _is_refusal(error, self.problem):
+                raise
             # A function that no longer answers where it did is broken, and says so itself.
             self.here(1)
-            return values
+            return np.concatenate([self._alone(evaluate, slice(n, n + 1)) for n in range(count)])
         self.answers += count
         return values
 
     def _alone(self, evaluate: Callable[[slice], Vector], place: slice) -> Vector:
         try:
             value = evaluate(place)
-        except REFUSALS as error:
+        except Exception as error:
+            if not _is_refusal(error, self.problem):
+                raise
             return self._refused(error)
         self.answers += 1
         return value
@@ -246,6 +261,5 @@ def noise_of(phi: Phi, value: float, seed: int) -> Noise:
         problem.bits,
         # Adapters that were written before this was asked do not say.
         lambda: bool(getattr(problem, "rounds", False)),
-        problem.layout.bits,
-        lambda: norm(problem.values()[0] * phi.cotangent),
+        phi.coarse,
     )

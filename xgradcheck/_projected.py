@@ -97,7 +97,8 @@ Lost = Callable[[Leaf], Vector]
 
 class NeedsNear(Exception):
     """It has to be known what rounding does to a run below float64, at points near by: to all
-    coordinates, or to these, which are what the work so far has left to look at.
+    coordinates, which are to be swept, or to these, which are what the work so far has left to look
+    at.
     """
 
     def __init__(self, places: Positions | None = None, work: Projecting | None = None) -> None:

@@ -60,22 +60,28 @@ def cast_gate() -> Any:
     return function(forward, backward, "SwiGLU")
 
 
-def to_tf32(x: Tensor) -> Tensor:
-    return ((x.contiguous().view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32)
+def to_tf32(x: Tensor, is_cut: bool) -> Tensor:
+    """Rounded, or cut as some cards do."""
+    bits = x.contiguous().view(torch.int32)
+    return ((bits if is_cut else bits + 0x1000) & ~0x1FFF).view(torch.float32)
 
 
-def product(a: Tensor, b: Tensor) -> Tensor:
+def product(a: Tensor, b: Tensor, is_cut: bool = False) -> Tensor:
     def forward(ctx: Any, a: Tensor, b: Tensor) -> Tensor:
         ctx.save_for_backward(a, b)
-        return to_tf32(a) @ to_tf32(b)
+        return to_tf32(a, is_cut) @ to_tf32(b, is_cut)
 
     def backward(ctx: Any, cotangent: Tensor) -> Any:
         a, b = ctx.saved_tensors
-        rounded = to_tf32(cotangent)
-        return rounded @ to_tf32(b).mT, to_tf32(a).mT @ rounded
+        rounded = to_tf32(cotangent, is_cut)
+        return rounded @ to_tf32(b, is_cut).mT, to_tf32(a, is_cut).mT @ rounded
 
     found: Tensor = function(forward, backward, "Product")(a, b)
     return found
+
+
+def cut(a: Tensor, b: Tensor) -> Tensor:
+    return product(a, b, is_cut=True)
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -169,10 +175,10 @@ def test_what_refuses_float64_is_raised_to_float32() -> None:
     assert "bfloat16: raising to float64" in report.findings[-1].text
 
 
-@pytest.mark.parametrize("fn", [product, attention], ids=["product", "attention"])
+@pytest.mark.parametrize("fn", [product, cut, attention])
 def test_products_that_round_what_they_multiply(fn: Any) -> None:
     torch.manual_seed(0)
-    count = 2 if fn is product else 3
+    count = 3 if fn is attention else 2
     args = [torch.randn(64, 64) for _ in range(count)]
     report = check(fn, *args)
     assert report.precision == "TF32"

@@ -265,3 +265,26 @@ def test_what_is_stored_in_float32_beside_what_is_not(dtype, exact):
             count += 1
     # One sum in float32 has treads so wide that a line may lie on one.
     assert min(passed, seen) >= (0.7 if exact == "f4" else 0.95) * count
+
+
+@pytest.mark.parametrize("factor", [1.0, 1.001])
+def test_a_norm_in_float32_inside_of_what_is_not(factor):
+    """As of a weight on some cards: the rest of it moves by as little as one likes."""
+    for seed in range(8):
+        rng = np.random.default_rng(seed)
+        rows, lengths, u = rng.normal(size=(3, 4)), rng.normal(size=3), rng.normal(size=(3, 4))
+
+        def norms(rows):
+            return np.sqrt((rows.astype("f4") ** 2).sum(-1, dtype="f4")).astype("f8")
+
+        def value(rows, lengths=lengths, u=u):
+            return np.sum(u * (lengths / norms(rows))[:, None] * rows)
+
+        def gradient(rows, lengths=lengths, u=u):
+            size = norms(rows)
+            along = (u * rows).sum(-1) * lengths / size**3
+            return factor * ((lengths / size)[:, None] * u - along[:, None] * rows)
+
+        report = check(value, rows, grads=gradient, seed=seed, raise_exception=False)
+        assert report.verdict == ("PASS" if factor == 1 else "FAIL"), str(report)
+        assert report.precision == "float32"

@@ -41,9 +41,9 @@ Of those of a function that leaps anywhere, one in ten falls between.
 """
 RESTLESS = 1 / 16
 """By what share of itself phi may change over the narrow steps of a line, and tell its bits."""
-_APART, _CLOSE, _OTHER, _MOST = -15, -38, 1 / 16, 0.75
-"""How far apart slopes are looked at, over which steps, by what share they are others, and how many
-have to be alike.
+_APART, _CLOSE, _OTHER, _MOST, _BENT = -18, -38, 1 / 16, 0.75, 1 / 4
+"""How far apart slopes are looked at, over which steps, by what share they are others, how many
+have to be alike, and how far those between may be from one another.
 """
 TREADS = 64
 """Of so many coordinates some are on the edge of a tread."""
@@ -102,9 +102,13 @@ def measure_noise(
     if bits == DOUBLE and sigma > LOUD * least:
         # Noise is the same at any spacing. What falls with it may be the function itself,
         # oscillating faster than the points of the line, or not smooth in one of its coordinates.
-        narrow = min(line().noise_at(exponent) for exponent in _NARROWER)
-        if narrow < sigma / 16 and not line().climbs_in_steps():
-            fine = max(narrow, least)
+        narrow = [line().noise_at(exponent) for exponent in _NARROWER]
+        is_finer = min(narrow) < sigma / 16
+        if is_finer and first.climbs_in_steps(sigma):
+            # Steps that do not show on the wider of the two are those of float32.
+            bits = BITS["float32"] if narrow[0] < sigma / 16 else bits
+        elif is_finer:
+            fine = max(min(narrow), least)
             if point.size > 1:
                 half = rng.permutation(point.size) < point.size // 2
                 sigma = min(sigma, line(half).noise(), line(~half).noise())
@@ -135,18 +139,21 @@ class _Line:
         """Whether phi does over narrow steps."""
         return _stands_still(self._scan(_NARROWER[0])[1])
 
-    def climbs_in_steps(self) -> bool:
-        """Whether phi slopes alike wherever it is looked at closely, and otherwise over all: a part
-        of it is rounded. What oscillates slopes differently from place to place.
+    def climbs_in_steps(self, sigma: float) -> bool:
+        """Whether phi slopes alike wherever it is looked at closely, and alike between these
+        places, but otherwise, by enough to look like noise of ``sigma``: a part of it is rounded.
+        What oscillates slopes differently everywhere.
         """
         places, step = _PROBE * 2.0**_APART, 2.0**_CLOSE
         exact = snapped(self.point, self.direction, _APART + 3, _CLOSE, DOUBLE)
         here, ahead = np.split(self.along(exact, np.append(places, places + step)), 2)
-        slopes = (ahead - here) / step
-        usual, over_all = np.median(slopes), (here[-1] - here[0]) / (places[-1] - places[0])
-        apart = _OTHER * max(abs(usual), abs(over_all))
-        alike = np.mean(np.abs(slopes - usual) <= apart)
-        return bool(alike >= _MOST and abs(over_all - usual) > apart)
+        close, between = (ahead - here) / step, np.diff(here) / np.diff(places)
+        usual, over_all = np.median(close), np.median(between)
+        size = max(abs(usual), abs(over_all))
+        alike = np.mean(np.abs(close - usual) <= _OTHER * size) >= _MOST
+        is_straight = bool((np.abs(between - over_all) <= _BENT * size).all())
+        least = max(_OTHER * size, sigma / (_PROBE[-1] * 2.0**_USUAL))
+        return bool(alike and is_straight and abs(over_all - usual) > least)
 
     def noise(self) -> float:
         """The noise at the usual spacing, or at the first that tells it from plateaus and bends."""

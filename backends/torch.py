@@ -299,7 +299,6 @@ class TorchProblem:
     def _raised(self, to: torch.dtype) -> Iterator[None]:
         draws = any(name.startswith(TORCH) for name in self.moving)
         kept = self._world, self.outputs, self.bits, self._grad_mode, self._scope
-        self.backward_bits = shortest([to])
         native, default = self._slots[0].found.dtype.to_real(), torch.get_default_dtype()
         self._world.reset()
         with raised([*self._tensors_around(), *self._buffers()], to) as mode:
@@ -320,6 +319,7 @@ class TorchProblem:
 
             try:
                 self._world, self._scope = self._surroundings(), raising
+                self.backward_bits = shortest([to])
                 with self._world.held():
                     self._learn_outputs()
                     # The tensors that it met are raised by now: without others, all goes its way.

@@ -292,13 +292,15 @@ class TorchProblem:
             yield from (buffer for buffer in module._buffers.values() if buffer is not None)
 
     def raisings(self) -> Sequence[Callable[[], AbstractContextManager[None]]]:
-        to = (torch.float64, torch.float32)[: 1 + (self.layout.bits < BITS["float32"])]
-        return [functools.partial(self._raised, dtype) for dtype in to]
+        is_short = self.layout.bits < BITS["float32"]
+        wider = [torch.float64, torch.float32] if is_short else [torch.float64]
+        return [functools.partial(self._raised, dtype) for dtype in wider]
 
     @contextmanager
     def _raised(self, to: torch.dtype) -> Iterator[None]:
         draws = any(name.startswith(TORCH) for name in self.moving)
-        kept = self._world, self.outputs, self.bits, self._grad_mode, self._scope
+        kept = self._world, self.outputs, self.bits, self.backward_bits, self._grad_mode
+        scope = self._scope
         native, default = self._slots[0].found.dtype.to_real(), torch.get_default_dtype()
         self._world.reset()
         with raised([*self._tensors_around(), *self._buffers()], to) as mode:
@@ -328,8 +330,8 @@ class TorchProblem:
                     self._scope = raising if mode.busy else drawing_eagerly
                     yield
             finally:
-                self._learned, self.backward_bits = None, DOUBLE
-                self._world, self.outputs, self.bits, self._grad_mode, self._scope = kept
+                self._learned, self._scope = None, scope
+                self._world, self.outputs, self.bits, self.backward_bits, self._grad_mode = kept
 
     @contextmanager
     def held(self) -> Iterator[None]:

@@ -19,8 +19,8 @@ from torch.utils._pytree import tree_map
 from .torch_exchanged import backwards_applied, functions_applied, mapped
 from .torch_tensors import Watching
 
-LOW = (torch.float32, torch.float16, torch.bfloat16)
 SHORT = (torch.float16, torch.bfloat16)
+LOW = (torch.float32, *SHORT)
 WIDER = {
     torch.float64: dict.fromkeys(LOW, torch.float64)
     | {torch.complex64: torch.complex128, torch.complex32: torch.complex128},

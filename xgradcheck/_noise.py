@@ -85,18 +85,12 @@ def measure_noise(
         if (lines[1] > LOUD * least) != is_loud:
             lines.append(line().noise())
         sigma = sorted(lines)[len(lines) - 2]
-    bits = told
+    bits, fine = told, np.inf
     # What is left of larger numbers that cancel is a few quanta, whatever they were computed in.
     is_rest = np.ptp(values[0]) > RESTLESS * abs(value)
     if told == DOUBLE and unit is not None and not is_rest:
         bits = _bits_of(np.append(np.concatenate(values), value) / unit)
-    if bits == DOUBLE and sigma > LOUD * least:
-        bits = _bits_of_the_argument(along, value, point)
-    if bits == BITS["float32"] and sigma > LOUD * _of_rounding(value, bits):
-        bits = Operands.TF32 if _multiplies_in_tf32(along, value, point) else bits
-    if bits == DOUBLE and sigma > max(LOUD * least, coarse):
-        bits = BITS["float32"]
-    fine = np.inf
+    bits = _bits_inside(along, value, point, bits, sigma, coarse)
     if bits == DOUBLE and sigma > LOUD * least and rounds() and line().stands_still():
         sigma = least  # what the arithmetic rounds has no treads as wide as these
     if bits == DOUBLE and sigma > LOUD * least:
@@ -118,6 +112,22 @@ def measure_noise(
         sigma = max(sigma, float(np.nan_to_num(np.min(steps, initial=np.inf), posinf=0.0)) / 2)
     underrated = FEW if bits > BITS["float16"] else FEW_AND_COARSE
     return Noise(max(underrated * sigma, 2.0 ** (DOUBLE - bits) * least), bits, fine)
+
+
+def _bits_inside(
+    along: Along, value: float, point: Vector, bits: int, sigma: float, coarse: float
+) -> int:
+    """The significand of a function of so many ``bits``, which may be noisier than they explain."""
+
+    def is_loud(bits: int) -> bool:
+        return sigma > LOUD * _of_rounding(value, bits)
+
+    if bits == DOUBLE and is_loud(bits):
+        bits = _bits_of_the_argument(along, value, point)
+    if bits == DOUBLE and is_loud(bits) and sigma > coarse:
+        return BITS["float32"]
+    is_cut = bits == BITS["float32"] and is_loud(bits) and _multiplies_in_tf32(along, value, point)
+    return Operands.TF32 if is_cut else bits
 
 
 def _of_rounding(size: float, bits: int = DOUBLE) -> float:

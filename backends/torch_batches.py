@@ -23,8 +23,8 @@ from .torch_tensors import Watching
 
 BATCH_BYTES = 3 << 23
 """How much all that is computed on the way may take: larger batches only wait for the memory."""
-FEWEST, MOST = 8, 1024
-"""Points in a batch: fewer gain nothing."""
+FEWEST, MOST = 8, 192
+"""Points in a batch: fewer gain nothing, and more wait for fresh memory."""
 
 
 class Counted(Watching):

@@ -197,3 +197,12 @@ def test_sums_that_cancel_are_computed_as_they_are() -> None:
         weights -= x.sin() * (weights @ x.sin()) / (x.sin() @ x.sin())
         report = check(lambda x, w=weights: (w * x.sin()).sum(), x)
         assert [row.precision for row in report.leaves["x"].rows] == ["float64", "float32"]
+
+
+def test_large_kernels_are_told_by_a_few_of_their_coordinates() -> None:
+    torch.manual_seed(0)
+    for dtype in DTYPES:
+        x = drawn(1200, 1024).to(dtype)
+        assert check(divergence, x, raise_exception=False).verdict is Verdict.PASS
+        report = check(spoilt(divergence, lambda u: u * 1.05), x, raise_exception=False)
+        assert report.verdict is Verdict.FAIL, str(report)

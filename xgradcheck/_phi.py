@@ -74,6 +74,8 @@ class Phi:
         """
         own = self.cotangent if cotangent is None else cotangent
         other = Phi(self.problem, own, self.tangents, budget=self.budget, tick=self.tick)
+        if cotangent is None:
+            other.coarse = self.coarse
         try:
             yield other
         finally:

@@ -255,7 +255,7 @@ def test_blocks_are_counted_in_rows_where_rows_are_lost() -> None:
 
 def causes(report: Report) -> dict[str, str]:
     """What is said of each leaf beside where it is wrong."""
-    plain = {"wrong gradient", "precision"}
+    plain = {"wrong gradient", "precision", "only on its constraint"}
     return {found.leaf: found.text for found in report.findings if found.kind not in plain}
 
 

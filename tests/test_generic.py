@@ -333,6 +333,33 @@ def test_a_normaliser_that_is_missing_where_it_is_1_is_left_open():
     assert found.text.endswith("give constraint='simplex'")
 
 
+@pytest.mark.parametrize("shape", [(5,), (40, 30)])
+def test_a_gradient_that_is_right_along_its_constraint_alone_is_told(shape):
+    rng = np.random.default_rng(2)
+    values, drawn = rng.normal(size=shape), rng.uniform(0.5, 1.0, size=shape)
+
+    def across(x, along):
+        return (x * along).sum(-1, keepdims=True)
+
+    shares = drawn / drawn.sum(-1, keepdims=True)
+    units = drawn / np.sqrt(across(drawn, drawn))
+    sums = (
+        ({"p": shares}, lambda q: (values * np.log(q["p"])).sum(), lambda p: values / p),
+        ({"p": units}, lambda q: (values * np.exp(q["p"])).sum(), lambda p: values * np.exp(p)),
+    )
+    say = ("constraint='simplex'", "a projection as constraint=")
+    for (point, of, slope), said in zip(sums, say, strict=True):
+        (p,) = point.values()
+        normal = np.ones_like(p) if "simplex" in said else p
+        missing = slope(p) - normal * across(slope(p), normal) / across(normal, normal)
+        for given, told in ((missing, True), (1.01 * slope(p), False)):
+            report = check(of, point, grads={"p": given}, raise_exception=False)
+            assert report.verdict == "FAIL"
+            hints = [found for found in report.findings if found.kind == "only on its constraint"]
+            assert len(hints) == told, str(report)
+            assert not told or hints[0].text.endswith(said)
+
+
 def test_what_is_absorbed_near_by_is_no_mistake():
     # x - log_sigmoid(x) at -20 loses exp(-20) but for a few units of rounding of 20.
     logits = torch.tensor([-100.0, -50, -20, 20, 50, 100], dtype=torch.float64)

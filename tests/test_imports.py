@@ -263,8 +263,8 @@ MAY_IMPORT = {
     "_diagnose": NUMBERS | {"_places"},
     "_evidence": NUMBERS,
     "_causes": NUMBERS
-    | {"_diagnose", "_evidence", "_generic", "_measured", "_phi", "_projected", "_projection"}
-    | {"_report"},
+    | {"_diagnose", "_evidence", "_findings", "_generic", "_measured", "_phi", "_projected"}
+    | {"_projection", "_report"},
     "_memory": {"_budget", "_errors"},
     "_probes": NUMBERS | {"_adapters", "_report"},
     "_pytest_traceback": set(),

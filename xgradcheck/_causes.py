@@ -12,7 +12,8 @@ import numpy as np
 from xgradcheck._diagnose import MANY, Cause, Seen, cause_of
 from xgradcheck._differences import norm, rms
 from xgradcheck._evidence import Evidence, Steps, evidence_of
-from xgradcheck._generic import LARGE
+from xgradcheck._findings import right_only
+from xgradcheck._generic import LARGE, what_it_keeps
 from xgradcheck._judge import Verdict
 from xgradcheck._kinds import Kind
 from xgradcheck._layout import BITS, DOUBLE, Leaf, Mask, Positions, Vector
@@ -35,7 +36,8 @@ LARGEST = 4
 AWAY = 0.3
 """How far away another point is, as a share of the leaf's scale."""
 
-PLAIN = ("no gradient", "not finite", "kink")
+NOTHING = ("no gradient", "not finite")
+PLAIN = (*NOTHING, "kink")
 """Findings that say by themselves what is wrong."""
 STALE = "it is that of an earlier call (stale), or a constant"
 SAMPLED, RIGHT = 32, 256
@@ -70,7 +72,10 @@ def with_causes(
         verdicts = [own.verdict for own in entry.rows or (entry,)]
         row = verdicts.index(Verdict.FAIL) if Verdict.FAIL in verdicts else 0
         said = [n for n, finding in enumerate(findings) if finding.leaf == leaf.name]
-        is_plain = any(findings[n].kind in PLAIN for n in said)
+        kinds = {findings[n].kind for n in said}
+        is_plain = not kinds.isdisjoint(PLAIN)
+        if kinds.isdisjoint(NOTHING) and (own := looked.kept(number, row, entry.distance)):
+            findings.insert(said[-1] + 1 if said else len(findings), right_only(leaf, own))
         known = looked.known(number, row, may_run=not is_plain)
         if known is None:
             continue
@@ -169,6 +174,16 @@ class _Looked:
         if found is not None and found.kind in TERMS and self._turns(number, seen):
             found = None
         return found or self._stale(number, seen) or self._diagonal(seen)
+
+    def kept(self, number: int, row: int, off: float) -> str:
+        """What a leaf is as long as which its gradient, ``off`` by that distance, is right."""
+        if not self.may_run or self.runs[row].mode != REVERSE:
+            return ""
+        gradient = self._gradient(number, row)
+        try:
+            return what_it_keeps(self.phi, self.layout.leaves[number], gradient, off, 0)
+        except Exception:  # nothing that was only tried may hide what was found
+            return ""
 
     def _turns(self, number: int, seen: Seen) -> bool:
         """Whether what is missing is other under another cotangent: a term of the leaf alone is

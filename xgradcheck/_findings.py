@@ -185,19 +185,23 @@ def only_here(
         )
         return Finding(leaf.name, "only on its constraint", text)
     if number in near_by.kept:
-        own = near_by.why[number]
-        say = "constraint='simplex'" if own == SUM else "a projection as constraint="
-        text = (
-            f"{leaf.name}: right where {own}, as here, and wrong off that: {seen}; if it is meant "
-            f"for such arguments alone, give {say}"
-        )
-        return Finding(leaf.name, "only on its constraint", text)
+        return right_only(leaf, near_by.why[number], f": {seen}")
     here = "open" if is_open else "right"
     text = f"{leaf.name}: {here} at this point, which hides mistakes, and wrong near by: {seen}"
     if {SYMMETRIC, DIAGONAL} & set(near_by.why.values()):
         text += "; if it is meant for symmetric matrices alone, say constraint='symmetric'"
     kind = "wrong near by" if is_open else "only right at this point"
     return Finding(leaf.name, kind, text)
+
+
+def right_only(leaf: Leaf, why: str, seen: str = "") -> Finding:
+    """What is meant for arguments on a constraint, and off it is wrong."""
+    say = "constraint='simplex'" if why == SUM else "a projection as constraint="
+    text = (
+        f"{leaf.name}: right where {why}, as here, and wrong off that{seen}; if it is meant for "
+        f"such arguments alone, give {say}"
+    )
+    return Finding(leaf.name, "only on its constraint", text)
 
 
 def along_directions(leaf: Leaf, mistake: Mistake) -> Finding:

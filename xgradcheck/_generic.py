@@ -11,6 +11,8 @@ import numpy as np
 
 from xgradcheck._adapters import Backward
 from xgradcheck._as_run import rounded
+from xgradcheck._derivative import derivative
+from xgradcheck._differences import norm
 from xgradcheck._judge import Tolerance, zero_below
 from xgradcheck._ladder import bear_out
 from xgradcheck._layout import BITS, DOUBLE, Layout, Leaf, Vector, bits_of
@@ -25,6 +27,11 @@ TRIES = 2
 WIDE = np.array([2.0**-8, 2.0**-10, 2.0**-12])
 """Which steps speak for a gradient, of such a direction."""
 
+
+SIDEWAYS, RIGHT = 3, 0.01
+"""Along how many directions that keep what a leaf is its gradient has to be right, and by how much
+more than it is right off them.
+"""
 
 SYMMETRIC, DIAGONAL = "it is symmetric", "it is diagonal"
 SUM, NORM = "its rows have sum 1", "its rows have norm 1"
@@ -97,6 +104,41 @@ def look_near_by(
     if problem.layout.size <= LARGE:
         below = zero_below(problem.layout, phi.scales()[0], (there.gradient,))
     return NearBy(why, mistakes, can_move, zero_below=below, kept=frozenset(kept))
+
+
+def what_it_keeps(phi: Phi, leaf: Leaf, gradient: Vector, off: float, seed: int) -> str:
+    """What the values of a leaf are, if a gradient that is ``off`` by that share of its norm is
+    right as long as they stay so: probabilities, unit vectors. Else nothing.
+    """
+    values, bits = phi.problem.point[leaf.part].reshape(leaf.grid), bits_of(leaf.dtype)
+    why = _why(values, bits)
+    if why not in (SUM, NORM):
+        return ""
+    rng, value = np.random.default_rng([seed, 0x5E7]), float(phi.here(1)[0])
+    noise = noise_of(phi, value, seed)
+    for _ in range(SIDEWAYS):
+        direction = _keeping(values, why, rng.normal(size=values.shape), bits)
+        least = off * norm(gradient * direction)
+        found = derivative(
+            lambda direction, steps: phi.along(direction, steps, leaf.start),
+            values.ravel(),
+            direction,
+            value,
+            noise,
+            target=RIGHT * least,
+        )
+        apart = abs(float((gradient * found.direction).sum()) - found.value) + found.bar
+        if not (found.settled and apart <= RIGHT * least):
+            return ""
+    return why
+
+
+def _keeping(values: Vector, why: str, drawn: Vector, bits: int) -> Vector:
+    """A direction, along which rows keep their sum or their norm."""
+    axis = _axis_of_sums(values, bits) if why == SUM else -1
+    moves = values * drawn if why == SUM else drawn
+    across = moves if why == SUM else values * drawn
+    return np.ravel(moves - values * across.sum(axis, keepdims=True))
 
 
 def _right_beside_symmetric(

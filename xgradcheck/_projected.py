@@ -336,9 +336,7 @@ def _noise_of(phi: Phi, value: float, seed: int) -> Noise:
         if leaf.size:
             some = np.unique(rng.integers(leaf.start, leaf.start + leaf.size, SOME))
             chosen[number] = some.astype(np.intp)
-    few = Phi(
-        Restricted(phi.problem, chosen), phi.cotangent, budget=phi.budget, coarse=phi.coarse
-    )
+    few = Phi(Restricted(phi.problem, chosen), phi.cotangent, budget=phi.budget, coarse=phi.coarse)
     try:
         return noise_of(few, value, seed)
     finally:

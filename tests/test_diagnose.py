@@ -862,3 +862,49 @@ def test_a_short_format_is_named_only_where_the_backward_pass_computes_in_one(se
         assert report.verdict == "FAIL"
         named[dtype] = [f for f in report.findings if f.kind == "precision"]
     assert not named[torch.float64] and named[torch.bfloat16]
+
+
+def implicit(steps: int) -> Any:
+    """z = tanh(A z + b), found by iteration, and the backward pass that solves its transpose by
+    so many.
+    """
+    rng = np.random.default_rng(4)
+    matrix = rng.normal(size=(5, 5)) / 8
+
+    def value(params: dict[str, np.ndarray]) -> float:
+        return float(np.cos(solved(params["b"])).sum())
+
+    def solved(b: np.ndarray) -> np.ndarray:
+        z = np.zeros(5)
+        for _ in range(200):
+            z = np.tanh(matrix @ z + b)
+        return z
+
+    def backward(params: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        z = solved(params["b"])
+        slope, incoming = 1 - z**2, -np.sin(z)
+        found = incoming
+        for _ in range(steps):
+            found = incoming + matrix.T @ (slope * found)
+        return {"b": slope * found}
+
+    return value, {"b": rng.normal(size=5)}, backward
+
+
+def test_an_approximate_backward_pass_is_told_how_it_can_be_judged() -> None:
+    fn, point, grads = implicit(100)
+    assert report_on(fn, point, grads=grads).verdict is Verdict.PASS
+    fn, point, grads = implicit(5)
+    report = report_on(fn, point, grads=grads)
+    assert report.verdict is Verdict.FAIL
+    (note,) = (note for note in report.notes if "only approximates" in note)
+    said = float(note.rpartition("rtol=")[2])
+    assert report_on(fn, point, grads=grads, rtol=said).verdict is Verdict.PASS
+    assert report_on(fn, point, grads=grads, rtol=said / 5).verdict is Verdict.FAIL
+
+
+def test_what_has_a_cause_is_no_approximation() -> None:
+    fn, point, grads = implicit(100)
+    report = report_on(fn, point, grads=lambda p: {"b": 1.002 * grads(p)["b"]})
+    assert list(causes(report)) == ["params['b']"]
+    assert not any("only approximates" in note for note in report.notes)

@@ -12,7 +12,7 @@ import numpy as np
 from xgradcheck._diagnose import MANY, Cause, Seen, cause_of
 from xgradcheck._differences import norm, rms
 from xgradcheck._evidence import Evidence, Steps, evidence_of
-from xgradcheck._findings import right_only
+from xgradcheck._findings import held_to, right_only
 from xgradcheck._generic import LARGE, what_it_keeps
 from xgradcheck._judge import Verdict
 from xgradcheck._kinds import Kind
@@ -40,6 +40,8 @@ NOTHING = ("no gradient", "not finite")
 PLAIN = (*NOTHING, "kink")
 """Findings that say by themselves what is wrong."""
 STALE = "it is that of an earlier call (stale), or a constant"
+CLOSE = 0.01
+"""By which share of itself an element may be off where a backward pass is only an approximation."""
 SAMPLED, RIGHT = 32, 256
 """Elements of a leaf that are differenced where a search has found none, and those that are looked
 at, where the others are right.
@@ -64,6 +66,7 @@ def with_causes(
         return report  # what is known already needs no other cause
     looked = _Looked(phi, found, another)
     findings, leaves = [*report.findings], Leaves(report.leaves)
+    off: list[float] = []
     if any(finding.kind == "precision" for finding in findings) and _is_double(phi):
         findings = [finding for finding in findings if finding.kind != "precision"]
     for number in wrong:
@@ -78,14 +81,25 @@ def with_causes(
             findings.insert(said[-1] + 1 if said else len(findings), right_only(leaf, own))
         known = looked.known(number, row, may_run=not is_plain)
         if known is None:
+            off.append(np.inf)
             continue
+        off.append(looked.off(number, row, known))
         leaves[leaf.name] = replace(entry, evidence=looked.evidence(number, row, known))
         if not is_plain and (cause := looked.cause(number, row, known)) is not None:
             place = said[-1] + 1 if said else len(findings)
             findings.insert(place, Finding(leaf.name, cause.kind, cause.text))
             # A mistake of that size is no rounding.
             findings = [x for x in findings if (x.leaf, x.kind) != (leaf.name, "precision")]
-    return replace(report, leaves=leaves, findings=tuple(findings), evaluations=phi.evaluations)
+    notes = report.notes
+    if 0 < max(off) <= CLOSE and all(finding.kind == "wrong gradient" for finding in findings):
+        notes += (held_to(max(off)),)
+    return replace(
+        report,
+        leaves=leaves,
+        findings=tuple(findings),
+        notes=notes,
+        evaluations=phi.evaluations,
+    )
 
 
 def _is_double(phi: Phi) -> bool:
@@ -184,6 +198,16 @@ class _Looked:
             return what_it_keeps(self.phi, self.layout.leaves[number], gradient, off, 0)
         except Exception:  # nothing that was only tried may hide what was found
             return ""
+
+    def off(self, number: int, row: int, known: _Known) -> float:
+        """How much an element of a leaf is off by, as a share of itself, at most."""
+        if self.runs[row].bits is not None:
+            return np.inf  # below float64 that may be rounding
+        given = self._gradient(number, row)[known.places]
+        wrong = np.abs(given - known.truth) > known.bar
+        with np.errstate(all="ignore"):
+            shares = np.abs(given - known.truth) / np.fmax(np.abs(given), np.abs(known.truth))
+        return float(np.max(shares[wrong], initial=0.0))
 
     def _turns(self, number: int, seen: Seen) -> bool:
         """Whether what is missing is other under another cotangent: a term of the leaf alone is

@@ -1,5 +1,6 @@
 """What is said about a place: findings and notes, with the numbers that support them."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -8,7 +9,7 @@ import numpy as np
 
 from xgradcheck._adapters import Problem
 from xgradcheck._generic import DIAGONAL, NORM, SUM, SYMMETRIC, NearBy
-from xgradcheck._judge import Judged
+from xgradcheck._judge import Judged, percent
 from xgradcheck._kinds import Kind, Kinds
 from xgradcheck._layout import BITS, DOUBLE, Leaf, Mask, Operands, Vector
 from xgradcheck._localise import Node
@@ -29,6 +30,8 @@ SAME = 1e-7
 """What they may differ by in float64, beside the value and all that the leaves do to it: less than
 what a gradient may err by, and more than the root of the smallest number beside 1 makes of it.
 """
+ENOUGH = 1.5
+"""How many times what a gradient is off by is allowed at least, where that is meant."""
 ROUNDING = 1e-10
 """What the order of a sum can change, relative; more is no rounding."""
 
@@ -202,6 +205,20 @@ def right_only(leaf: Leaf, why: str, seen: str = "") -> Finding:
         f"such arguments alone, give {say}"
     )
     return Finding(leaf.name, "only on its constraint", text)
+
+
+def held_to(off: float) -> str:
+    """How to have an approximation judged by what it promises, where no element is ``off`` by more
+    than that share of itself.
+    """
+    least = ENOUGH * off
+    unit = 10.0 ** math.floor(math.log10(least))
+    rtol = unit * next(n for n in (1, 2, 5, 10) if least <= n * unit)
+    return (
+        f"no element is off by more than {percent(off)} of itself: a backward pass that only "
+        f"approximates, as that of a solver which stops early or chooses its steps, is judged by "
+        f"rtol={rtol:.0e}"
+    )
 
 
 def along_directions(leaf: Leaf, mistake: Mistake) -> Finding:

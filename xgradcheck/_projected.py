@@ -399,7 +399,7 @@ def _fine_leaves(
             found[number] = Fine(0.0, float("nan"), True)
             continue
         score, size = distance(given, right), rms(right)
-        if score > allowance.distance:
+        if not score <= allowance.distance:
             continue
         most = 0.0
         for start in range(0, leaf.size, PIECE):
@@ -450,6 +450,7 @@ def _chosen(
                 chosen[number] = None
             else:
                 error = np.abs(run.backward.gradient[leaf.part] - gradient[leaf.part])
+                error[~np.isfinite(error)] = np.inf  # what is no number comes first, not last
                 worst = leaf.start + np.argpartition(-error, WORST)[:WORST]
                 chosen[number] = _with_largest(leaf, gradient, worst, LARGEST)
     return chosen

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from audited import Changed
 
 from xgradcheck import check
 
@@ -288,3 +289,34 @@ def test_a_norm_in_float32_inside_of_what_is_not(factor):
         report = check(value, rows, grads=gradient, seed=seed, raise_exception=False)
         assert report.verdict == ("PASS" if factor == 1 else "FAIL"), str(report)
         assert report.precision == "float32"
+
+
+SPOILT_AS_IT_RUNS = {
+    "a row of no numbers": lambda g, size: g[1].fill_(torch.nan),
+    "one that is no number": lambda g, size: g[1, 2].fill_(torch.nan),
+    "an infinite one": lambda g, size: g[1, 2].fill_(torch.inf),
+    "a huge one": lambda g, size: g[1, 2].fill_(1e4 * size),
+    "one that is off": lambda g, size: g[1, 2].add_(3 * size),
+    "a row of zeros": lambda g, size: g[1].zero_(),
+    "a row turned": lambda g, size: g[1].neg_(),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(6, 5), (40, 20)])
+@pytest.mark.parametrize("mistake", SPOILT_AS_IT_RUNS)
+def test_what_is_wrong_as_it_runs_alone(mistake, shape, dtype):
+    def change(cotangent):
+        if cotangent.dtype != torch.float64:
+            size = cotangent.float().square().mean().sqrt().item()
+            SPOILT_AS_IT_RUNS[mistake](cotangent, size)
+        return cotangent
+
+    torch.manual_seed(1)  # some of so few numbers are equal in 16 bits
+    x, w = torch.randn(shape).to(dtype), (torch.randn(shape[1], shape[1]) / 4).to(dtype)
+    report = check(
+        lambda x, w: (Changed.apply(x, change) @ w).softmax(-1), x, w, raise_exception=False
+    )
+    rows = report.leaves["x"].rows
+    assert [row.verdict for row in rows] == ["PASS", "FAIL"], str(report)
+    assert report.leaves["w"].verdict == "PASS"

@@ -212,7 +212,9 @@ def judged_beside(
         # The formula is judged in float64: what is right here as well needs no excuse.
         lost[_are_right(work, truth, gradient, allowance)] = 0.0
         own = replace(own, rounding=lost)
-    work = replace(work, gradient=gradient, allowance=allowance, slack=own.excused)
+    plain = _are_right(work, truth, wide.backward.gradient, wide.allowance)
+    plain &= truth.kinds != Kind.KINK
+    work = replace(work, gradient=gradient, allowance=allowance, slack=own.excused, plain=plain)
     settle_suspicious(work, truth)
     if own.bits is not None:
         alone = accused_by(work, truth) & ~accused_by(wide.work, wide.truth)

@@ -125,6 +125,8 @@ def _settle_meetings(work: Sweep, truth: Truth, slopes: Vector, alone: Mask) -> 
     # Between equal numbers no kink need show along one of them, where weights are equal too.
     apart, largest = np.abs(work.gradient - slopes), np.fmax(np.abs(work.gradient), np.abs(slopes))
     gross, asked = apart > GROSS * largest, unclear.copy()
+    if work.plain is not None:
+        gross &= ~work.plain
     asked[tied] = kinked[tied]
     rng, right = np.random.default_rng(0xA9A27), [np.zeros(0, np.intp)]
     for leaf in work.layout:

@@ -90,6 +90,8 @@ class Sweep:
     common: Vector = field(init=False)
     pairs: Vector | None = None
     """Steps of the pair that every coordinate got, and phi above and below."""
+    plain: Mask | None = None
+    """Where another gradient of this phi is right, and no kink: none explains an error there."""
 
     def __post_init__(self) -> None:
         self.scale, self.common = self.phi.scales()

@@ -320,3 +320,27 @@ def test_what_is_wrong_as_it_runs_alone(mistake, shape, dtype):
     rows = report.leaves["x"].rows
     assert [row.verdict for row in rows] == ["PASS", "FAIL"], str(report)
     assert report.leaves["w"].verdict == "PASS"
+
+
+@pytest.mark.parametrize("shape", [(4, 6), (30, 24)])
+def test_ties_excuse_nothing_that_is_wrong_as_it_runs_alone(shape):
+    def judged(fn, x, factor, places=slice(None)):
+        def change(cotangent):
+            if cotangent.dtype != torch.float64:
+                cotangent.view(-1)[places] *= factor
+            return cotangent
+
+        report = check(lambda x: fn(Changed.apply(x, change)), x, raise_exception=False)
+        return report.verdict
+
+    torch.manual_seed(1)
+    whole, ones = torch.randint(0, 5, shape).float(), torch.ones(shape)
+    pool = torch.nn.functional.max_pool1d
+    assert judged(lambda x: pool(x, 2), whole, 1.0) == "PASS"
+    assert judged(lambda x: pool(x, 2), whole, 1e3, [3, 6, 7]) == "FAIL"
+    assert judged(lambda x: x.amax(1) * x.mean(1), ones, 1.0) == "PASS"
+    # Every element alone may have such a share of what ties, and not all of them.
+    assert judged(lambda x: x.amax(1) * x.mean(1), ones, 1.5) != "PASS"
+    assert judged(lambda x: pool(x, 2), ones, 0.0, slice(shape[1], 2 * shape[1])) != "PASS"
+    # What sorts in float32 may choose among equal numbers otherwise.
+    assert judged(lambda x: x.sort(1).values ** 2, ones[:4], 1.0) != "FAIL"

@@ -91,11 +91,14 @@ class Errors:
     def beside_factors(self) -> Vector:
         """The errors without what is in proportion to each element from point to point, as where
         half of it is missing, or all. Larger shares are none of a mistake: next to nothing is left.
+        Nor is one that leaves more to change: an element that leaps, and its mistake does not.
         """
         squares = np.sum(self.exact**2, axis=0)
         with np.errstate(all="ignore"):
             share = np.sum(self.errors * self.exact, axis=0) / squares
-        return np.asarray(self.errors - np.where(np.abs(share) <= LARGEST, share, 0.0) * self.exact)
+            rest = self.errors - np.where(np.abs(share) <= LARGEST, share, 0.0) * self.exact
+            is_less = np.ptp(rest, axis=0) < np.ptp(self.errors, axis=0)
+        return np.where(is_less, rest, self.errors)
 
 
 @dataclass(frozen=True, slots=True)

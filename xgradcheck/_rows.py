@@ -212,9 +212,8 @@ def judged_beside(
         # The formula is judged in float64: what is right here as well needs no excuse.
         lost[_are_right(work, truth, gradient, allowance)] = 0.0
         own = replace(own, rounding=lost)
-    plain = _are_right(work, truth, wide.backward.gradient, wide.allowance)
-    plain &= truth.kinds != Kind.KINK
-    work = replace(work, gradient=gradient, allowance=allowance, slack=own.excused, plain=plain)
+    raised = wide.backward.gradient
+    work = replace(work, gradient=gradient, allowance=allowance, slack=own.excused, raised=raised)
     settle_suspicious(work, truth)
     if own.bits is not None:
         alone = accused_by(work, truth) & ~accused_by(wide.work, wide.truth)

@@ -45,6 +45,7 @@ def settle_suspicious(work: Sweep, truth: Truth) -> None:
     """Look again at what one pair could not decide, the worst first, until the leaf's verdict
     cannot change.
     """
+    before = truth.copy()
     _narrow_bars(work, truth)
     for leaf in work.layout:
         queue = leaf.start + np.flatnonzero(suspicious(work, truth, leaf.part))
@@ -68,6 +69,9 @@ def settle_suspicious(work: Sweep, truth: Truth) -> None:
                 truth.settled[queue] = True
                 break
             size *= 2
+    if work.raised is not None:
+        _settle_beside_raised(work, truth, before)
+        return
     _settle_kinks(work, truth)
     slopes, accused = truth.value.copy(), accused_by(work, truth)
     _settle_ties(work, truth)
@@ -125,8 +129,6 @@ def _settle_meetings(work: Sweep, truth: Truth, slopes: Vector, alone: Mask) -> 
     # Between equal numbers no kink need show along one of them, where weights are equal too.
     apart, largest = np.abs(work.gradient - slopes), np.fmax(np.abs(work.gradient), np.abs(slopes))
     gross, asked = apart > GROSS * largest, unclear.copy()
-    if work.plain is not None:
-        gross &= ~work.plain
     asked[tied] = kinked[tied]
     rng, right = np.random.default_rng(0xA9A27), [np.zeros(0, np.intp)]
     for leaf in work.layout:
@@ -198,6 +200,30 @@ def _settle_ties(work: Sweep, truth: Truth) -> None:
         excess = tie.excess / work.scale[tie.members]
         truth.value[tie.members] = work.gradient[tie.members] - excess
         truth.bar[tie.members], truth.settled[tie.members] = 0.0, True
+
+
+def _settle_beside_raised(work: Sweep, truth: Truth, before: Truth) -> None:
+    """Kinks, where a gradient runs in fewer bits and ``before`` is what is known of the one in
+    float64: what that was found to be it may be, too. Another choice among the slopes of a kink is
+    left open: what ties has to share alike, and which does is not known from one coordinate.
+    """
+    assert work.raised is not None
+    met, kinked = before.kinds == Kind.MEETING, truth.kinds == Kind.KINK
+    differ = np.zeros(met.size, bool)
+    for leaf in work.layout:
+        part = leaf.part
+        own, raised = work.gradient[part], work.raised[part]
+        differ[part] = ~(np.abs(own - raised) <= work.allowed(own, raised, rms(raised), part))
+    same = (before.kinds == Kind.KINK) & ~differ
+    for name in ("value", "bar", "settled", "kinds"):
+        getattr(truth, name)[same] = getattr(before, name)[same]
+    beyond = np.flatnonzero(kinked & accused_by(work, truth) & ~met)
+    rng = np.random.default_rng(0xA9A27)
+    wrong = beyond[~picks_of_each(work.phi, beyond, work.common, work.gradient, rng)]
+    where = met | kinked & differ
+    where[wrong] = False
+    truth.bar[where], truth.settled[where] = np.inf, False
+    truth.kinds[where] = Kind.MEETING
 
 
 def _at_the_point(work: Sweep, where: Positions, sides: Vector) -> Mask:

@@ -90,8 +90,10 @@ class Sweep:
     common: Vector = field(init=False)
     pairs: Vector | None = None
     """Steps of the pair that every coordinate got, and phi above and below."""
-    plain: Mask | None = None
-    """Where another gradient of this phi is right, and no kink: none explains an error there."""
+    raised: Vector | None = None
+    """The gradient that the backward pass gives where phi is computed, where it is not the one that
+    is judged: what is asked of it at other points, or of single outputs, tells of this one.
+    """
 
     def __post_init__(self) -> None:
         self.scale, self.common = self.phi.scales()

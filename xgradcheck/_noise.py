@@ -23,7 +23,7 @@ _PROBE = np.array([17393, 60397, 105479, 154619, 216061, 269317, 338947, 406529]
 _PROBE_24 = np.array([17, 59, 103, 151, 211, 263, 331, 397]) / 64.0
 _PROBE_8 = np.array([1, 2, 4, 5, 7, 8, 10, 12]) / 2.0
 _USUAL, _WIDER, _NARROWER = -22, (-14, -7, -4), (-32, -42)
-_WIDEST = -2
+_WIDEST, _TREAD = -2, -20
 _LATTICES = (
     (-10, _PROBE_8, 11, 1),
     (-15, _PROBE_24, 24, 6),
@@ -90,9 +90,11 @@ def measure_noise(
     is_rest = np.ptp(values[0]) > RESTLESS * abs(value)
     if told == DOUBLE and unit is not None and not is_rest:
         bits = _bits_of(np.append(np.concatenate(values), value) / unit)
+    if bits == DOUBLE and sigma > LOUD * least and rounds():
+        # What the arithmetic rounds has no treads as wide as these.
+        still = _NARROWER[0] if coarse == np.inf else _TREAD
+        sigma = least if line().stands_still(still) else sigma
     bits = _bits_inside(along, value, point, bits, sigma, coarse)
-    if bits == DOUBLE and sigma > LOUD * least and rounds() and line().stands_still():
-        sigma = least  # what the arithmetic rounds has no treads as wide as these
     if bits == DOUBLE and sigma > LOUD * least:
         # Noise is the same at any spacing. What falls with it may be the function itself,
         # oscillating faster than the points of the line, or not smooth in one of its coordinates.
@@ -145,9 +147,9 @@ class _Line:
     direction: Vector
     seen: list[Vector] = field(default_factory=list)
 
-    def stands_still(self) -> bool:
+    def stands_still(self, exponent: int) -> bool:
         """Whether phi does over narrow steps."""
-        return _stands_still(self._scan(_NARROWER[0])[1])
+        return _stands_still(self._scan(exponent)[1])
 
     def climbs_in_steps(self, sigma: float) -> bool:
         """Whether phi slopes alike wherever it is looked at closely, and alike between these

@@ -45,11 +45,11 @@ def settle_suspicious(work: Sweep, truth: Truth) -> None:
     """Look again at what one pair could not decide, the worst first, until the leaf's verdict
     cannot change.
     """
-    before = truth.copy()
+    met, differ = truth.kinds == Kind.MEETING, _differ_from_raised(work)
     _narrow_bars(work, truth)
     for leaf in work.layout:
         queue = leaf.start + np.flatnonzero(suspicious(work, truth, leaf.part))
-        queue = queue[~truth.analytic[queue]]
+        queue = queue[~truth.analytic[queue] & differ[queue]]
         if truth.scored is not None and not _eps_suffices(
             truth, work.gradient, leaf, work.allowance
         ):
@@ -70,7 +70,7 @@ def settle_suspicious(work: Sweep, truth: Truth) -> None:
                 break
             size *= 2
     if work.raised is not None:
-        _settle_beside_raised(work, truth, before)
+        _leave_other_choices_open(work, truth, met, differ)
         return
     _settle_kinks(work, truth)
     slopes, accused = truth.value.copy(), accused_by(work, truth)
@@ -202,22 +202,25 @@ def _settle_ties(work: Sweep, truth: Truth) -> None:
         truth.bar[tie.members], truth.settled[tie.members] = 0.0, True
 
 
-def _settle_beside_raised(work: Sweep, truth: Truth, before: Truth) -> None:
-    """Kinks, where a gradient runs in fewer bits and ``before`` is what is known of the one in
-    float64: what that was found to be it may be, too. Another choice among the slopes of a kink is
-    left open: what ties has to share alike, and which does is not known from one coordinate.
-    """
-    assert work.raised is not None
-    met, kinked = before.kinds == Kind.MEETING, truth.kinds == Kind.KINK
-    differ = np.zeros(met.size, bool)
+def _differ_from_raised(work: Sweep) -> Mask:
+    """Where what is known of a gradient in float64 is not known of this one as well."""
+    if work.raised is None:
+        return np.ones(work.gradient.size, bool)
+    found = np.zeros(work.gradient.size, bool)
     for leaf in work.layout:
-        part = leaf.part
-        own, raised = work.gradient[part], work.raised[part]
-        differ[part] = ~(np.abs(own - raised) <= work.allowed(own, raised, rms(raised), part))
-    same = (before.kinds == Kind.KINK) & ~differ
-    for name in ("value", "bar", "settled", "kinds"):
-        getattr(truth, name)[same] = getattr(before, name)[same]
-    beyond = np.flatnonzero(kinked & accused_by(work, truth) & ~met)
+        own, raised = work.gradient[leaf.part], work.raised[leaf.part]
+        allowed = work.allowed(own, raised, rms(raised), leaf.part)
+        found[leaf.part] = ~(np.abs(own - raised) <= allowed)
+    return found
+
+
+def _leave_other_choices_open(work: Sweep, truth: Truth, met: Mask, differ: Mask) -> None:
+    """Kinks, where a gradient runs in fewer bits: where it differs from the one in float64 and is
+    another choice among the slopes, or where several ``met`` before. What ties has to share alike,
+    and which does is not known from one coordinate.
+    """
+    kinked = truth.kinds == Kind.KINK
+    beyond = np.flatnonzero(kinked & differ & ~met & accused_by(work, truth))
     rng = np.random.default_rng(0xA9A27)
     wrong = beyond[~picks_of_each(work.phi, beyond, work.common, work.gradient, rng)]
     where = met | kinked & differ

@@ -38,7 +38,15 @@ from xgradcheck._tree import Node, argument_names
 from .jax_draws import drawn_low, x64
 from .jax_kept import Kept, key_of
 from .jax_probes import probes as probes
-from .jax_programs import bytes_computed, calls_back, convolves, lowest_bits, rounds, unread
+from .jax_programs import (
+    bytes_computed,
+    calls_back,
+    convolves,
+    lowest_bits,
+    rounds,
+    switches,
+    unread,
+)
 from .jax_raising import evaluate
 from .jax_rules import remedies, rules
 from .world import (
@@ -260,7 +268,8 @@ class JaxProblem:
         self._way: str | None = None
         self._made = self
         self._is_traced = self._calls_back = self._draws_low = False
-        self._computed, self._convolves, self.rounds = 0, False, False
+        self._computed, self._convolves = 0, False
+        self.rounds = self.switches = False
         self._seen: list[Node] = []
         self._now = Functions(self._everything_at, self._pulled_back, self._pushed_at)
         self._unread: frozenset[int] = frozenset()
@@ -293,7 +302,8 @@ class JaxProblem:
             if self._is_traced and not self._world.moving:
                 _kept_problems.put(key, self._made)
             return
-        self.outputs, self.bits, self.rounds = made.outputs, made.bits, made.rounds
+        self.outputs, self.bits = made.outputs, made.bits
+        self.rounds, self.switches = made.rounds, made.switches
         self._unread, self._calls_back = made._unread, made._calls_back
         self._is_traced, self._made = True, made
         self.skipped = list(made.skipped)
@@ -366,6 +376,7 @@ class JaxProblem:
             "_computed",
             "_convolves",
             "rounds",
+            "switches",
             "outputs",
             "bits",
             "backward_bits",
@@ -707,7 +718,7 @@ class JaxProblem:
             bits = lowest_bits(program)
             self._computed = bytes_computed(program)
             self._convolves = convolves(program)
-            self.rounds = rounds(program)
+            self.rounds, self.switches = rounds(program), switches(program)
         except Exception:
             # Not traceable, or wrong: running it tells, with the user's own exception.
             self._world.watch()

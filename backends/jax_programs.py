@@ -56,6 +56,16 @@ def rounds(program: Any) -> bool:
     return False
 
 
+def switches(program: Any) -> bool:
+    """Whether truth values, or the signs of numbers, become numbers again."""
+    for step in _steps(program):
+        if step.primitive.name in ("sign", "select_n"):
+            return True
+        if step.primitive.name == "convert_element_type" and step.invars[0].aval.dtype == bool:
+            return True
+    return False
+
+
 def unread(program: Any) -> frozenset[int]:
     """The arguments that no operation reads: JAX calls their gradient zero, others call it cut."""
     read = [*program.outvars, *(var for step in program.eqns for var in step.invars)]

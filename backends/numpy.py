@@ -2,11 +2,13 @@
 object.
 """
 
+import dis
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial, wraps
+from itertools import chain
 from types import CodeType
 from typing import Any
 
@@ -463,7 +465,12 @@ class NumpyProblem:
     @property
     def rounds(self) -> bool:
         # NumPy does not tell what it was asked to do: the code that a call can reach does.
-        return any(map(_names_rounding, self._reachable()))
+        return any(_uses(ROUNDING, node) for node in self._reachable())
+
+    @property
+    def switches(self) -> bool:
+        """Whether the code that a call can reach compares anything."""
+        return any(_uses(SWITCHING, node) for node in self._reachable())
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -738,17 +745,19 @@ class NumpyProblem:
         return _handed.read(returned, self.layout, self._places, np.asarray)
 
 
+SWITCHING = {"COMPARE_OP", "greater", "heaviside", "less", "sign"}
 ROUNDING = {"around", "ceil", "fix", "floor", "rint", "round", "trunc"}
 
 
-def _names_rounding(node: Any) -> bool:
-    """Whether a function, or one that is written inside of it, has the name of one that rounds, or
-    uses one.
+def _uses(names: Container[str], node: Any) -> bool:
+    """Whether a function, or one that is written inside of it, has one of these names, or uses it,
+    or an operator of that name.
     """
     code = node if isinstance(node, CodeType) else getattr(node, "__code__", None)
-    if getattr(node, "__name__", None) in ROUNDING:
+    if getattr(node, "__name__", None) in names:
         return True
     if not isinstance(code, CodeType):
         return False
     within = (part for part in code.co_consts if isinstance(part, CodeType))
-    return bool(ROUNDING.intersection(code.co_names)) or any(map(_names_rounding, within))
+    used = chain(code.co_names, (step.opname for step in dis.get_instructions(code)))
+    return any(name in names for name in used) or any(_uses(names, part) for part in within)

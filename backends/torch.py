@@ -487,6 +487,12 @@ class TorchProblem:
         computed = self._watched()
         return computed is not None and computed.rounds
 
+    @property
+    def switches(self) -> bool:
+        """Whether truth values, or signs, become numbers."""
+        computed = self._watched()
+        return computed is not None and computed.switches
+
     def _padding(self, rows: dict[int, int]) -> Positions:
         """The rows of embeddings that are padding: torch gives them no gradient, whatever they do
         to the output.

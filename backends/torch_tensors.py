@@ -90,9 +90,20 @@ def _rounds(name: str, args: Any, found: Sequence[Any]) -> bool:
     return name.startswith(ROUNDING) or (is_whole and torch.bool not in made)
 
 
+SWITCHING = ("heaviside", "sgn", "sign")
+
+
+def _switches(name: str, args: Any, found: Sequence[Any]) -> bool:
+    """Whether an operator of this name makes numbers of truth values, or of signs."""
+    given = (arg for arg in tree_leaves(args) if isinstance(arg, torch.Tensor))
+    made = (out for out in found if isinstance(out, torch.Tensor))
+    are_asked = any(arg.dtype is torch.bool for arg in given)
+    return name in SWITCHING or (are_asked and any(out.is_floating_point() for out in made))
+
+
 class Computed(Watching):
     """Notes the dtypes of all that is computed, inside of custom Functions too, and whether any of
-    it rounds.
+    it rounds or is the answer of a comparison.
     """
 
     def __init__(self) -> None:
@@ -102,17 +113,20 @@ class Computed(Watching):
         """The names of what is computed in float32."""
         self.rounds = False
         """Whether floating numbers were rounded to a grid, or to whole ones."""
+        self.switches = False
+        """Whether truth values, or signs, became numbers."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **kwargs or {})
         found = tree_leaves(out)
-        if not self.rounds:
-            self.rounds = _rounds(func.overloadpacket.__name__, args, found)
+        name = func.overloadpacket.__name__
+        self.rounds = self.rounds or _rounds(name, args, found)
+        self.switches = self.switches or _switches(name, args, found)
         # A lone number comes of nothing but itself.
         dtypes = {t.dtype for t in found if isinstance(t, torch.Tensor) and t.dim()}
         self.dtypes |= dtypes
         if torch.float32 in dtypes:
-            self.single.add(func.overloadpacket.__name__)
+            self.single.add(name)
         return out
 
 

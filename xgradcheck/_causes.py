@@ -140,6 +140,12 @@ class _Looked:
         )
 
     @functools.cached_property
+    def is_staircase(self) -> bool:
+        """Whether the function is known to round to a grid, or to compare numbers."""
+        problem = self.phi.problem
+        return any(getattr(problem, name, False) for name in ("rounds", "switches"))
+
+    @functools.cached_property
     def under_another(self) -> Vector | None:
         """The gradient under another cotangent; None where there is none."""
         problem = self.phi.problem
@@ -169,6 +175,13 @@ class _Looked:
 
     def cause(self, number: int, row: int, known: _Known) -> Cause | None:
         """What is wrong with one leaf."""
+        if not known.truth.any() and self.is_staircase:
+            text = (
+                f"{self.layout.leaves[number].name}: the function is a staircase, whose slope is 0 "
+                f"here: if another gradient stands in for it on purpose, state that one in "
+                f"audit(expect=...)"
+            )
+            return Cause("staircase", text)
         seen = self._seen(number, row, known)
         if seen is None:
             return None

@@ -23,7 +23,11 @@ _PROBE = np.array([17393, 60397, 105479, 154619, 216061, 269317, 338947, 406529]
 _PROBE_24 = np.array([17, 59, 103, 151, 211, 263, 331, 397]) / 64.0
 _PROBE_8 = np.array([1, 2, 4, 5, 7, 8, 10, 12]) / 2.0
 _USUAL, _WIDER, _NARROWER = -22, (-14, -7, -4), (-32, -42)
-_WIDEST, _TREAD = -2, -20
+_WIDEST = -2
+TREADS_OF_A_GRID, WIDE_TREADS = _NARROWER[0], -20
+"""Over how narrow steps a function stands still that rounds to a grid, and one that only compares
+numbers, as the treads of arithmetic in float32 are no wider.
+"""
 _LATTICES = (
     (-10, _PROBE_8, 11, 1),
     (-15, _PROBE_24, 24, 6),
@@ -59,7 +63,7 @@ def measure_noise(
     rng: np.random.Generator,
     unit: float | None = None,
     told: int = DOUBLE,
-    rounds: Callable[[], bool] = bool,
+    still: Callable[[], int | None] = lambda: None,
     coarse: float = np.inf,
 ) -> Noise:
     """The noise of phi, from its values on a line through ``point``.
@@ -67,7 +71,9 @@ def measure_noise(
     Eight evaluations; more where phi stands still on that scale (it is quantised: low precision
     inside) or bends. ``unit`` is what a scalar output was multiplied by: divided by it, phi is what
     the function returned, to a few units of rounding. ``told`` is the shortest significand that the
-    framework knows of. Noise above ``coarse`` is that of arithmetic in float32, wherever it is.
+    framework knows of. ``still()`` is the exponent of two of steps over which phi does not move, if
+    it is a staircase; None where it is none. Noise above ``coarse`` is that of arithmetic in
+    float32, wherever it is.
     """
     least = _of_rounding(value)
 
@@ -90,10 +96,10 @@ def measure_noise(
     is_rest = np.ptp(values[0]) > RESTLESS * abs(value)
     if told == DOUBLE and unit is not None and not is_rest:
         bits = _bits_of(np.append(np.concatenate(values), value) / unit)
-    if bits == DOUBLE and sigma > LOUD * least and rounds():
-        # What the arithmetic rounds has no treads as wide as these.
-        still = _NARROWER[0] if coarse == np.inf else _TREAD
-        sigma = least if line().stands_still(still) else sigma
+    if bits == DOUBLE and sigma > LOUD * least and (exponent := still()) is not None:
+        # Treads of what is rounded at the end are no wider than the noise of float32.
+        exponent = exponent if coarse == np.inf else max(exponent, WIDE_TREADS)
+        sigma = least if line().stands_still(exponent) else sigma
     bits = _bits_inside(along, value, point, bits, sigma, coarse)
     if bits == DOUBLE and sigma > LOUD * least:
         # Noise is the same at any spacing. What falls with it may be the function itself,

@@ -12,7 +12,7 @@ from xgradcheck._budget import Budget
 from xgradcheck._constraints import Linear, Tangent
 from xgradcheck._differences import Noise, natural_scale
 from xgradcheck._layout import ComplexVector, Direction, Layout, Positions, Vector
-from xgradcheck._noise import measure_noise
+from xgradcheck._noise import TREADS_OF_A_GRID, WIDE_TREADS, measure_noise
 from xgradcheck._progress import Tick
 
 PATIENCE = 64
@@ -249,6 +249,14 @@ class Phi:
         return np.full(1, np.nan)
 
 
+def _treads(problem: Problem) -> int | None:
+    """Over how narrow steps a problem stands still, should it be a staircase."""
+    # Adapters that were written before this was asked do not say.
+    if getattr(problem, "rounds", False):
+        return TREADS_OF_A_GRID
+    return WIDE_TREADS if getattr(problem, "switches", False) else None
+
+
 def noise_of(phi: Phi, value: float, seed: int) -> Noise:
     """The rounding noise of phi around the point."""
     rng = np.random.default_rng([seed, 0x2015E])
@@ -261,7 +269,6 @@ def noise_of(phi: Phi, value: float, seed: int) -> Noise:
         rng,
         phi.unit,
         problem.bits,
-        # Adapters that were written before this was asked do not say.
-        lambda: bool(getattr(problem, "rounds", False)),
+        lambda: _treads(problem),
         phi.coarse,
     )

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
-from xgradcheck import InvalidCase, Verdict, check
+from xgradcheck import ALL, InvalidCase, Verdict, check
 
 RNG = np.random.default_rng(0)
 W, B = RNG.normal(size=(2, 3)), RNG.normal(size=3)
@@ -625,3 +625,32 @@ def test_a_network_that_is_bound_to_what_it_is_called_with_is_bound_to_its_own_a
     assert net.params is own and own["W"].dtype == dtype
     assert (own["W"] == W[0].astype(dtype)).all()
     assert vars(net).keys() == {"params", "steps"} and net.steps == 0
+
+
+def scaled(x, gamma, beta):
+    return gamma * x + beta
+
+
+@pytest.mark.parametrize("named", ["{}", "d{}", "d_{}", "grad_{}", "{}_grad"])
+@pytest.mark.parametrize("factor", [1.0, -1.0])
+def test_gradients_of_arguments_lie_under_their_names(named, factor):
+    def grads(u, x, gamma, beta):
+        found = {"beta": u.sum(0), "x": factor * u * gamma, "gamma": (u * x).sum(0)}
+        return {named.format(name): gradient for name, gradient in found.items()}
+
+    rng = np.random.default_rng(0)
+    args = rng.normal(size=(5, 3)), rng.normal(size=3), rng.normal(size=3)
+    report = check(scaled, *args, wrt=ALL, grads=grads, raise_exception=False)
+    assert [*report.leaves] == ["x", "gamma", "beta"]
+    wrong = [name for name, leaf in report.leaves.items() if leaf.verdict == "FAIL"]
+    assert wrong == ([] if factor == 1 else ["x"])
+
+
+def test_what_lies_under_other_names_is_said():
+    point = {"W": np.ones(3), "b": np.ones(3)}
+    with pytest.raises(InvalidCase, match=r"lacks .*, it has 'weights', 'b'; the param"):
+        check(
+            lambda p: (p["W"] * p["b"]).sum(),
+            point,
+            grads=lambda p: {"weights": p["b"], "b": p["W"]},
+        )

@@ -1,5 +1,6 @@
 """PyTorch: functions, modules and closures, and what their leaves are called."""
 
+import functools
 import warnings
 from collections import namedtuple
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from audited import function
 from torch import nn
 from torch.nn import functional as F
 
@@ -293,3 +295,30 @@ def test_buffers_are_never_perturbed(net: Net) -> None:
     report = check(net, torch.randn(6, 4, dtype=F64), wrt=ALL)
     assert not any("running" in name for name in report.leaves)
     assert np.isfinite(report.distance)
+
+
+@pytest.mark.parametrize("rows", [2, 80])
+def test_an_argument_that_is_written_to_hides_no_mistake(rows: int) -> None:
+    def threshold(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        ordered = x.sort(-1, descending=True).values
+        excess = ordered.cumsum(-1) - 1
+        count = torch.arange(1, x.shape[-1] + 1, dtype=x.dtype)
+        kept = (count * ordered > excess).sum(-1, keepdim=True)
+        return excess.gather(-1, kept - 1) / kept, kept
+
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        x -= x.amax(-1, keepdim=True)  # as sparsemax is often written
+        low, count = threshold(x)
+        out = (x - low).clamp(min=0)
+        ctx.save_for_backward(out, count)
+        return out
+
+    def backward(ctx: Any, u: torch.Tensor, masked: bool) -> torch.Tensor:
+        out, count = ctx.saved_tensors
+        own = torch.where(out == 0, 0.0, u) if masked else u
+        return torch.where(out == 0, own, own - own.sum(-1, keepdim=True) / count)
+
+    x = torch.randn(rows, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    for masked, verdict in ((True, "PASS"), (False, "FAIL")):
+        fn = function(forward, functools.partial(backward, masked=masked))
+        assert check(fn, x.clone(), raise_exception=False).verdict == verdict

@@ -64,13 +64,15 @@ def read(returned: Any, layout: Layout, where: Places, to_array: ToArray) -> Bac
     if _is_pair(returned, layout, where, to_array):
         value = float(np.reshape(to_array(returned[0]), ()))
         returned = returned[1]
+    returned = _in_order(returned, layout, where)
     have = ", ".join(map(repr, layout.names))
     gradient = np.zeros(layout.size)
     severed, parts = set(), []
     for number, (leaf, place) in enumerate(zip(layout, where.leaves, strict=True)):
         part = _look_up(returned, place)
         if part is _ABSENT:
-            raise InvalidCase(f"grads lacks {leaf.name!r}; the parameters are {have}.")
+            given = _found(returned)
+            raise InvalidCase(f"grads lacks {leaf.name!r}{given}; the parameters are {have}.")
         parts.append(part)
         if part is None:
             severed.add(number)
@@ -83,6 +85,32 @@ def read(returned: Any, layout: Layout, where: Places, to_array: ToArray) -> Bac
                 f"grads has {node.path[-1]!r}, which is no parameter; the parameters are {have}."
             )
     return Backward(value, gradient, frozenset(severed), tuple(parts))
+
+
+def _in_order(returned: Any, layout: Layout, where: Places) -> Any:
+    """Gradients of several arguments that lie under their names, in their order."""
+    if (
+        not isinstance(returned, Mapping)
+        or not all(where.leaves)
+        or any(place[0] in returned for place in where.leaves)
+    ):
+        return returned
+    names = {place[0]: leaf.names[0] for leaf, place in zip(layout, where.leaves, strict=True)}
+    if [*names] != [*range(len(names))]:
+        return returned
+    keys = [next((k for k in spellings(name) if k in returned), None) for name in names.values()]
+    is_all = None not in keys and len(keys) == len(returned)
+    return tuple(returned[key] for key in keys) if is_all else returned
+
+
+def _found(returned: Any) -> str:
+    """What was handed in instead of what is missing."""
+    if isinstance(returned, Mapping):
+        return f", it has {', '.join(map(repr, returned)) or 'nothing'}"
+    if isinstance(returned, list | tuple):
+        return f", it is a {type(returned).__name__} of {len(returned)}"
+    shape = getattr(returned, "shape", None)
+    return f", it is a {type(returned).__name__}" + ("" if shape is None else f" of shape {shape}")
 
 
 def _values(part: Any, leaf: Leaf, to_array: ToArray) -> Any:
@@ -161,8 +189,12 @@ def has(tree: Any, path: Path) -> bool:
 
 
 def spellings(key: Any) -> tuple[Any, ...]:
-    """Under which names the gradient of ``key`` may lie: W1, or dW1 as the textbooks write it."""
-    return (key, f"d{key}") if isinstance(key, str) else (key,)
+    """Under which names the gradient of ``key`` may lie: W1, or dW1 as the textbooks write it, or
+    as those do who write words out.
+    """
+    if not isinstance(key, str):
+        return (key,)
+    return (key, f"d{key}", f"d_{key}", f"grad_{key}", f"{key}_grad")
 
 
 def _same(written: Path, path: Path) -> bool:

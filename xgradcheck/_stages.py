@@ -30,6 +30,8 @@ from xgradcheck._tree import required_arguments
 from xgradcheck._truth import COMPLEX
 
 COVERAGES = ("auto", "sweep", "rows", "projection")
+FAR = np.array([2.0**-6, -(2.0**-6), 2.0**-2])
+"""How far a leaf is moved to see whether the call writes over that, as a share of its scale."""
 METHODS = ("auto", "central", "complex-step")
 
 
@@ -291,7 +293,7 @@ def _judged(problem: Problem, phi: Phi, title: str, asked: Asked, started: float
     else:
         report = outcome(problem, found, asked.steps, frame)
     if report.verdict is Verdict.FAIL:
-        _refuse_overwritten(problem, report)
+        _refuse_overwritten(phi, report)
         from xgradcheck._causes import with_causes  # only what is wrong asks
 
         report = with_causes(report, phi, found, lambda: cotangent_of(problem, asked.seed + 1))
@@ -299,14 +301,17 @@ def _judged(problem: Problem, phi: Phi, title: str, asked: Asked, started: float
     return within_budget(report, phi.budget) if phi.budget.is_cut else report
 
 
-def _refuse_overwritten(problem: Problem, report: Report) -> None:
+def _refuse_overwritten(phi: Phi, report: Report) -> None:
     """Raise for a leaf that the call itself writes to, and that does not move the output."""
-    for name in set(problem.moving).intersection(report.leaves):
-        worst = report.leaves[name].worst
-        if report.leaves[name].verdict is Verdict.FAIL and worst is not None and worst.truth == 0:
+    problem = phi.problem
+    for leaf in problem.layout:
+        if leaf.name not in problem.moving or report.leaves[leaf.name].verdict is not Verdict.FAIL:
+            continue
+        signs = np.where(np.arange(leaf.size) % 2, -1.0, 1.0)
+        if np.ptp(phi.along(phi.scales()[0][leaf.part] * signs, FAR, leaf.start)) == 0:
             raise InvalidCase(
-                f"{name} is overwritten by the call itself, which hides every change to it: if "
-                f"that is how it is initialised, call the function once first."
+                f"{leaf.name} is overwritten by the call itself, which hides every change to it: "
+                f"if that is how it is initialised, call the function once first."
             )
 
 

@@ -344,3 +344,22 @@ def test_ties_excuse_nothing_that_is_wrong_as_it_runs_alone(shape):
     assert judged(lambda x: pool(x, 2), ones, 0.0, slice(shape[1], 2 * shape[1])) != "PASS"
     # What sorts in float32 may choose among equal numbers otherwise.
     assert judged(lambda x: x.sort(1).values ** 2, ones[:4], 1.0) != "FAIL"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(8, 8), (20, 16)])
+def test_a_divergence_from_itself_has_gradient_zero(shape, dtype):
+    def divergence(p, q, added):
+        given = Changed.apply(q, lambda u: u + added).log_softmax(-1)
+        kl = torch.nn.functional.kl_div
+        return kl(given, p.log_softmax(-1), reduction="none", log_target=True).sum(-1)
+
+    for seed in range(3):
+        torch.manual_seed(seed)
+        z = torch.randn(shape).to(dtype)
+        args = z, z.clone()
+        report = check(lambda p, q: divergence(p, q, 0.0), *args, raise_exception=False)
+        assert report.verdict == "PASS", str(report)
+        report = check(lambda p, q: divergence(p, q, 0.01), *args, raise_exception=False)
+        assert report.verdict == "FAIL", str(report)
+        assert report.leaves["p"].verdict == "PASS"

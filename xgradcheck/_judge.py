@@ -155,8 +155,9 @@ def tolerance(rtol: float | None, atol: float, bits: int = DOUBLE) -> Tolerance:
 
 
 # A gradient is called zero where anything larger would have moved phi by less than this share of
-# what the most influential leaf moves it. That of 16 bits is all that their rounding leaves.
-ZERO = {53: 1e-8, 24: 1e-6, 11: 2.0**-7, 8: 2.0**-4}
+# what the most influential leaf moves it. That of float32 is 64 units of its rounding, that of 16
+# bits all that their rounding leaves.
+ZERO = {53: 1e-8, 24: 2.0**-18, 11: 2.0**-7, 8: 2.0**-4}
 NEGLIGIBLE = 1e-4
 BLURRED = 2.0**-37 / ZERO[DOUBLE]
 """By what share of that differences may err, and be no better however steps are chosen: what moves
@@ -248,7 +249,7 @@ def judge(
     allowed = allowance.allowed(gradient, truth, leaf_rms) + slack
     error = np.abs(gradient - truth)
     finite = np.isfinite(gradient)
-    with np.errstate(invalid="ignore"):
+    with np.errstate(invalid="ignore", divide="ignore"):
         # An infinite slope is no mistake where no difference converges.
         infinite = np.isinf(gradient) & np.isinf(bar) & ~settled
         failed = ~finite & ~infinite | (settled & exceeds(error, bar, allowed))
@@ -259,7 +260,9 @@ def judge(
         is_faint = ~failed & (is_faint | allowance.is_near(gradient, truth, bar, allowed, leaf_rms))
         blurred = is_faint & undecided
         undecided &= ~is_faint
-        null = seen <= np.fmax(zero_below, faint)
+        zero = np.fmax(zero_below, faint)
+        # All together: single elements may hold the most of a leaf.
+        null = (seen <= zero) | (rms(np.where(seen > 0, seen / zero, 0.0)) <= 1)
         # Below the rounding of what is not zero, two numbers that differ are both zero.
         lost = np.abs(gradient) + np.abs(truth) <= NEGLIGIBLE * zero_below
     is_zero = bool(

@@ -673,3 +673,29 @@ def test_what_a_large_function_refuses_beside_the_point_is_said() -> None:
     report = check(bounded, x, grads=np.cos)
     assert report.verdict is Verdict.PASS
     assert any("raised ValueError('too far')" in note for note in report.notes)
+
+
+def test_a_symmetric_point_makes_a_mistake_no_dearer():
+    drawn = np.random.default_rng(0).normal(size=(30, 30))
+    counts = []
+    for point in (drawn, drawn + drawn.T):
+        report = check(
+            lambda a: np.sin(a).sum(), point, grads=2 * np.cos(point), raise_exception=False
+        )
+        assert report.verdict == "FAIL"
+        counts.append(report.evaluations)
+    assert counts[1] < 2 * counts[0]
+
+
+def test_what_is_right_symmetrised_is_still_told():
+    drawn = np.random.default_rng(0).normal(size=(30, 30))
+    point = drawn + drawn.T
+    weights = np.random.default_rng(1).normal(size=(30, 30))
+    report = check(
+        lambda a: (weights * np.tanh(a)).sum(),
+        point,
+        grads=(lambda g: (g + g.T) / 2)(weights / np.cosh(point) ** 2),
+        raise_exception=False,
+    )
+    assert report.verdict == "INCONCLUSIVE"
+    assert "constraint='symmetric'" in str(report)

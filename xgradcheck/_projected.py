@@ -22,7 +22,7 @@ from xgradcheck._phi import Phi, noise_of
 from xgradcheck._projection import Bound, Projecting, Projection
 from xgradcheck._restricted import Part, Restricted
 from xgradcheck._rows import Asked, judged_beside, swept
-from xgradcheck._slopes import account_of
+from xgradcheck._slopes import account_of, slope_along
 from xgradcheck._truth import COMPLEX
 
 FEW = 256
@@ -184,7 +184,9 @@ def projected(
             return None
         small = _small(phi, [*done.open, *done.mistakes]) if noise.bits == DOUBLE else []
     fine = [_fine_leaves(phi, run, gradient, asked, done) for run in runs[1:]]
-    chosen = _chosen(phi, runs, done, fine) | dict.fromkeys(small)
+    given = phi, runs[0], value, work
+    symmetric = {n for n in done.suspects if _may_be_right_symmetrised(*given, n)}
+    chosen = _chosen(phi, runs, done, fine, symmetric) | dict.fromkeys(small)
     restricted, looked = None, list[Measured]()
     if chosen:
         restricted = Restricted(phi.problem, chosen)
@@ -419,16 +421,18 @@ def _chosen(
     runs: Sequence[Run],
     done: Projection,
     fine: Sequence[dict[int, Fine]],
+    symmetric: set[int],
 ) -> dict[int, Positions | None]:
-    """The coordinates to difference, by leaf; None for all of them."""
+    """The coordinates to difference, by leaf; None for all of them, as for ``symmetric`` ones, of
+    which the gradient may be wrong element by element and right as a whole.
+    """
     layout, gradient = phi.problem.layout, runs[0].backward.gradient
     chosen: dict[int, Positions | None] = {}
     confirmed = 0
     for number, suspect in done.suspects.items():
         leaf = layout.leaves[number]
-        values = phi.problem.point[leaf.part].reshape(leaf.grid)
-        if leaf.size <= SYMMETRIC and is_symmetric(values, bits_of(leaf.dtype)):
-            chosen[number] = None  # wrong element by element, it may be right as a whole
+        if number in symmetric:
+            chosen[number] = None
         elif confirmed < CONFIRMED or not suspect.is_plain:
             confirmed += 1
             off = suspect.off
@@ -454,6 +458,21 @@ def _chosen(
                 worst = leaf.start + np.argpartition(-error, WORST)[:WORST]
                 chosen[number] = _with_largest(leaf, gradient, worst, LARGEST)
     return chosen
+
+
+def _may_be_right_symmetrised(
+    phi: Phi, run: Run, value: float, work: Projecting, number: int
+) -> bool:
+    """Whether a leaf is symmetric, and its gradient right along a direction that keeps it so."""
+    leaf, noise = phi.problem.layout.leaves[number], work.done.noise
+    values = phi.problem.point[leaf.part].reshape(leaf.grid)
+    if leaf.size > SYMMETRIC or not is_symmetric(values, bits_of(leaf.dtype)) or noise is None:
+        return False
+    drawn = np.random.default_rng([work.seed, 0x5717]).normal(size=leaf.grid)
+    direction = np.ravel(drawn + drawn.swapaxes(-1, -2)) * float(np.max(phi.scales()[0][leaf.part]))
+    own, lost = run.backward.gradient[leaf.part], np.zeros(leaf.size)
+    found = slope_along(phi, leaf, own, lost, direction, value, noise, work.allowance)
+    return found.mistake is None
 
 
 def _is_wide_alone(runs: Sequence[Run]) -> bool:

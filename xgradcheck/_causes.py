@@ -29,6 +29,8 @@ second below float64.
 """
 SAME = 1e-12
 """Two gradients that are nearer than that, relative, are the same."""
+OTHER = 10.0
+"""How many times more than differences err by the slope has to be another elsewhere."""
 FEW = 6
 """Elements that are measured anew, of the Jacobian's diagonal or at another point."""
 LARGEST = 4
@@ -394,6 +396,9 @@ class _Looked:
 
     def _stale(self, number: int, seen: Seen) -> Cause | None:
         """The same gradient at another point, where the truth is another."""
+        for called, other in seen.others.items():
+            if norm(seen.gradient - other) <= SAME * norm(other) > 0:
+                return Cause("another", f"{seen.name} = {called}")
         if not self._is_stale(number, seen):
             return None
         text = f"{seen.name} is the same at another point, where the truth is not: {STALE}"
@@ -407,10 +412,15 @@ class _Looked:
         if self.phi.problem.bits < BITS["float32"]:
             return False  # slopes taken there tell nothing
         some = _spread(seen.places.size)
+        places, truth = seen.leaf.start + seen.places[some], seen.truth[some]
         with self.phi.problem.at(self.moved), self.phi.anew() as there:
-            slopes = _slopes(there, seen.leaf.start + seen.places[some])
-        truth = seen.truth[some]
-        return slopes is not None and norm(slopes - truth) > 0.01 * norm(truth)
+            slopes = _slopes(there, places)
+        here = None if slopes is None else _slopes(self.phi, places)
+        if slopes is None or here is None:
+            return False
+        # By no more than such differences err by it may be the same there.
+        least = max(0.01 * norm(truth), OTHER * norm(here - truth))
+        return norm(slopes - here) > least
 
     def _diagonal(self, seen: Seen) -> Cause | None:
         """What each element does to its own output alone."""

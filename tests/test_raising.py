@@ -529,3 +529,50 @@ def test_differences_of_large_numbers_went_through_no_16_bits(h, seed):
     x, w = 2 * torch.randn(12, generator=generator), torch.randn(12, generator=generator)
     report = check(lambda w, x: (w * ((x + h).exp() - x.exp())).sum(), w, x, raise_exception=False)
     assert report.verdict != "FAIL", str(report)
+
+
+class SVD(torch.autograd.Function):
+    """The singular value decomposition of a tall matrix; the term for that may be left out."""
+
+    @staticmethod
+    def forward(ctx, a, is_whole):
+        u, s, vt = torch.linalg.svd(a, full_matrices=False)
+        ctx.save_for_backward(u, s, vt)
+        ctx.is_whole = is_whole
+        return u, s, vt
+
+    @staticmethod
+    def backward(ctx, du, ds, dvt):
+        u, s, vt = ctx.saved_tensors
+        square = s**2
+        gap = square - square[:, None]
+        share = torch.where(gap == 0, 0.0, 1 / gap)
+        left, right = u.T @ du, vt @ dvt.T
+        inner = share * (left - left.T) * s + s[:, None] * share * (right - right.T)
+        outer = (du - u @ left) / s
+        found = u @ (inner + ds.diag())
+        return (found + outer if ctx.is_whole else found) @ vt, None
+
+
+def test_vectors_that_are_known_up_to_their_sign_may_turn_in_float64():
+    turned = 0
+    for seed in range(4):
+        torch.manual_seed(seed)
+        a = torch.randn(12, 6)
+        apart = torch.linalg.svd(a)[0] - torch.linalg.svd(a.double())[0].float()
+        turned += bool(apart.abs().max() > 0.1)
+        report = check(lambda a: SVD.apply(a, True), a, raise_exception=False)
+        assert report.verdict == "PASS", str(report)
+        assert [row.as_run for row in report.leaves["a"].rows] == [False, True]
+        report = check(lambda a: SVD.apply(a, False), a, raise_exception=False)
+        assert report.verdict == "FAIL", str(report)
+    assert turned  # else nothing was tested
+
+
+def test_what_has_other_values_in_float64_is_not_turned():
+    def other(x):
+        return torch.where(torch.tensor(x.dtype == torch.float64), -2.0 * x.sin(), x.sin())
+
+    x = torch.linspace(0.1, 1, 40)
+    report = check(other, x, raise_exception=False)
+    assert not any(row.precision == "float64" for row in report.leaves["x"].rows)

@@ -5,7 +5,8 @@ it was written, as closely as rounding the arguments lets them be. What a backwa
 rounding is told by how its error, beside the same pass in float64, changes between points near by.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 
 from xgradcheck._adapters import Problem
 from xgradcheck._differences import norm, rms
+from xgradcheck._errors import InvalidCase
 from xgradcheck._judge import distance
 from xgradcheck._layout import BITS, Layout, Leaf, Positions, Vector, bits_of, to_bits
 from xgradcheck._phi import Phi
@@ -197,14 +199,45 @@ def _moved(phi: Phi, reach: Reach, seed: int, turn: int, uniform: bool = False) 
     return to_bits(phi.problem.point + step, phi.problem.layout.significands())
 
 
-def is_kept(found: AsFound, phi: Phi, own: Vector, wide: Vector) -> bool:
+def signs_apart(native: Vector, raised: Vector) -> Vector:
+    """-1 where an output has the other sign in float64, else 1: singular vectors and those of an
+    eigenvalue are known up to their sign, and come out as they may.
+    """
+    if native.shape != raised.shape:
+        return np.ones_like(raised)
+    return np.where(np.abs(raised + native) < np.abs(raised - native), -1.0, 1.0)
+
+
+@contextmanager
+def turned(phi: Phi, found: AsFound, raised: Callable[[], Any]) -> Iterator[None]:
+    """A function raised, and the signs of its cotangent turned with those of its outputs: phi is
+    what it was, then.
+    """
+    with raised():
+        signs, kept = signs_apart(found.here[0], phi.problem.values()[0]), phi.cotangent
+        if (signs > 0).all():
+            raise InvalidCase("its outputs are others then")
+        phi.cotangent = kept * signs
+        try:
+            yield
+        finally:
+            phi.cotangent = kept
+
+
+def is_kept(found: AsFound, phi: Phi, own: Vector, wide: Vector, is_turned: bool = False) -> bool:
     """Whether a function raised to float64 is still the one that was found, by its outputs, or by
     outputs that are what is left of larger numbers and its gradients, its ``own`` and the ``wide``
-    one, that are hardly apart or rounding as well.
+    one, that are hardly apart or rounding as well. Where it ``is_turned``, up to the signs of its
+    outputs.
     """
     problem = phi.problem
     far = _moved(phi, _far, found.far, MOVES)
     pairs = [(found.here, problem.values()), (found.there, outputs_at(problem, far))]
+    if is_turned:
+        pairs = [
+            (native, (raised * signs_apart(native[0], raised), others))
+            for native, (raised, others) in pairs
+        ]
     change = np.ptp([found.here[0], *found.beside], axis=0)
     if all(is_the_same(*pair, change, found.outputs, found.bits) for pair in pairs):
         return True

@@ -5,10 +5,21 @@ taken. Below float64 that is done twice: in float64, and as it runs.
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 
-from xgradcheck._as_run import Near, as_found, beside, coarse, is_kept, near, rounded, rounding
+from xgradcheck._as_run import (
+    Near,
+    as_found,
+    beside,
+    coarse,
+    is_kept,
+    near,
+    rounded,
+    rounding,
+    turned,
+)
 from xgradcheck._constant import constant
 from xgradcheck._errors import InvalidCase, short
 from xgradcheck._generic import LARGE
@@ -76,6 +87,8 @@ def measure(phi: Phi, asked: Asked) -> Outcome:
     elif not wants_projection(phi, asked):
         own = replace(own, near=near(phi, asked.seed))
     why, ways = "", list(problem.raisings())
+    turning = [partial(turned, phi, found, raised) for raised in ways]
+    ways += turning
     # Best is a way in which all is computed in float64, next one in which nothing else changes. A
     # backward pass that asks for float32 by its name is no worse for 16 bits.
     enough = DOUBLE if found.bits >= BITS["float32"] else BITS["float32"]
@@ -92,7 +105,7 @@ def measure(phi: Phi, asked: Asked) -> Outcome:
                     wide = run_of(phi, asked.modes[0], once=problem.layout.size > LARGE)
                     wide = replace(wide, bits=bits if bits < DOUBLE else None)
                     gradients = run.backward.gradient, wide.backward.gradient
-                    if not is_kept(found, phi, *gradients):
+                    if not is_kept(found, phi, *gradients, is_turned=raised in turning):
                         raise InvalidCase("its outputs are others then")
                 except Exception as error:  # whatever a function has against float64
                     why = why or (str(error) if isinstance(error, InvalidCase) else short(error))

@@ -99,6 +99,11 @@ def owns(contents: Any) -> bool:
     return any(isinstance(leaf, jax.Array) for leaf in leaves)
 
 
+def made(fn: Any) -> bool:
+    """Whether JAX made this of a function, as ``jit`` and ``custom_vjp`` do."""
+    return type(fn).__module__.partition(".")[0] in ("jax", "jaxlib")
+
+
 def from_numpy(array: Any) -> Any:
     """Left as it is: JAX takes NumPy arrays, and would make float32 of float64 ones outside our
     scope.

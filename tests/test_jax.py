@@ -267,3 +267,16 @@ def test_what_a_callback_raises_beside_the_point_is_not_printed(capfd, caplog):
     report = check(squared, jnp.linspace(1.0, 2.0, 3), raise_exception=False)
     assert any("too small" in note for note in report.notes), str(report)
     assert not caplog.records and capfd.readouterr() == ("", "")
+
+
+def test_what_jax_made_of_a_function_is_its_own_with_numpy_arrays_as_well():
+    @jax.custom_vjp
+    def softplus(x):
+        return jnp.logaddexp(x, 0.0)
+
+    softplus.defvjp(lambda x: (softplus(x), x), lambda x, u: (1.01 * u * jax.nn.sigmoid(x),))
+    x = np.random.default_rng(0).normal(size=5)
+    for fn, verdict in ((softplus, "FAIL"), (jax.jit(jnp.tanh), "PASS")):
+        assert check(fn, x, raise_exception=False).verdict == verdict
+    with pytest.raises(InvalidCase, match="NumPy has no backward pass"):
+        check(lambda x: jnp.tanh(x), x)

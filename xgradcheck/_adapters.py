@@ -285,7 +285,8 @@ def register(name: str, module: str) -> None:
     >>> import xgradcheck
     >>> xgradcheck.register("mlx", "my_package.mlx_adapter")  # doctest: +SKIP
 
-    The module has ``owns(contents) -> bool`` and ``bind(case) -> Problem``.
+    The module has ``owns(contents) -> bool`` and ``bind(case) -> Problem``; it may have
+    ``made(fn) -> bool``, whether a function that is given NumPy arrays is the framework's own.
     """
     _modules[name] = module
     if name not in BACKENDS:
@@ -313,6 +314,10 @@ def name_of(module: ModuleType) -> str:
     return next(name for name, path in _modules.items() if path == module.__name__)
 
 
+def _nothing(fn: Any) -> bool:
+    return False
+
+
 def claim(case: Case, backend: str | None) -> ModuleType:
     """The adapter for this call: the one asked for, else the one framework whose arrays are in
     it.
@@ -333,6 +338,9 @@ def claim(case: Case, backend: str | None) -> ModuleType:
     if case.grads is not None or (not case.args and not case.kwargs and case.wrt is not None):
         return numpy
     if numpy.owns(case.contents):
+        for name in BACKENDS:
+            if name in sys.modules and getattr(adapter(name), "made", _nothing)(case.fn):
+                return adapter(name)
         raise InvalidCase(
             "the arguments are NumPy arrays and NumPy has no backward pass: give the gradient "
             "with grads=, "

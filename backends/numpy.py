@@ -4,7 +4,7 @@ object.
 
 import dis
 import warnings
-from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial, wraps
@@ -151,7 +151,14 @@ def bind(case: Case) -> "NumpyProblem":
     """The problem that this call poses; refuses what cannot be checked."""
     if case.grads is None:
         raise InvalidCase("NumPy has no backward pass: give the gradient with grads=.")
-    return NumpyProblem(case, _in_place(case) if case.is_closure else _in_copies(case))
+    if not case.is_closure:
+        return NumpyProblem(case, _in_copies(case))
+    problem = NumpyProblem(case, _in_place(case))
+    if _is_object(case.wrt) and callable(case.grads):
+        given = problem.given()
+        if 0 < len(given) < len(problem.layout):
+            return NumpyProblem(case, _in_place(case, given))
+    return problem
 
 
 def _is_floating(value: Any) -> bool:
@@ -218,25 +225,26 @@ def _in_copies(case: Case) -> Binding:
     )
 
 
-def _in_place(case: Case) -> Binding:
-    """Leaves of a closure. The user's own arrays are perturbed, since only they reach the
-    function.
+def _in_place(case: Case, given: Collection[Path] | None = None) -> Binding:
+    """Leaves of a closure, those that a gradient is ``given`` for, where that is known. The user's
+    own arrays are perturbed, since only they reach the function.
     """
     nodes = closure_nodes(vars(case.wrt) if _is_object(case.wrt) else case.wrt)
     floating = [node for node in nodes if _is_floating(node.value)]
     skipped = _not_floating(nodes)
-    if _is_object(case.wrt) and not callable(case.grads):
+    if given is not None:
+        skipped += [_ungiven(node) for node in floating if node.path not in given]
+        floating = [node for node in floating if node.path in given]
+    elif _is_object(case.wrt) and not callable(case.grads):
         # Such an object keeps data and caches beside its parameters, often its gradients too: what
         # is given as a gradient says which is which.
         names = {node.path[0] for node in floating}
         own = [n for n in floating if not (n.path[0][:1] == "d" and n.path[0][1:] in names)]
-        given = [node for node in own if _handed.has(case.grads, node.path)]
+        kept = [node for node in own if _handed.has(case.grads, node.path)]
         if case.grads is case.wrt:
-            given = [node for node in own if f"d{node.path[0]}" in names]
-        skipped = [
-            f"{node.suffix}: no gradient was given" for node in floating if node not in given
-        ]
-        floating = given
+            kept = [node for node in own if f"d{node.path[0]}" in names]
+        skipped = [_ungiven(node) for node in floating if node not in kept]
+        floating = kept
     if case.wrt is None:
         raise InvalidCase(
             "it was given no arguments: pass them, or, to a function without any, the arrays that "
@@ -257,6 +265,10 @@ def _in_place(case: Case) -> Binding:
             )
     known = [node.path for node in nodes]
     return Binding(slots, _handed.Places([slot.path for slot in slots], known), skipped)
+
+
+def _ungiven(node: Node) -> str:
+    return f"{node.suffix}: no gradient was given"
 
 
 def _refuse_first(nodes: Sequence[Node], floating: Sequence[Node]) -> None:
@@ -740,6 +752,39 @@ class NumpyProblem:
         is_same = all(map(partial(np.array_equal, equal_nan=True), now, before))
         fault = "" if is_same else "are overwritten: hand out copies"
         yield Trial("gradients that were returned, by another call,", fault=fault)
+
+    def given(self) -> set[Path]:
+        """The leaves of an object that its gradients are given for, by a function that returns
+        them, or the object itself: beside its parameters it keeps data, and what a forward pass
+        left behind.
+        """
+        everything, owner = {slot.path for slot in self._slots}, self._case.wrt
+        with self.held():
+            self._world.reset()
+            try:
+                returned = self._asked(np.ones(self.outputs.size))[0]
+            except Exception:  # in the user's words, where it is asked for in earnest
+                return everything
+            if type(returned) is tuple and len(returned) == 2 and np.ndim(returned[0]) == 0:
+                returned = returned[1]
+            if returned is owner:
+                names = {n.path[0] for n in closure_nodes(vars(owner)) if _is_floating(n.value)}
+                return {path for path in everything if f"d{path[0]}" in names}
+            if not (isinstance(returned, Mapping) or _is_object(returned)):
+                return everything
+            left = {path for path in everything if not _handed.has(returned, path)}
+            return everything - {path for path in left if self._is_left_behind(path)}
+
+    def _is_left_behind(self, path: Path) -> bool:
+        """Whether an attribute is one that every call sets anew. What is missing else was
+        forgotten.
+        """
+        attributes = vars(self._case.wrt)
+        if len(path) != 1:
+            return False
+        attributes[path[0]] = other = np.copy(attributes[path[0]])
+        self._call()
+        return attributes[path[0]] is not other
 
     def _read(self, returned: Any) -> Backward:
         return _handed.read(returned, self.layout, self._places, np.asarray)

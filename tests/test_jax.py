@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from xgradcheck.backends.jax import JaxProblem
 
-from xgradcheck import Verdict, check
+from xgradcheck import InvalidCase, Verdict, check
 
 X = np.linspace(-1.2, 1.3, 6)
 Point = namedtuple("Point", "x y")

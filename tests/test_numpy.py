@@ -654,3 +654,43 @@ def test_what_lies_under_other_names_is_said():
             point,
             grads=lambda p: {"weights": p["b"], "b": p["W"]},
         )
+
+
+class Affine:
+    """Keeps what its backward pass needs, as layers do."""
+
+    def __init__(self, seed):
+        rng = np.random.default_rng(seed)
+        self.W, self.b, self.dW, self.db = rng.normal(size=(4, 3)), rng.normal(size=3), None, None
+
+    def forward(self, x):
+        self.x = x
+        return np.tanh(x @ self.W + self.b)
+
+    def backward(self, u):
+        slope = u * (1 - np.tanh(self.x @ self.W + self.b) ** 2)
+        self.dW, self.db = self.x.T @ slope, slope.sum(0)
+
+
+@pytest.mark.parametrize("calls", [0, 1])
+@pytest.mark.parametrize("keeps", ["itself", "a dict"])
+def test_what_a_call_leaves_behind_in_an_object_is_no_parameter(keeps, calls):
+    layer, x = Affine(0), np.random.default_rng(1).normal(size=(5, 4))
+    for _ in range(calls):
+        layer.forward(x)
+
+    def grads(u, factor=1.0):
+        layer.forward(x)
+        layer.backward(factor * u)
+        return layer if keeps == "itself" else {"W": layer.dW, "b": layer.db}
+
+    def judged(grads):
+        return check(lambda: layer.forward(x), wrt=layer, grads=grads, raise_exception=False)
+
+    report = judged(grads)
+    assert report.verdict == "PASS" and [*report.leaves] == ["W", "b"]
+    assert judged(lambda u: grads(u, 1.01)).verdict == "FAIL"
+    if keeps == "a dict":
+        with pytest.raises(InvalidCase, match="lacks 'b'"):
+            judged(lambda u: {"W": grads(u)["W"]})
+    assert (layer.dW is None) and ("x" in vars(layer)) == bool(calls)

@@ -908,3 +908,26 @@ def test_what_has_a_cause_is_no_approximation() -> None:
     report = report_on(fn, point, grads=lambda p: {"b": 1.002 * grads(p)["b"]})
     assert list(causes(report)) == ["params['b']"]
     assert not any("only approximates" in note for note in report.notes)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_a_mistake_in_a_formula_is_not_called_rounding_in_float32_either(dtype: Any) -> None:
+    """N for N - 1 in the variance of a batch norm."""
+
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(x)
+        return (x - x.mean(0)) / (x.std(0) + 1e-3)
+
+    def backward(ctx: Any, u: torch.Tensor) -> torch.Tensor:
+        (x,) = ctx.saved_tensors
+        off, size = x - x.mean(0), x.std(0) + 1e-3
+        turned = -(off * u).sum(0) / size**2 / (2 * x.std(0))
+        found: torch.Tensor = u / size - (u / size).mean(0) + 2 / len(x) * off * turned
+        return found
+
+    for seed in range(3):
+        torch.manual_seed(seed)
+        x = torch.randn(18, 2).to(dtype)
+        report = report_on(function(forward, backward), x, seed=seed)
+        assert report.verdict is Verdict.FAIL
+        assert "precision" not in {finding.kind for finding in report.findings}, str(report)

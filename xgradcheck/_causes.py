@@ -69,8 +69,9 @@ def with_causes(
     looked = _Looked(phi, found, another)
     findings, leaves = [*report.findings], Leaves(report.leaves)
     off: list[float] = []
-    if any(finding.kind == "precision" for finding in findings) and _is_double(phi):
-        findings = [finding for finding in findings if finding.kind != "precision"]
+    if any(finding.kind == "precision" for finding in findings):
+        exact = _wrong_in_double(phi, report)
+        findings = [x for x in findings if x.kind != "precision" or x.leaf not in exact]
     for number in wrong:
         leaf = phi.problem.layout.leaves[number]
         entry = report.leaves[leaf.name]
@@ -104,12 +105,29 @@ def with_causes(
     )
 
 
-def _is_double(phi: Phi) -> bool:
-    """Whether all that the backward pass computes is known to be float64: a mistake may be as large
-    as the rounding of a shorter format, and as random.
+def _wrong_in_double(phi: Phi, report: Report) -> set[str]:
+    """The leaves that are wrong where all that the backward pass computes is known to be float64: a
+    mistake may be as large as the rounding of a shorter format, and as random.
     """
-    told = getattr(phi.problem, "bits_of_backward", None)
-    return told is not None and told(phi.cotangent) == DOUBLE
+    problem = phi.problem
+    told = getattr(problem, "bits_of_backward", None)
+    if told is None:
+        return set()
+    if told(phi.cotangent) == DOUBLE:
+        return {*report.leaves}
+    wrong = {
+        name
+        for name, leaf in report.leaves.items()
+        if leaf.rows and leaf.rows[0].verdict is Verdict.FAIL and not leaf.rows[0].as_run
+    }
+    for raised in problem.raisings() if wrong else ():
+        try:
+            with raised():
+                if told(phi.cotangent) == DOUBLE:
+                    return wrong
+        except Exception:  # what cannot be raised that way
+            continue
+    return set()
 
 
 class _Known(NamedTuple):
@@ -215,9 +233,11 @@ class _Looked:
             return ""
 
     def off(self, number: int, row: int, known: _Known) -> float:
-        """How much an element of a leaf is off by, as a share of itself, at most."""
-        if self.runs[row].bits is not None:
-            return np.inf  # below float64 that may be rounding
+        """How much an element of a leaf is off by, as a share of itself, at most; infinite where
+        not all are known, or rounding may have a part in it.
+        """
+        if self.runs[row].bits is not None or known.places.size < self.layout.leaves[number].size:
+            return np.inf
         given = self._gradient(number, row)[known.places]
         wrong = np.abs(given - known.truth) > known.bar
         with np.errstate(all="ignore"):
@@ -419,7 +439,8 @@ class _Looked:
         if slopes is None or here is None:
             return False
         # By no more than such differences err by it may be the same there.
-        least = max(0.01 * norm(truth), OTHER * norm(here - truth))
+        share = 0.01 if self.phi.problem.bits == DOUBLE else TURNED_LOW
+        least = max(share * norm(truth), OTHER * norm(here - truth))
         return norm(slopes - here) > least
 
     def _diagonal(self, seen: Seen) -> Cause | None:

@@ -239,10 +239,11 @@ def _in_place(case: Case, given: Collection[Path] | None = None) -> Binding:
         # Such an object keeps data and caches beside its parameters, often its gradients too: what
         # is given as a gradient says which is which.
         names = {node.path[0] for node in floating}
-        own = [n for n in floating if not (n.path[0][:1] == "d" and n.path[0][1:] in names)]
+        gradients = {twin for name in names for twin in _handed.twins(name)}
+        own = [node for node in floating if node.path[0] not in gradients]
         kept = [node for node in own if _handed.has(case.grads, node.path)]
         if case.grads is case.wrt:
-            kept = [node for node in own if f"d{node.path[0]}" in names]
+            kept = [node for node in own if not names.isdisjoint(_handed.twins(node.path[0]))]
         skipped = [_ungiven(node) for node in floating if node not in kept]
         floating = kept
     if case.wrt is None:
@@ -769,7 +770,7 @@ class NumpyProblem:
                 returned = returned[1]
             if returned is owner:
                 names = {n.path[0] for n in closure_nodes(vars(owner)) if _is_floating(n.value)}
-                return {path for path in everything if f"d{path[0]}" in names}
+                return {p for p in everything if not names.isdisjoint(_handed.twins(p[0]))}
             if not (isinstance(returned, Mapping) or _is_object(returned)):
                 return everything
             left = {path for path in everything if not _handed.has(returned, path)}

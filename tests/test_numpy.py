@@ -694,3 +694,23 @@ def test_what_a_call_leaves_behind_in_an_object_is_no_parameter(keeps, calls):
         with pytest.raises(InvalidCase, match="lacks 'b'"):
             judged(lambda u: {"W": grads(u)["W"]})
     assert (layer.dW is None) and ("x" in vars(layer)) == bool(calls)
+
+
+@pytest.mark.parametrize("named", ["d{}", "d_{}", "grad_{}", "{}_grad"])
+@pytest.mark.parametrize("factor", [1.0, 1.01])
+def test_an_object_may_keep_its_gradients_under_any_of_these_names(named, factor):
+    layer, x = Affine(0), np.random.default_rng(1).normal(size=(5, 4))
+
+    layer.forward(x)
+    layer.backward(np.full((5, 3), factor))
+    for name in ("W", "b"):
+        setattr(layer, named.format(name), getattr(layer, f"d{name}"))
+        if named != "d{}":
+            delattr(layer, f"d{name}")
+
+    def cost():
+        return np.tanh(x @ layer.W + layer.b).sum()
+
+    report = check(cost, wrt=layer, grads=layer, raise_exception=False)
+    assert [*report.leaves] == ["W", "b"]
+    assert report.verdict == ("PASS" if factor == 1 else "FAIL")

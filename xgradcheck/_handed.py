@@ -192,9 +192,12 @@ def spellings(key: Any) -> tuple[Any, ...]:
     """Under which names the gradient of ``key`` may lie: W1, or dW1 as the textbooks write it, or
     as those do who write words out.
     """
-    if not isinstance(key, str):
-        return (key,)
-    return (key, f"d{key}", f"d_{key}", f"grad_{key}", f"{key}_grad")
+    return (key, *twins(key)) if isinstance(key, str) else (key,)
+
+
+def twins(name: str) -> tuple[str, ...]:
+    """What the gradient of a parameter of that name may be called."""
+    return f"d{name}", f"d_{name}", f"grad_{name}", f"{name}_grad"
 
 
 def _same(written: Path, path: Path) -> bool:

@@ -4,11 +4,10 @@ object.
 
 import dis
 import warnings
-from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial, wraps
-from itertools import chain
 from types import CodeType
 from typing import Any
 
@@ -243,7 +242,7 @@ def _in_place(case: Case, given: Collection[Path] | None = None) -> Binding:
         own = [node for node in floating if node.path[0] not in gradients]
         kept = [node for node in own if _handed.has(case.grads, node.path)]
         if case.grads is case.wrt:
-            kept = [node for node in own if not names.isdisjoint(_handed.twins(node.path[0]))]
+            kept = [node for node in own if _has_twin(node.path, names)]
         skipped = [_ungiven(node) for node in floating if node not in kept]
         floating = kept
     if case.wrt is None:
@@ -483,7 +482,7 @@ class NumpyProblem:
     @property
     def switches(self) -> bool:
         """Whether the code that a call can reach compares anything."""
-        return any(_uses(SWITCHING, node) for node in self._reachable())
+        return any(_uses(SWITCHING, node) or _compares(node) for node in self._reachable())
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -770,7 +769,7 @@ class NumpyProblem:
                 returned = returned[1]
             if returned is owner:
                 names = {n.path[0] for n in closure_nodes(vars(owner)) if _is_floating(n.value)}
-                return {p for p in everything if not names.isdisjoint(_handed.twins(p[0]))}
+                return {path for path in everything if _has_twin(path, names)}
             if not (isinstance(returned, Mapping) or _is_object(returned)):
                 return everything
             left = {path for path in everything if not _handed.has(returned, path)}
@@ -791,19 +790,33 @@ class NumpyProblem:
         return _handed.read(returned, self.layout, self._places, np.asarray)
 
 
-SWITCHING = {"COMPARE_OP", "greater", "heaviside", "less", "sign"}
+SWITCHING = {"greater", "heaviside", "less", "sign"}
 ROUNDING = {"around", "ceil", "fix", "floor", "rint", "round", "trunc"}
 
 
-def _uses(names: Container[str], node: Any) -> bool:
-    """Whether a function, or one that is written inside of it, has one of these names, or uses it,
-    or an operator of that name.
-    """
+def _codes(node: Any) -> Iterator[CodeType]:
+    """The code of a function, and that of those that are written inside of it."""
     code = node if isinstance(node, CodeType) else getattr(node, "__code__", None)
+    if isinstance(code, CodeType):
+        yield code
+        for part in code.co_consts:
+            if isinstance(part, CodeType):
+                yield from _codes(part)
+
+
+def _uses(names: set[str], node: Any) -> bool:
+    """Whether a function has one of these names, or uses it."""
     if getattr(node, "__name__", None) in names:
         return True
-    if not isinstance(code, CodeType):
-        return False
-    within = (part for part in code.co_consts if isinstance(part, CodeType))
-    used = chain(code.co_names, (step.opname for step in dis.get_instructions(code)))
-    return any(name in names for name in used) or any(_uses(names, part) for part in within)
+    return any(not names.isdisjoint(code.co_names) for code in _codes(node))
+
+
+def _compares(node: Any) -> bool:
+    """Whether a function compares anything by an operator."""
+    steps = (step for code in _codes(node) for step in dis.get_instructions(code))
+    return any(step.opname == "COMPARE_OP" for step in steps)
+
+
+def _has_twin(path: Path, names: set[str]) -> bool:
+    """Whether one of these names is that of the gradient of what lies at ``path``."""
+    return not names.isdisjoint(_handed.twins(path[0]))

@@ -314,10 +314,6 @@ def name_of(module: ModuleType) -> str:
     return next(name for name, path in _modules.items() if path == module.__name__)
 
 
-def _nothing(fn: Any) -> bool:
-    return False
-
-
 def claim(case: Case, backend: str | None) -> ModuleType:
     """The adapter for this call: the one asked for, else the one framework whose arrays are in
     it.
@@ -338,9 +334,9 @@ def claim(case: Case, backend: str | None) -> ModuleType:
     if case.grads is not None or (not case.args and not case.kwargs and case.wrt is not None):
         return numpy
     if numpy.owns(case.contents):
-        for name in BACKENDS:
-            if name in sys.modules and getattr(adapter(name), "made", _nothing)(case.fn):
-                return adapter(name)
+        for module in (adapter(name) for name in BACKENDS if name in sys.modules):
+            if hasattr(module, "made") and module.made(case.fn):
+                return module
         raise InvalidCase(
             "the arguments are NumPy arrays and NumPy has no backward pass: give the gradient "
             "with grads=, "

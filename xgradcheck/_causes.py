@@ -78,10 +78,11 @@ def with_causes(
         verdicts = [own.verdict for own in entry.rows or (entry,)]
         row = verdicts.index(Verdict.FAIL) if Verdict.FAIL in verdicts else 0
         said = [n for n, finding in enumerate(findings) if finding.leaf == leaf.name]
+        place = said[-1] + 1 if said else len(findings)
         kinds = {findings[n].kind for n in said}
         is_plain = not kinds.isdisjoint(PLAIN)
         if kinds.isdisjoint(NOTHING) and (own := looked.kept(number, row, entry.distance)):
-            findings.insert(said[-1] + 1 if said else len(findings), right_only(leaf, own))
+            findings.insert(place, right_only(leaf, own))
         known = looked.known(number, row, may_run=not is_plain)
         if known is None:
             off.append(np.inf)
@@ -89,7 +90,6 @@ def with_causes(
         off.append(looked.off(number, row, known))
         leaves[leaf.name] = replace(entry, evidence=looked.evidence(number, row, known))
         if not is_plain and (cause := looked.cause(number, row, known)) is not None:
-            place = said[-1] + 1 if said else len(findings)
             findings.insert(place, Finding(leaf.name, cause.kind, cause.text))
             # A mistake of that size is no rounding.
             findings = [x for x in findings if (x.leaf, x.kind) != (leaf.name, "precision")]

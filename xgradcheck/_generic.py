@@ -135,9 +135,8 @@ def what_it_keeps(phi: Phi, leaf: Leaf, gradient: Vector, off: float, seed: int)
 
 def _keeping(values: Vector, why: str, drawn: Vector, bits: int) -> Vector:
     """A direction, along which rows keep their sum or their norm."""
-    axis = _axis_of_sums(values, bits) if why == SUM else -1
-    moves = values * drawn if why == SUM else drawn
-    across = moves if why == SUM else values * drawn
+    across = values * drawn
+    moves, axis = (across, _axis_of_sums(values, bits)) if why == SUM else (drawn, -1)
     return np.ravel(moves - values * across.sum(axis, keepdims=True))
 
 

@@ -44,6 +44,7 @@ from .world import (
     plain_states,
     random_states,
     reachable,
+    same,
     same_bytes,
 )
 
@@ -378,6 +379,7 @@ class NumpyProblem:
         self._wide: dict[Path, Any] = {}
         self._arguments = self._rebuilt()
         self._world = self._surroundings()
+        self._runs_forward: bool | None = None
         with self.held():
             self.outputs, self._cotangent_tree = self._learn_outputs()
             if case.is_closure:
@@ -714,10 +716,23 @@ class NumpyProblem:
         written to.
         """
         # Forward first: a class keeps what its backward needs from the last forward, and phi comes
-        # with it.
+        # with it. Where the backward runs one of its own, that starts from where this one did.
         parts = _handed.cut(cotangent, self.outputs)
+        if self._runs_forward is None:
+            self._runs_forward = self._goes_on() and self._leaves_the_same(parts)
+            self._world.reset()
         value = self._reduced(self._call(), parts)
-        self._world.rewind()
+        if self._runs_forward:
+            self._world.reset()
+        else:
+            self._world.rewind()
+        returned, given = self._returned(parts)
+        pairs = zip(given, parts, strict=False)
+        is_same = all(np.array_equal(part, own.astype(part.dtype)) for part, own in pairs)
+        return returned, value, () if is_same else ("the cotangent",)
+
+    def _returned(self, parts: Sequence[Any]) -> tuple[Any, list[Any]]:
+        """What the user's function of the gradient returns, and the cotangent it was given."""
         if not self._case.is_closure:
             # A forward pass may have worked in its arguments; the backward is given them as well.
             self._write_all(self.point)
@@ -731,10 +746,33 @@ class NumpyProblem:
             shaped = dict(zip(paths, given, strict=True))
             args = (replaced(self._cotangent_tree, shaped), *args)
         with np.errstate(all="ignore"):
-            returned = self._case.grads(*args, **kwargs)
-        pairs = zip(given, parts, strict=False)
-        is_same = all(np.array_equal(part, own.astype(part.dtype)) for part, own in pairs)
-        return returned, value, () if is_same else ("the cotangent",)
+            return self._case.grads(*args, **kwargs), given
+
+    def _goes_on(self) -> bool:
+        """Whether a call starts from what the one before it left, as that of a network does which
+        keeps its state.
+        """
+        if not self._world.keeps:
+            return False
+        self._world.reset()
+        first, second = ([np.array(n.value) for n in flatten(self._call())] for _ in range(2))
+        return not same(first, second)
+
+    def _leaves_the_same(self, parts: Sequence[Any]) -> bool:
+        """Whether the user's function of the gradient leaves behind all that the function itself
+        does: it runs the forward pass, and must not go on from the end of another one.
+        """
+        self._world.reset()
+        self._call()
+        forward = self._world.left()
+        self._world.reset()
+        try:
+            self._returned(parts)
+        except Exception:  # it wants a forward pass before it
+            return False
+        both = self._world.left()
+        left = (key in both and same(forward[key], both[key]) for key in forward)
+        return bool(forward) and all(left)
 
     def handed_out(self, cotangent: Vector) -> Iterator[Trial]:
         """Whether what was returned is still the same once another gradient was asked for."""

@@ -172,6 +172,30 @@ class World:
             if self.states[number].is_random:
                 self.states[number].restore(self._found[number])
 
+    @property
+    def keeps(self) -> bool:
+        """Whether the function is known to change more than the random states."""
+        return any(not self.states[number].is_random for number in self._moving)
+
+    def left(self) -> dict[tuple[int, Any], Any]:
+        """What a call left behind that the function is known to change, in copies; no random
+        states.
+        """
+        found: dict[tuple[int, Any], Any] = {}
+        for number in self._moving:
+            state, before = self.states[number], self._found[number]
+            if state.is_random or state.same(before):
+                continue
+            now = state.read()
+            if not isinstance(now, Contents):
+                found[number, None] = now
+                continue
+            new = {
+                key: part for key, part in now.items.items() if part is not before.items.get(key)
+            }
+            found |= {(number, key): np.array(part) for key, part in new.items()}
+        return found
+
 
 TORCH = "torch's random"
 TWISTER = 2500

@@ -714,3 +714,41 @@ def test_an_object_may_keep_its_gradients_under_any_of_these_names(named, factor
     report = check(cost, wrt=layer, grads=layer, raise_exception=False)
     assert [*report.leaves] == ["W", "b"]
     assert report.verdict == ("PASS" if factor == 1 else "FAIL")
+
+
+class Recurrent:
+    """A cell that goes on from the state its last call left, and how wrong its backward is."""
+
+    def __init__(self, wrong: float) -> None:
+        rng = np.random.default_rng(5)
+        self.w, self.u = rng.normal(size=(4, 4)) / 2, rng.normal(size=(3, 4))
+        self.h, self.wrong = rng.normal(size=4), wrong
+
+    def forward(self, x: np.ndarray) -> np.ndarray:
+        self.h = np.tanh(self.h @ self.w + x @ self.u)
+        return self.h.copy()
+
+    def backward(self, cotangent: np.ndarray) -> np.ndarray:
+        return self.wrong * (cotangent * (1 - self.h**2)) @ self.u.T
+
+    def both(self, cotangent: np.ndarray, x: np.ndarray) -> np.ndarray:
+        self.forward(x)
+        return self.backward(cotangent)
+
+    def alone(self, cotangent: np.ndarray, x: np.ndarray) -> np.ndarray:
+        return self.backward(cotangent)
+
+
+@pytest.mark.parametrize("way", ["both", "alone"])
+@pytest.mark.parametrize(("wrong", "verdict"), [(1.0, Verdict.PASS), (1.01, Verdict.FAIL)])
+def test_a_backward_may_run_the_forward_of_a_network_that_keeps_its_state(
+    way: str, wrong: float, verdict: Verdict
+) -> None:
+    cell = Recurrent(wrong)
+    cell.forward(np.ones(3))
+    found = cell.h
+    report = check(
+        cell.forward, np.array([0.3, -0.7, 1.1]), grads=getattr(cell, way), raise_exception=False
+    )
+    assert report.verdict is verdict
+    assert cell.h is found

@@ -178,5 +178,6 @@ def refuse_unless_finite(name: str, values: npt.NDArray[Any]) -> None:
         index = tuple(int(i) for i in np.argwhere(bad)[0])
         place = f"{name}[{', '.join(map(str, index))}]" if index else name
         raise InvalidCase(
-            f"{place} is {values[index]}: give finite arguments ({int(bad.sum())} bad)."
+            f"{place} is {values[index]}: give finite arguments ({int(bad.sum())} bad), or choose "
+            f"others with wrt=."
         )

@@ -265,3 +265,50 @@ def test_a_staircase_has_no_slope_in_jax_and_numpy_either() -> None:
     assert check(stairs, x, backend="jax", raise_exception=False).verdict == "FAIL"
     report = check(np.floor, x, grads=lambda u, x: u, raise_exception=False)
     assert report.verdict == "FAIL"
+
+
+# A function that divides by its argument, its derivative, and both of them at 0.
+DIVIDED: dict[str, tuple[Callable[..., Any], Callable[..., Any], float, float]] = {
+    "(exp(x) - 1) / x": (
+        lambda x: (np.exp(x) - 1) / x,
+        lambda x: (np.exp(x) * (x - 1) + 1) / x**2,
+        1.0,
+        1 / 2,
+    ),
+    "log(1 + x) / x": (
+        lambda x: np.log(1 + x) / x,
+        lambda x: 1 / (x * (1 + x)) - np.log(1 + x) / x**2,
+        1.0,
+        -1 / 2,
+    ),
+    "(1 - cos(x)) / x^2": (
+        lambda x: (1 - np.cos(x)) / x**2,
+        lambda x: np.sin(x) / x**2 - 2 * (1 - np.cos(x)) / x**3,
+        1 / 2,
+        0.0,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DIVIDED)
+@pytest.mark.parametrize(("size", "zeros"), [(6, 1), (60, 20), (400, 150)])
+def test_what_divides_by_a_zero_has_the_slope_of_its_limit(
+    name: str, size: int, zeros: int
+) -> None:
+    function, derivative, limit, slope = DIVIDED[name]
+    point = np.random.default_rng(7).uniform(0.3, 2.0, size)
+    point[:zeros] = 0.0
+
+    def fn(x: np.ndarray) -> np.ndarray:
+        return np.where(x == 0, limit, function(np.where(x == 0, 1.0, x)))
+
+    def verdict(at_zero: float, factor: float) -> str:
+        def grads(cotangent: np.ndarray, x: np.ndarray) -> np.ndarray:
+            there = factor * derivative(np.where(x == 0, 1.0, x))
+            return cotangent * np.where(x == 0, at_zero, there)
+
+        return str(check(fn, point, grads=grads, raise_exception=False).verdict)
+
+    assert verdict(slope, 1.0) == "PASS"
+    assert verdict(slope + 0.01, 1.0) == "FAIL"
+    assert verdict(slope, 1.01) == "FAIL"

@@ -33,12 +33,23 @@ class Noise:
     """The noise over far narrower steps, where it is far less: what looks like noise is then
     either the function itself, oscillating, or rounding that stands still over such steps.
     """
+    least: float = 0.0
+    """Steps narrower than this tell nothing."""
+    power: float = 0.0
+    """The power of a step beyond the least by which the noise falls."""
+    at_zeros: "Noise | None" = None
+    """That of coordinates that are 0, where phi divides by its argument and is noisy near 0; the
+    least step is a share of their scale.
+    """
 
-    def of(self, value: Vector) -> Vector:
-        """The standard deviation at a value of phi: no less than that of rounding the value alone,
-        which is about 0.6 u |f| at worst.
+    def of(self, value: Vector, steps: Vector | None = None) -> Vector:
+        """The standard deviation at a value of phi, some steps away: no less than that of rounding
+        the value alone, which is about 0.6 u |f| at worst.
         """
-        return np.asarray(np.fmax(self.sigma, 0.6 * 2.0**-self.bits * np.abs(value)))
+        sigma: Vector | float = self.sigma
+        if steps is not None and self.power:
+            sigma = sigma * (self.least / np.fmax(steps, self.least)) ** self.power
+        return np.asarray(np.fmax(sigma, 0.6 * 2.0**-self.bits * np.abs(value)))
 
 
 def natural_scale(point: Vector, layout: Layout) -> tuple[Vector, Vector]:

@@ -70,7 +70,7 @@ def estimate(rungs: Vector, value: float, noise: Noise) -> Estimate:
     as two sides that both converge, to different slopes.
     """
     steps, plus, minus = _uncrowded(widest_first(rungs))
-    sigmas = noise.of(np.fmax(np.abs(plus), np.abs(minus)))
+    sigmas = noise.of(np.fmax(np.abs(plus), np.abs(minus)), steps)
     with np.errstate(all="ignore"):
         central = _table(steps, (plus - minus) / (2 * steps), sigmas, order=2)
         ahead = _table(steps, (plus - value) / steps, sigmas, order=1)

@@ -112,14 +112,17 @@ def climb(
     the narrowest step that tells ``gradient`` from the slope found speaks for the slope.
     """
     rungs = np.empty((3, 0, len(index))) if rungs is None else rungs[:, None, :]
+    rungs = np.where(rungs[0] < noise.least, np.nan, rungs)
 
     def lengthened(rungs: Vector, chosen: Positions, wished: Vector, exponents: Any) -> Vector:
         for level, exponent in enumerate(exponents):
             unit = wished[chosen] * FACTORS[level % len(FACTORS)] * 2.0**exponent
             step = representable(point[index[chosen]], unit, noise.bits)
+            told = (step > 0) & (step >= noise.least)
             rung = np.full((3, 1, len(index)), np.nan)
-            rung[0, 0, chosen] = np.where(step > 0, step, np.nan)
-            rung[1, 0, chosen], rung[2, 0, chosen] = pairs(index[chosen], step)
+            rung[0, 0, chosen] = np.where(told, step, np.nan)
+            if told.any():
+                rung[1, 0, chosen], rung[2, 0, chosen] = pairs(index[chosen], step)
             rungs = np.concatenate([rungs, rung], axis=1)
         return rungs
 

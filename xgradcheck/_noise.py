@@ -24,6 +24,8 @@ _PROBE_24 = np.array([17, 59, 103, 151, 211, 263, 331, 397]) / 64.0
 _PROBE_8 = np.array([1, 2, 4, 5, 7, 8, 10, 12]) / 2.0
 _USUAL, _WIDER, _NARROWER = -22, (-14, -7, -4), (-32, -42)
 _WIDEST = -2
+_WIDE, _LEAST = -9, -12
+"""Where noise is looked at that falls as steps grow, and the narrowest step that is taken then."""
 TREADS_OF_A_GRID, WIDE_TREADS = _NARROWER[0], -20
 """Over how narrow steps a function stands still that rounds to a grid, and one that only compares
 numbers, as the treads of arithmetic in float32 are no wider.
@@ -91,6 +93,10 @@ def measure_noise(
         if (lines[1] > LOUD * least) != is_loud:
             lines.append(line().noise())
         sigma = sorted(lines)[len(lines) - 2]
+    zero, at_zeros = point == 0, None
+    if is_loud and zero.any() and not zero.all() and (quiet := line(~zero).noise()) < sigma / 16:
+        at_zeros = line(zero).divided(sigma, least)
+        sigma = quiet if at_zeros is not None else sigma
     bits, fine = told, np.inf
     # What is left of larger numbers that cancel is a few quanta, whatever they were computed in.
     is_rest = np.ptp(values[0]) > RESTLESS * abs(value)
@@ -119,7 +125,8 @@ def measure_noise(
         steps = np.diff(np.unique(np.append(np.concatenate(values), value)))
         sigma = max(sigma, float(np.nan_to_num(np.min(steps, initial=np.inf), posinf=0.0)) / 2)
     underrated = FEW if bits > BITS["float16"] else FEW_AND_COARSE
-    return Noise(max(underrated * sigma, 2.0 ** (DOUBLE - bits) * least), bits, fine)
+    sigma = max(underrated * sigma, 2.0 ** (DOUBLE - bits) * least)
+    return Noise(sigma, bits, fine, at_zeros=at_zeros)
 
 
 def _bits_inside(
@@ -198,6 +205,17 @@ class _Line:
                     break
                 probe, values = narrower, found
         return self._left_over(probe, values) if np.isfinite(values).all() else 0.0
+
+    def divided(self, narrow: float, least: float) -> Noise | None:
+        """The noise over wide steps of what is as noisy as ``narrow`` over the usual ones; None
+        where it does not fall as steps grow. What divides by its argument, or by a power of it,
+        does: (1 - cos(x)) / x^2.
+        """
+        wide = max(self.noise_at(_WIDE), least)
+        if not wide < narrow / 16:
+            return None
+        power = float(np.log2(narrow / wide)) / (_WIDE - _USUAL)
+        return Noise(wide * 2.0 ** (power * (_WIDE - _LEAST)), least=2.0**_LEAST, power=power)
 
     def noise_at(self, exponent: int) -> float:
         """The noise at one spacing; infinite where it cannot be told."""

@@ -1,5 +1,6 @@
 """The second look: at every coordinate whose one pair cannot decide, until its leaf is decided."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -259,6 +260,22 @@ def _outside(work: Sweep, truth: Truth, leaf: Leaf, index: Positions | slice) ->
 
 def _look_again(work: Sweep, truth: Truth, leaf: Leaf, index: Positions) -> tuple[Any, Any]:
     """A ladder of steps at each of these coordinates; (wrong, undecided) afterwards."""
+    zero = work.point[index] == 0
+    if work.noise.at_zeros is None or not zero.any():
+        return _climbed(work, truth, leaf, index, work.noise)
+    # All that are 0 in a leaf have one scale.
+    at_zeros = work.noise.at_zeros
+    near = replace(at_zeros, least=at_zeros.least * float(work.scale[index[zero][0]]))
+    wrong, undecided = np.zeros((2, len(index)), bool)
+    for where, noise in ((zero, near), (~zero, work.noise)):
+        if where.any():
+            wrong[where], undecided[where] = _climbed(work, truth, leaf, index[where], noise)
+    return wrong, undecided
+
+
+def _climbed(
+    work: Sweep, truth: Truth, leaf: Leaf, index: Positions, noise: Noise
+) -> tuple[Any, Any]:
     gradient, leaf_rms = work.gradient[index], rms(truth.value[leaf.part])
     below = truth.zero_below[index] if _may_be_zero(work, truth, leaf.part) else -1.0
     room = _room(work, truth, leaf.part)
@@ -278,7 +295,7 @@ def _look_again(work: Sweep, truth: Truth, leaf: Leaf, index: Positions) -> tupl
         index,
         (work.scale[index], work.common[index]),
         work.value,
-        work.noise,
+        noise,
         outcome,
         gradient,
         None if work.pairs is None else work.pairs[:, index],
@@ -307,7 +324,7 @@ def _look_again(work: Sweep, truth: Truth, leaf: Leaf, index: Positions) -> tupl
         truth.sides[int(index[place])] = (moves[0] / steps[last], moves[1] / steps[last])
     for place in np.flatnonzero(wrong & ~none):
         truth.remainder[int(index[place])] = remainder_order(
-            climbed.rungs[:, :, place], gradient[place], work.noise.sigma
+            climbed.rungs[:, :, place], gradient[place], noise.sigma
         )
     if (wrong & ~none).any():
         worst = int(np.argmax(np.where(wrong & ~none, np.abs(gradient - near), -1)))

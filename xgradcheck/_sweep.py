@@ -147,6 +147,8 @@ def _one_pair_each(
         noise = work.slope_noise(plus, minus, steps)
         gap = even_part(plus, minus, work.value) / steps
     truth = _truth(work, slope, truncation + BAR_SIGMAS * noise + 2.0**-52 * np.abs(slope))
+    if work.noise.at_zeros is not None:
+        truth.bar[work.point == 0] = np.inf
     truth.stationary = gap > FLAT * np.fmax(np.abs(slope), np.abs(work.gradient))
     return truth
 

@@ -256,12 +256,3 @@ def test_inputs_in_a_tuple_as_gradcheck_takes_them_are_told_how_to_be_passed() -
         "xgradcheck: raised while checking relu with one tuple of 1: to pass its parts one by one, "
         "write check(fn, *inputs)."
     ]
-
-
-def test_one_function_of_value_and_gradients_is_told_how_to_be_given() -> None:
-    def both(p):
-        return float((p["w"] ** 2).sum()), {"w": 2 * p["w"]}
-
-    with pytest.raises(InvalidCase, match=r"pick the value with loss=lambda out: out\[0\]"):
-        check(both, {"w": W}, grads=both)
-    assert check(both, {"w": W}, grads=both, loss=lambda out: out[0])

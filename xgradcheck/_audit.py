@@ -26,6 +26,7 @@ from xgradcheck._probes import (
 )
 from xgradcheck._progress import progress
 from xgradcheck._report import Finding, ProbeReport, Report
+from xgradcheck._residuals import whole
 from xgradcheck._seeds import of_seeds
 from xgradcheck._stages import cotangent_of, materialised, report_on, title_of
 from xgradcheck._stated import stated_on
@@ -122,7 +123,7 @@ def audit(
         # With its reference once: probes vary what is around it.
         beside = {name: options.pop(name) for name in KERNEL if name in options}
         report = beside_any(checked, fn, args, title, **options, **beside)
-        case = Case(fn, args, dict(kwargs or {}), wrt, loss, grads)
+        case = whole(Case(fn, args, dict(kwargs or {}), wrt, loss, grads))
         adapter = claim(case, backend)
         found = _probed(case, adapter, seed, title, [name for name in chosen if name not in CORE])
         for probe in [name for name in CORE if name in chosen]:

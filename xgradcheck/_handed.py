@@ -72,7 +72,10 @@ def read(returned: Any, layout: Layout, where: Places, to_array: ToArray) -> Bac
         part = _look_up(returned, place)
         if part is _ABSENT:
             given = _found(returned)
-            raise InvalidCase(f"grads lacks {leaf.name!r}{given}; the parameters are {have}.")
+            advice = "" if isinstance(returned, Mapping) else ": choose those it is of with wrt="
+            raise InvalidCase(
+                f"grads lacks {leaf.name!r}{given}; the parameters are {have}{advice}."
+            )
         parts.append(part)
         if part is None:
             severed.add(number)
@@ -118,7 +121,7 @@ def _values(part: Any, leaf: Leaf, to_array: ToArray) -> Any:
     try:
         raw = np.asarray(to_array(part))
         values = raw.astype(np.complex128 if np.iscomplexobj(raw) else np.float64)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, RuntimeError):  # torch's own, of tensors in a tuple
         raise InvalidCase(
             f"the gradient of {name} is a {type(part).__name__}, not an array of shape {shape}: "
             "grads has to be a tree like the parameters (several arguments are checked with "

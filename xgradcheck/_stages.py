@@ -25,6 +25,7 @@ from xgradcheck._progress import progress
 from xgradcheck._projected import Projected, wants_projection
 from xgradcheck._projected_outcome import projected_outcome
 from xgradcheck._report import Report
+from xgradcheck._residuals import whole
 from xgradcheck._rows import Asked
 from xgradcheck._tree import required_arguments
 from xgradcheck._truth import COMPLEX
@@ -65,7 +66,7 @@ def report_on(
         modes = _modes(modes)
         _refuse_options(fn, args, kwargs, loss, order, coverage, method, eps, rtol, atol, seed)
         return _checked(
-            Case(fn, args, dict(kwargs or {}), materialised(wrt), loss, grads),
+            whole(Case(fn, args, dict(kwargs or {}), materialised(wrt), loss, grads)),
             title,
             backend,
             constraint,
@@ -233,12 +234,9 @@ def _checked(
     if problem.outputs.size == 0:
         raise InvalidCase("the output is empty: there is nothing to differentiate.")
     if problem.unit_cotangent and problem.outputs.size != 1:
-        advice = "reduce the output with loss=, or give a function grads(cotangent, *args)"
-        if case.grads is case.fn:
-            advice = "of a pair of value and gradients, pick the value with loss=lambda out: out[0]"
         raise InvalidCase(
-            f"the output has {problem.outputs.size} elements and grads belongs to a scalar: "
-            f"{advice}."
+            f"the output has {problem.outputs.size} elements and grads belongs to a scalar: reduce "
+            f"the output with loss=, or give a function grads(cotangent, *args)."
         )
     steps = _steps(eps, problem.layout)
     cotangent = cotangent_of(problem, int(seed))

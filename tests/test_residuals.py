@@ -1,0 +1,166 @@
+"""Passes in two halves with a cache between them, and functions of the value and its gradients."""
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+
+from xgradcheck import InvalidCase, audit, check
+
+RNG = np.random.default_rng(11)
+X, W, B = RNG.normal(size=(5, 3)), RNG.normal(size=(3, 4)), RNG.normal(size=4)
+
+
+def affine_forward(x: Any, w: Any, b: Any) -> Any:
+    return x @ w + b[None], (x, w, b)
+
+
+def affine_backward(dout: Any, cache: Any) -> Any:
+    x, w, _ = cache
+    return dout @ w.T, x.T @ dout, dout.sum(0)
+
+
+def affine_backward_of_a_transpose(dout: Any, cache: Any) -> Any:
+    x, w, _ = cache
+    return dout @ w.T, 1.01 * x.T @ dout, dout.sum(0)
+
+
+def unnamed_backward(upstream: Any, kept: Any) -> Any:
+    return affine_backward(upstream, kept)
+
+
+@pytest.mark.parametrize("backward", [affine_backward, unnamed_backward])
+@pytest.mark.parametrize("made", [np.array, torch.tensor, jnp.array])
+def test_a_backward_may_take_what_its_forward_kept(made: Any, backward: Any) -> None:
+    report = check(affine_forward, made(X), made(W), made(B), grads=backward)
+    assert report.verdict == "PASS"
+    assert list(report.leaves) == ["x", "w", "b"]
+
+
+@pytest.mark.parametrize("made", [np.array, torch.tensor, jnp.array])
+def test_a_wrong_backward_that_takes_a_cache_is_seen(made: Any) -> None:
+    arrays = made(X), made(W), made(B)
+    report = check(
+        affine_forward, *arrays, grads=affine_backward_of_a_transpose, raise_exception=False
+    )
+    verdicts = {name: str(leaf.verdict) for name, leaf in report.leaves.items()}
+    assert verdicts == {"x": "PASS", "w": "FAIL", "b": "PASS"}
+
+
+def test_an_audit_takes_both_halves_too() -> None:
+    report = audit(affine_forward, X, W, B, grads=affine_backward)
+    assert report.verdict == "PASS"
+    assert {probe.name: str(probe.verdict) for probe in report.probes}["cotangents"] == "PASS"
+
+
+def cell_forward(x: Any, h: Any, w: Any) -> Any:
+    gate = 1 / (1 + np.exp(-x @ w))
+    return gate * h, gate, (x, h, w, gate)
+
+
+@pytest.mark.parametrize(("share", "verdict"), [(1.0, "PASS"), (0.0, "FAIL")])
+def test_several_outputs_have_a_cotangent_each(share: float, verdict: str) -> None:
+    def cell_backward(dnext: Any, dgate: Any, cache: Any) -> Any:
+        x, h, w, gate = cache
+        d = (dnext * h + share * dgate) * gate * (1 - gate)
+        return d @ w.T, dnext * gate, x.T @ d
+
+    h = RNG.normal(size=(5, 4))
+    report = check(cell_forward, X, h, W, grads=cell_backward, raise_exception=False)
+    assert report.verdict == verdict
+    assert str(report.leaves["h"].verdict) == "PASS"
+
+
+def test_settings_and_indices_are_no_parameters() -> None:
+    def norm_forward(x: Any, gain: Any, settings: dict[str, Any]) -> Any:
+        centre, spread = x.mean(0), np.sqrt(x.var(0) + settings["eps"])
+        settings["mean"] = 0.9 * settings.get("mean", np.zeros(3)) + 0.1 * centre
+        normal = (x - centre) / spread
+        return gain * normal, (normal, gain, spread)
+
+    def norm_backward(dout: Any, cache: Any) -> Any:
+        normal, gain, spread = cache
+        d = dout * gain
+        return (d - d.mean(0) - normal * (d * normal).mean(0)) / spread, (dout * normal).sum(0)
+
+    settings = {"eps": 1e-5, "mode": "train"}
+    report = check(norm_forward, X, np.ones(3), settings, grads=norm_backward)
+    assert list(report.leaves) == ["x", "gain"]
+    assert settings == {"eps": 1e-5, "mode": "train"}
+
+    def embedding_forward(words: Any, table: Any) -> Any:
+        return table[words], (words, table.shape)
+
+    def embedding_backward(dout: Any, cache: Any) -> Any:
+        words, shape = cache
+        found = np.zeros(shape)
+        np.add.at(found, words, dout)
+        return found
+
+    words = np.array([[0, 2, 2], [1, 0, 2]])
+    assert list(check(embedding_forward, words, W, grads=embedding_backward).leaves) == ["table"]
+
+
+def masked_forward(x: Any, mask: Any) -> Any:
+    return x * mask, mask
+
+
+def masked_backward(dout: Any, cache: Any) -> Any:
+    return dout * cache
+
+
+def test_a_backward_of_fewer_arguments_is_told_to_choose() -> None:
+    with pytest.raises(InvalidCase, match=r"lacks 'x', .*: choose those it is of with wrt=\."):
+        check(masked_forward, X, np.ones_like(X), grads=masked_backward)
+    assert list(check(masked_forward, X, np.ones_like(X), grads=masked_backward, wrt=0).leaves)
+
+
+def test_a_forward_without_a_cache_is_told_what_is_missing() -> None:
+    with pytest.raises(
+        InvalidCase, match=r"takes \(dout, cache\) and the function returns one ndarray"
+    ):
+        check(lambda x: 2 * x, X, grads=masked_backward)
+
+
+def squares(x: Any, w: Any) -> Any:
+    error = x @ w
+    return (error**2).sum(), 2 * error @ w.T
+
+
+def squares_of_both(x: Any, w: Any) -> Any:
+    error = x @ w
+    return (error**2).sum(), 2 * error @ w.T, 2 * x.T @ error
+
+
+def squares_by_name(x: Any, w: Any) -> Any:
+    value, dx, dw = squares_of_both(x, w)
+    return value, {"dx": dx, "dw": dw}
+
+
+def wrong_squares(x: Any, w: Any) -> Any:
+    value, dx = squares(x, w)
+    return value, dx / 2
+
+
+@pytest.mark.parametrize("made", [np.array, torch.tensor, jnp.array])
+def test_one_function_may_give_the_value_and_its_gradients(made: Any) -> None:
+    x, w = made(X), made(W)
+    assert list(check(squares, x, w, grads=squares).leaves) == ["x"]
+    for both in (squares_of_both, squares_by_name):
+        assert list(check(both, x, w, grads=both, wrt=(0, 1)).leaves) == ["x", "w"]
+    assert check(wrong_squares, x, w, grads=wrong_squares, raise_exception=False).verdict == "FAIL"
+
+
+def test_a_method_may_give_both() -> None:
+    class Model:
+        def __init__(self) -> None:
+            self.params = {"w": W.copy()}
+
+        def loss(self) -> Any:
+            value, _, dw = squares_of_both(X, self.params["w"])
+            return value, {"w": dw}
+
+    model = Model()
+    assert check(model.loss, wrt=model.params, grads=model.loss)

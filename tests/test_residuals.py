@@ -164,3 +164,101 @@ def test_a_method_may_give_both() -> None:
 
     model = Model()
     assert check(model.loss, wrt=model.params, grads=model.loss)
+
+
+class Layer:
+    """Forward and backward of a layer that keeps its own gradients, off by a factor."""
+
+    def __init__(self, factor: float = 1.0) -> None:
+        self.w, self.b, self.factor = W.copy(), B.copy(), factor
+
+    def forward(self, x: Any) -> Any:
+        self.x, self.out = x, np.tanh(x @ self.w + self.b)
+        return self.out
+
+    def backward(self, dout: Any) -> Any:
+        d = dout * (1 - self.out**2)
+        self.dw, self.db = self.x.T @ d, self.factor * d.sum(0)
+        return self.factor * d @ self.w.T
+
+    __call__ = forward
+
+
+@pytest.mark.parametrize(("factor", "verdict"), [(1.0, "PASS"), (1.01, "FAIL")])
+def test_the_methods_of_a_layer_go_together(factor: float, verdict: str) -> None:
+    layer = Layer(factor)
+    found = vars(layer).copy()
+    for forward in (layer.forward, layer):
+        report = check(forward, X, grads=layer.backward, raise_exception=False)
+        assert (list(report.leaves), report.verdict) == (["x"], verdict)
+    own = check(lambda: layer.forward(X), wrt=layer, grads=layer.backward, raise_exception=False)
+    verdicts = {name: str(leaf.verdict) for name, leaf in own.leaves.items()}
+    assert verdicts == {"w": "PASS", "b": verdict}
+    assert all(vars(layer)[name] is value for name, value in found.items())
+
+
+class Cost:
+    """The last layer, whose backward starts from 1."""
+
+    def __init__(self, factor: float = 1.0) -> None:
+        self.factor = factor
+
+    def forward(self, scores: Any, labels: Any) -> Any:
+        shares = np.exp(scores - scores.max(1, keepdims=True))
+        self.shares, self.labels = shares / shares.sum(1, keepdims=True), labels
+        return -np.log(self.shares[np.arange(len(labels)), labels]).mean()
+
+    def backward(self, dout: float = 1.0) -> Any:
+        found = self.shares.copy()
+        found[np.arange(len(found)), self.labels] -= 1
+        return self.factor * dout * found / len(found)
+
+
+class CostAlone(Cost):
+    """One whose backward takes nothing."""
+
+    def backward(self) -> Any:
+        return super().backward(1.0)
+
+
+@pytest.mark.parametrize("kind", [Cost, CostAlone])
+@pytest.mark.parametrize(("factor", "verdict"), [(1.0, "PASS"), (5.0, "FAIL")])
+def test_a_cost_needs_no_cotangent(kind: type[Cost], factor: float, verdict: str) -> None:
+    cost = kind(factor)
+    scores, labels = RNG.normal(size=(5, 3)), np.array([0, 2, 1, 1, 0])
+    report = check(cost.forward, scores, labels, grads=cost.backward, raise_exception=False)
+    assert report.verdict == verdict
+
+
+class Product:
+    """A layer of two arguments."""
+
+    def forward(self, x: Any, y: Any) -> Any:
+        self.x, self.y = x, y
+        return x * y
+
+    def backward(self, dout: Any) -> Any:
+        return dout * self.y, dout * self.x
+
+
+def test_a_layer_may_have_several_arguments() -> None:
+    product = Product()
+    with pytest.raises(InvalidCase, match=r"is a tuple of 2: .* say wrt=\(0, 1, \.\.\.\)"):
+        check(product.forward, X, X + 1, grads=product.backward)
+    report = check(product.forward, X, X + 1, grads=product.backward, wrt=(0, 1))
+    assert list(report.leaves) == ["x", "y"]
+
+
+class Objective:
+    """A function and its gradient, both of the same arguments."""
+
+    def value(self, w: Any, x: Any) -> Any:
+        return (x @ w).sum() ** 2
+
+    def gradient(self, w: Any, x: Any) -> Any:
+        return 2 * (x @ w).sum() * x.sum(0)[:, None] * np.ones_like(w)
+
+
+def test_a_gradient_that_takes_the_arguments_gets_them() -> None:
+    objective = Objective()
+    assert check(objective.value, W, X, grads=objective.gradient)

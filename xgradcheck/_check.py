@@ -70,7 +70,8 @@ def check(
         parameters (keys ``W1`` or ``dW1``), a function of the same arguments that returns one, or
         ``grads(cotangent, *args)`` for an array output. A ``(cost, grads)`` pair is accepted, from
         ``fn`` itself too. ``backward(cotangent, cache)`` gets what ``fn`` returns behind its
-        output, and is taken to be of all floating arrays among the arguments.
+        output, and is taken to be of all floating arrays among the arguments. The ``backward`` of
+        an object whose ``forward`` is ``fn`` gets the cotangent, as far as it takes one.
     reference
         A plain function of the same arguments, for a kernel of low precision. Differences prove the
         gradient of the reference in float64; outputs and gradients of ``fn`` are compared with its

@@ -1,16 +1,17 @@
-"""Functions that return more than their output, as textbooks of NumPy write them: a forward that
-returns a cache too, for a backward that takes a cotangent and that; or the value and its gradients.
+"""Passes in two halves, as textbooks of NumPy write them: a forward that returns a cache beside its
+output, for a backward that takes a cotangent and that; two methods of an object that keeps it in
+between; or one function of the value and its gradients.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import wraps
-from inspect import Parameter, Signature
+from inspect import Parameter, Signature, ismethod
 from typing import Any
 
 from xgradcheck._adapters import Case
 from xgradcheck._errors import InvalidCase
-from xgradcheck._tree import positional_parameters, takes_any_number
+from xgradcheck._tree import argument_names, positional_parameters, takes_any_number
 
 CACHES = {"cache", "caches", "ctx", "residuals", "saved"}
 """What the last parameter of such a backward is called."""
@@ -24,7 +25,9 @@ def whole(case: Case) -> Case:
         return case
     if case.grads == case.fn:
         return _of_a_pair(case)
-    return _of_two_halves(case) if _takes_a_cache(case) else case
+    if _takes_a_cache(case):
+        return _of_two_halves(case)
+    return _of_an_object(case) if _is_of_an_object(case) else case
 
 
 def _of_a_pair(case: Case) -> Case:
@@ -63,14 +66,32 @@ def _of_two_halves(case: Case) -> Case:
         cache = _run(forward, names, args, kwargs)[-1]
         return backward(*(cotangent if outputs > 1 else (cotangent,)), cache)
 
-    taken = [Parameter("cotangent", Parameter.POSITIONAL_ONLY)]
-    taken += [Parameter(f"of_{n}", Parameter.POSITIONAL_ONLY) for n in range(len(case.args))]
-    gradient.__signature__ = Signature(taken)  # type: ignore[attr-defined]
     wrt = case.wrt
     if wrt is None:
         arrays = tuple(n for n, value in enumerate(case.args) if _is_floating(value))
         wrt = arrays[0] if len(arrays) == 1 else arrays or None
-    return replace(case, fn=output, grads=gradient, wrt=wrt)
+    return replace(case, fn=output, grads=_taking(gradient, 1 + len(case.args)), wrt=wrt)
+
+
+def _of_an_object(case: Case) -> Case:
+    """Two methods of an object. Where its own arrays are checked, the backward leaves their
+    gradients in it.
+    """
+    backward, owner = case.grads, case.grads.__self__
+    outputs = len(positional_parameters(backward))
+
+    def gradient(*given: Any) -> Any:
+        found = backward(*(given[0] if outputs > 1 else given[:outputs]))
+        return owner if case.is_closure and not isinstance(found, Mapping) else found
+
+    return replace(case, grads=_taking(gradient, min(outputs, 1) + len(case.args)))
+
+
+def _taking(fn: Callable[..., Any], count: int) -> Callable[..., Any]:
+    """A function that tells that it takes so many arguments."""
+    taken = [Parameter(f"argument_{n}", Parameter.POSITIONAL_ONLY) for n in range(count)]
+    fn.__signature__ = Signature(taken)  # type: ignore[attr-defined]
+    return fn
 
 
 def _takes_a_cache(case: Case) -> bool:
@@ -79,6 +100,22 @@ def _takes_a_cache(case: Case) -> bool:
         return False
     # With fewer parameters than arguments it cannot take those.
     return parameters[-1].name in CACHES or len(parameters) == 2 < len(case.args)
+
+
+def _is_of_an_object(case: Case) -> bool:
+    """Whether ``grads`` is the method of an object that goes with another one of it, or with the
+    object as a function, and takes none of its arguments.
+    """
+    if not ismethod(case.grads) or takes_any_number(case.grads):
+        return False
+    owner, names = case.grads.__self__, [p.name for p in positional_parameters(case.grads)]
+    if case.is_closure:
+        return case.wrt is owner and len(names) < 2
+    if owner is not case.fn and owner is not getattr(case.fn, "__self__", None):
+        return False
+    if not set(names).isdisjoint(argument_names(case.fn, len(case.args))):
+        return False
+    return len(names) < len(case.args) or case.grads.__name__ == "backward"
 
 
 def _run(

@@ -14,7 +14,8 @@ from typing import Any
 
 import torch
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils.weak import WeakIdKeyDictionary
 
 from .torch_exchanged import backwards_applied, functions_applied, mapped
 from .torch_tensors import Watching
@@ -123,15 +124,18 @@ DROPOUT = "native_dropout"
 
 
 class Draws(Watching):
-    """Draws random numbers in the dtype that they were drawn in before all was raised."""
+    """Draws random numbers in the dtype that they were drawn in before all was raised, and computes
+    in it what is made of them alone: ``u > 0.1`` is another mask in another dtype.
+    """
 
     def __init__(self, dtype: torch.dtype, default: torch.dtype, to: torch.dtype) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._dtype, self._default, self._to = dtype, default, to
+        self._drawn = WeakIdKeyDictionary()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if torch.Tag.nondeterministic_seeded not in func.tags:
+        if torch.Tag.nondeterministic_seeded not in func.tags and not self._is_of_draws(args):
             return func(*args, **kwargs)
         name = func._schema.name.partition("::")[2]
         if name in COMPUTING:
@@ -151,7 +155,14 @@ class Draws(Watching):
         for found, narrow in written:
             if found is not narrow:
                 found.copy_(narrow)
+                self._drawn[found] = True
         return written[0][0] if name.endswith("_") and written else tree_map(self._widened, drawn)
+
+    def _is_of_draws(self, args: Any) -> bool:
+        """Whether all floating tensors among the arguments were drawn, or made of such."""
+        found = [part for part in tree_leaves(args) if isinstance(part, torch.Tensor)]
+        floating = [part for part in found if part.is_floating_point()]
+        return bool(floating) and all(part in self._drawn for part in floating)
 
     def _narrow(self, value: Any) -> Any:
         if value is self._to:
@@ -161,8 +172,11 @@ class Draws(Watching):
         return value
 
     def _widened(self, value: Any) -> Any:
-        is_low = isinstance(value, torch.Tensor) and value.dtype in LOW
-        return value.to(self._to) if is_low else value
+        if not isinstance(value, torch.Tensor) or value.dtype not in LOW:
+            return value
+        wide = value.to(self._to)
+        self._drawn[wide] = True
+        return wide
 
 
 @contextmanager

@@ -312,3 +312,41 @@ def test_what_divides_by_a_zero_has_the_slope_of_its_limit(
     assert verdict(slope, 1.0) == "PASS"
     assert verdict(slope + 0.01, 1.0) == "FAIL"
     assert verdict(slope, 1.01) == "FAIL"
+
+
+class Table(torch.autograd.Function):
+    """Linear interpolation at places of a table, with a gradient that is off by a factor."""
+
+    factor = 1.0
+
+    @staticmethod
+    def forward(ctx: Any, places: Tensor, table: Tensor) -> Tensor:
+        below = places.floor().clamp(0, len(table) - 2)
+        share, below = places - below, below.long()
+        ctx.save_for_backward(table[below + 1] - table[below])
+        return table[below] * (1 - share) + table[below + 1] * share
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor) -> Any:
+        return Table.factor * cotangents[0] * ctx.saved_tensors[0], None
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("kind", ["a random walk", "a wave"])
+@pytest.mark.parametrize("seed", range(3))
+def test_kinks_near_by_are_no_arithmetic_in_float32(
+    kind: str, dtype: torch.dtype, seed: int
+) -> None:
+    torch.manual_seed(seed)
+    walk, wave = torch.randn(3001).cumsum(0), torch.sin(0.17 * torch.arange(3001))
+    table = (walk if kind == "a random walk" else wave).to(dtype)
+    places = (3000 * torch.rand(200)).to(dtype)
+
+    def report(factor: float) -> Any:
+        Table.factor = factor
+        return check(Table.apply, places, table, wrt=0, seed=seed, raise_exception=False)
+
+    right = report(1.0)
+    assert right.verdict == "PASS", str(right)
+    assert "low precision" not in str(right)
+    assert report(1.01).verdict == "FAIL"

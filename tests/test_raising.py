@@ -576,3 +576,64 @@ def test_what_has_other_values_in_float64_is_not_turned():
     x = torch.linspace(0.1, 1, 40)
     report = check(other, x, raise_exception=False)
     assert not any(row.precision == "float64" for row in report.leaves["x"].rows)
+
+
+MASKS = {
+    "compared": lambda x, share: (torch.rand_like(x) > share).to(x.dtype),
+    "rounded down": lambda x, share: (torch.rand_like(x) + (1 - share)).floor_(),
+    "of uniform numbers made by hand": lambda x, share: (
+        torch.empty_like(x).uniform_().sub_(share) > 0
+    ).to(x.dtype),
+}
+
+
+class Dropped(torch.autograd.Function):
+    """Dropout by hand, and what its backward multiplies with besides the mask."""
+
+    @staticmethod
+    def forward(ctx, x, mask, share, factor):
+        kept = MASKS[mask](x, share) / (1 - share)
+        ctx.save_for_backward(kept * factor)
+        return x * kept
+
+    @staticmethod
+    def backward(ctx, cotangent):
+        return cotangent * ctx.saved_tensors[0], None, None, None
+
+
+@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize("share", [0.1, 0.3])
+def test_what_is_made_of_random_numbers_in_16_bits_stays_what_it_was(mask, share):
+    for seed in range(3):
+        torch.manual_seed(seed)
+        x = torch.randn(2000).bfloat16()
+
+        def report(factor, x=x, seed=seed):
+            return check(
+                lambda x: Dropped.apply(x.tanh(), mask, share, factor),
+                x,
+                seed=seed,
+                raise_exception=False,
+            )
+
+        right = report(1.0)
+        assert right.verdict == "PASS", str(right)
+        assert right.leaves["x"].rows[0].precision == "float64"
+        assert report(1.5).verdict == "FAIL"
+
+
+@pytest.mark.parametrize("length", [100, 400])
+def test_places_along_a_long_axis_are_raised(length):
+    def sampled(x, offset):
+        place = torch.arange(length, dtype=x.dtype) + offset
+        below = place.floor()
+        share, below = place - below, below.long()
+        above = (below + 1).clamp(0, length - 1)
+        return x[below.clamp(0, length - 1)] * (1 - share) + x[above] * share
+
+    for seed in range(3):
+        torch.manual_seed(seed)
+        x, offset = torch.randn(length), torch.randn(length)
+        report = check(sampled, x, offset, seed=seed, raise_exception=False)
+        assert report.verdict == "PASS", str(report)
+        assert "raising" not in str(report)

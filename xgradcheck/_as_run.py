@@ -30,6 +30,8 @@ SIMILAR, ALIKE = 0.05, 5e-5
 """How far apart the gradients of a function and of the same one in float64 may lie; the second
 where its outputs may be what is left of ones.
 """
+HIDDEN = 2.0**8
+"""How many times its outputs the numbers inside may be of a function whose gradients are alike."""
 MOVES, SAMPLES = 3, 4
 """How often the arguments are moved to the next floats, and to others near by."""
 NEAR = 2.0**-9
@@ -243,7 +245,8 @@ def is_kept(found: AsFound, phi: Phi, own: Vector, wide: Vector, is_turned: bool
         return True
     size = float(np.max(np.abs(problem.point)))
     if found.bits >= BITS["float32"] and distance(wide, own) <= ALIKE:
-        size = max(size, 1.0)  # small numbers meet others on their way: chances, exponentials
+        # Numbers meet others on their way: chances, exponentials, or the places of a long table.
+        size = max(size, 1.0, HIDDEN * rms(found.here[0]))
     nothing = SAFETY * 2.0**-found.bits * float(np.max(np.abs(phi.cotangent)))
     are_alike = distance(wide, own) <= SIMILAR or bool((np.abs(wide - own) <= nothing).all())
     return are_alike and all(is_nearly_the_same(*pair, size, found.bits) for pair in pairs)

@@ -24,6 +24,10 @@ _PROBE_24 = np.array([17, 59, 103, 151, 211, 263, 331, 397]) / 64.0
 _PROBE_8 = np.array([1, 2, 4, 5, 7, 8, 10, 12]) / 2.0
 _USUAL, _WIDER, _NARROWER = -22, (-14, -7, -4), (-32, -42)
 _WIDEST = -2
+_BENDS, GROWS = -16, 8.0
+"""Over wider steps rounding is no more, and what kinks near by add to a line is: where it is looked
+at, and how much more it has to be.
+"""
 _WIDE, _LEAST = -9, -12
 """Where noise is looked at that falls as steps grow, and the narrowest step that is taken then."""
 TREADS_OF_A_GRID, WIDE_TREADS = _NARROWER[0], -20
@@ -106,20 +110,23 @@ def measure_noise(
         # Treads of what is rounded at the end are no wider than the noise of float32.
         exponent = exponent if coarse == np.inf else max(exponent, WIDE_TREADS)
         sigma = least if line().stands_still(exponent) else sigma
-    bits = _bits_inside(along, value, point, bits, sigma, coarse)
+    bits = _bits_inside(along, value, point, bits, sigma)
     if bits == DOUBLE and sigma > LOUD * least:
         # Noise is the same at any spacing. What falls with it may be the function itself,
         # oscillating faster than the points of the line, or not smooth in one of its coordinates.
         narrow = [line().noise_at(exponent) for exponent in _NARROWER]
         is_finer = min(narrow) < sigma / 16
-        if is_finer and first.climbs_in_steps(sigma):
+        if sigma > coarse and not (is_finer and line().noise_at(_BENDS) > GROWS * sigma):
+            bits = BITS["float32"]
+        elif is_finer and first.climbs_in_steps(sigma):
             # Steps that do not show on the wider of the two are those of float32.
             bits = BITS["float32"] if narrow[0] < sigma / 16 else bits
         elif is_finer:
             fine = max(min(narrow), least)
             if point.size > 1:
-                half = rng.permutation(point.size) < point.size // 2
-                sigma = min(sigma, line(half).noise(), line(~half).noise())
+                place = rng.permutation(point.size)
+                some = (place < point.size // 2, place >= point.size // 2, place < point.size // 16)
+                sigma = min(sigma, *(line(mask).noise() for mask in some if mask.any()))
     if told < DOUBLE:
         # What is left of larger numbers inside is quantised like them.
         steps = np.diff(np.unique(np.append(np.concatenate(values), value)))
@@ -129,9 +136,7 @@ def measure_noise(
     return Noise(sigma, bits, fine, at_zeros=at_zeros)
 
 
-def _bits_inside(
-    along: Along, value: float, point: Vector, bits: int, sigma: float, coarse: float
-) -> int:
+def _bits_inside(along: Along, value: float, point: Vector, bits: int, sigma: float) -> int:
     """The significand of a function of so many ``bits``, which may be noisier than they explain."""
 
     def is_loud(bits: int) -> bool:
@@ -139,8 +144,6 @@ def _bits_inside(
 
     if bits == DOUBLE and is_loud(bits):
         bits = _bits_of_the_argument(along, value, point)
-    if bits == DOUBLE and is_loud(bits) and sigma > coarse:
-        return BITS["float32"]
     is_cut = bits == BITS["float32"] and is_loud(bits) and _multiplies_in_tf32(along, value, point)
     return Operands.TF32 if is_cut else bits
 

@@ -118,6 +118,10 @@ def cast(array: Any, dtype: str) -> Any:
     return (np.asarray(array) if wide else array).astype(jnp.dtype(dtype))
 
 
+OWN = "self"
+"""Under which name a function is an argument of its own."""
+
+
 def array_of(value: Any) -> Any:
     """The numbers of an array, on the side of NumPy."""
     return np.asarray(value)
@@ -137,6 +141,7 @@ def planted(forward: Any, backward: Any, count: int) -> tuple[Any, Any]:
 
 def bind(case: Case) -> "JaxProblem":
     """The problem that this call poses; refuses what cannot be checked."""
+    case = _with_its_own(case)
     if case.is_closure:
         raise InvalidCase(
             "JAX functions are pure: pass the parameters as arguments, check(fn, params)."
@@ -150,6 +155,24 @@ def bind(case: Case) -> "JaxProblem":
         if narrowed is None:
             raise
         return JaxProblem(narrowed)
+
+
+def _with_its_own(case: Case) -> Case:
+    """The same call with the arrays of a function that is a tree of them, as those of a network, as
+    one more argument.
+    """
+    fn = case.fn
+    is_leaf = tree_util.all_leaves([fn])
+    if is_leaf or case.grads is not None or OWN in case.kwargs:
+        return case
+    if not any(map(_is_floating, tree_util.tree_leaves(fn))):
+        return case
+    return replace(case, fn=_called, kwargs={**case.kwargs, OWN: fn})
+
+
+def _called(*args: Any, **kwargs: Any) -> Any:
+    """What a function gives that is an argument itself."""
+    return kwargs.pop(OWN)(*args, **kwargs)
 
 
 def _narrowed(case: Case) -> Case | None:
@@ -196,12 +219,13 @@ def _is_whole(value: Any) -> bool:
 
 def _argument_nodes(case: Case) -> list[Node]:
     """Every leaf of the arguments, named as JAX writes key paths."""
-    names = argument_names(case.fn, len(case.args))
+    names = argument_names(case.kwargs.get(OWN, case.fn), len(case.args))
     roots: list[tuple[Any, str, Any]] = [(n, names[n], tree) for n, tree in enumerate(case.args)]
     # JAX sorts the keys of a dict, and the leaves have to come in its order.
-    roots += [(key, key, tree) for key, tree in sorted(case.kwargs.items())]
+    kwargs = sorted(case.kwargs.items())
+    roots += [(key, "" if key == OWN else key, tree) for key, tree in kwargs]
     return [
-        Node((key, *map(_plain, path)), name + tree_util.keystr(path), value)
+        Node((key, *map(_plain, path)), (name + tree_util.keystr(path)).lstrip("."), value)
         for key, name, tree in roots
         for path, value in tree_util.tree_flatten_with_path(tree)[0]
     ]

@@ -350,3 +350,41 @@ def test_kinks_near_by_are_no_arithmetic_in_float32(
     assert right.verdict == "PASS", str(right)
     assert "low precision" not in str(right)
     assert report(1.01).verdict == "FAIL"
+
+
+class Decays(torch.autograd.Function):
+    """Decays between events, whose times may count from anywhere; its gradients times factors."""
+
+    factors = (1.0, 1.0)
+
+    @staticmethod
+    def plain(times: Tensor, tau: Tensor) -> Tensor:
+        return torch.exp(-(times[:, None] - times).abs() / tau).sum(1)
+
+    @staticmethod
+    def forward(ctx: Any, times: Tensor, tau: Tensor) -> Tensor:
+        ctx.save_for_backward(times, tau)
+        return Decays.plain(times, tau)
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor) -> Any:
+        with torch.enable_grad():
+            inputs = [x.detach().requires_grad_() for x in ctx.saved_tensors]
+            found = torch.autograd.grad(Decays.plain(*inputs), inputs, cotangents[0])
+        return tuple(f * x for f, x in zip(Decays.factors, found, strict=True))
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e4, 2.45e6, 1.7e9])
+@pytest.mark.parametrize("seed", range(3))
+def test_an_offset_hides_nothing(offset: float, seed: int) -> None:
+    torch.manual_seed(seed)
+    times, tau = offset + torch.rand(12, dtype=F64).cumsum(0), torch.tensor(0.8, dtype=F64)
+
+    def verdicts(*factors: float) -> list[str]:
+        Decays.factors = factors
+        report = check(Decays.apply, times, tau, seed=seed, raise_exception=False)
+        return [str(leaf.verdict) for leaf in report.leaves.values()]
+
+    assert verdicts(1.0, 1.0) == ["PASS", "PASS"]
+    assert verdicts(1.01, 1.0) == ["FAIL", "PASS"]
+    assert verdicts(1.0, 0.0) == ["PASS", "FAIL"]

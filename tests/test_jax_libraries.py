@@ -246,7 +246,8 @@ def test_a_model_passes_and_its_spoilt_twin_does_not(name: str) -> None:
 def test_a_module_that_is_called_itself() -> None:
     network = eqx.nn.MLP(4, 3, 6, 1, key=KEY)
     assert tuple(check(jax.vmap(network), X).leaves) == ("x",)
-    assert tuple(check(network, X[0]).leaves) == ("x",)
+    leaves = tuple(check(network, X[0]).leaves)
+    assert leaves[0] == "x" and "layers[0].weight" in leaves
 
 
 def test_a_plain_number_is_a_leaf_only_where_nothing_else_is() -> None:
@@ -275,3 +276,67 @@ def test_mutable_state_that_is_kept_in_slots_is_put_back() -> None:
     report = check(fn, X[0])
     assert report.verdict is Verdict.PASS and counter.total is found
     assert any("Counter" in note for note in report.notes)
+
+
+class Scale(eqx.Module):
+    """A layer of equinox, with a rule that is right or not in its own weight."""
+
+    weight: jax.Array
+    factor: float = eqx.field(static=True)
+
+    def __call__(self, x: Any) -> Any:
+        @jax.custom_vjp
+        def product(weight: Any, x: Any) -> Any:
+            return weight[None] * x
+
+        product.defvjp(
+            lambda weight, x: (weight[None] * x, (weight, x)),
+            lambda kept, u: (self.factor * (u * kept[1]).sum(0), u * kept[0][None]),
+        )
+        return jnp.tanh(product(self.weight, x))
+
+    def scaled(self, x: Any) -> Any:
+        return 2 * self(x)
+
+
+class Dense(nnx.Module):
+    """The same of flax, with a state of its own."""
+
+    def __init__(self, factor: float) -> None:
+        self.linear = nnx.Linear(3, 3, rngs=nnx.Rngs(0))
+        self.norm = nnx.BatchNorm(3, rngs=nnx.Rngs(0))
+        self.factor = factor
+
+    def __call__(self, x: Any) -> Any:
+        # A share of the weight alone, of which the backward hears nothing.
+        kernel = self.linear.kernel[...]
+        off = (self.factor - 1) * (kernel - jax.lax.stop_gradient(kernel))
+        return self.norm(self.linear(x) + jax.lax.stop_gradient(x) @ off)
+
+
+ROWS = np.random.default_rng(2).normal(size=(5, 3)).astype("f4")
+
+
+@pytest.mark.parametrize(("factor", "verdict"), [(1.0, "PASS"), (3.0, "FAIL")])
+def test_a_module_as_the_function_is_checked_in_its_own_arrays(factor: float, verdict: str) -> None:
+    layer = Scale(jnp.array([0.3, -1.2, 0.7]), factor)
+    for fn, name in ((layer, "weight"), (layer.scaled, "__self__.weight")):
+        report = check(fn, jnp.array(ROWS), raise_exception=False)
+        verdicts = {leaf: str(own.verdict) for leaf, own in report.leaves.items()}
+        assert verdicts == {"x": "PASS", name: verdict}
+    # Those that are asked for are leaves alone, by number or name.
+    assert list(check(layer, jnp.array(ROWS), wrt=0).leaves) == ["x"]
+    alone = check(layer, jnp.array(ROWS), wrt="weight", raise_exception=False)
+    assert (list(alone.leaves), alone.verdict) == (["weight"], verdict)
+
+
+@pytest.mark.parametrize(("factor", "verdict"), [(1.0, "PASS"), (1.5, "FAIL")])
+def test_a_module_of_flax_with_a_state_may_be_the_function(factor: float, verdict: str) -> None:
+    layer = Dense(factor)
+    before = [np.asarray(part) for part in jax.tree_util.tree_leaves(layer)]
+    report = check(layer, jnp.array(ROWS), raise_exception=False)
+    failed = [name for name, own in report.leaves.items() if own.verdict is Verdict.FAIL]
+    assert report.verdict == verdict
+    assert failed == (["linear.kernel.value"] if verdict == "FAIL" else [])
+    after = [np.asarray(part) for part in jax.tree_util.tree_leaves(layer)]
+    assert all(np.array_equal(one, other) for one, other in zip(before, after, strict=True))

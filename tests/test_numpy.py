@@ -451,7 +451,7 @@ def test_a_large_tree_of_float32_is_projected():
         assert [name for name, leaf in report.leaves.items() if leaf.verdict == "FAIL"] == [wrong]
     row, element = grads["W1"].copy(), grads["W1"].copy()
     row[5], element[7, 3] = 0.0, 1.0
-    for spoilt, place in ((row, "row 5 (40 elements)"), (element, "at W1[7, 3]")):
+    for spoilt, place in ((row, "row 5 (40 elements, as far as 6 tell)"), (element, "at W1[7, 3]")):
         report = check(
             net.loss, wrt=net.params, grads=grads | {"W1": spoilt}, raise_exception=False
         )
@@ -752,3 +752,19 @@ def test_a_backward_may_run_the_forward_of_a_network_that_keeps_its_state(
     )
     assert report.verdict is verdict
     assert cell.h is found
+
+
+def test_a_parameter_may_be_called_like_the_gradient_of_another() -> None:
+    def gradients(p: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return {"dx": 2 * p["x"] * p["dx"] ** 3, "ddx": 3 * p["x"] ** 2 * p["dx"] ** 2}
+
+    def swapped(p: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        right = gradients(p)
+        return {"dx": right["ddx"], "ddx": right["dx"]}
+
+    point = {"x": np.array([0.7, -1.3]), "dx": np.array([1.1, 0.4])}
+    assert check(lambda p: (p["x"] ** 2 * p["dx"] ** 3).sum(), point, grads=gradients)
+    report = check(
+        lambda p: (p["x"] ** 2 * p["dx"] ** 3).sum(), point, grads=swapped, raise_exception=False
+    )
+    assert {str(leaf.verdict) for leaf in report.leaves.values()} == {"FAIL"}

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from xgradcheck._layout import DOUBLE, Direction, Layout, Vector
+from xgradcheck._layout import DOUBLE, Direction, Layout, Vector, bits_of
 
 UNIT = 2.0**-53
 NOISE_SIGMAS = 5.0
@@ -18,6 +18,10 @@ must raise no alarm, in what counts as more than noise."""
 # one wrong slope.
 FACTORS = (1409 / 1024, 1153 / 1024, 1291 / 1024)
 APART, HUGE = 16.0, 1e3
+OFFSET, FEW_OFF, RESOLVED = 2.0**10, 2.0**5, 12
+"""How much larger numbers are than they differ that have an offset, in sum and any two of them, and
+in how many bits they differ at least.
+"""
 EVEN = 2.5
 
 
@@ -57,17 +61,29 @@ def natural_scale(point: Vector, layout: Layout) -> tuple[Vector, Vector]:
 
     A weight that happens to lie near zero still moves on the scale of its leaf, a tenth of the rms.
     One that is smaller by more than ``APART`` may be of another kind, an age beside a salary, and
-    counts by its own magnitude, a zero beside ``HUGE`` ones as 1. A leaf of zeros counts as 1.
+    counts by its own magnitude, a zero beside ``HUGE`` ones as 1. A leaf of zeros counts as 1, and
+    numbers that differ by far less than they are by what they differ: times since 1970.
     """
     magnitude = np.abs(point)
     common = magnitude.copy()
     for leaf in layout:
         own_rms = rms(magnitude[leaf.part])
         common[leaf.part] = np.fmax(magnitude[leaf.part], 0.1 * own_rms if own_rms > 0 else 1.0)
+        if (spread := _spread(point[leaf.part], own_rms, bits_of(leaf.dtype))) is not None:
+            common[leaf.part] = magnitude[leaf.part] = spread
     apart = (magnitude > 0) & (APART * magnitude < common)
     own = np.where(apart, magnitude, common)
     own[(magnitude == 0) & (common > HUGE)] = 1.0
     return own, common
+
+
+def _spread(values: Vector, size: float, bits: int) -> float | None:
+    """By how much numbers of this rms differ that have an offset; None where they have none."""
+    # As a rule two of them tell.
+    if values.size < 2 or abs(values[0] - values[-1]) > size / FEW_OFF:
+        return None
+    spread = rms(values - values.mean())
+    return spread if 2.0 ** (RESOLVED - bits) * size < spread < size / OFFSET else None
 
 
 def representable(x: Vector, step: Vector, bits: int = DOUBLE) -> Vector:

@@ -199,7 +199,8 @@ def only_here(
 
 def right_only(leaf: Leaf, why: str, seen: str = "") -> Finding:
     """What is meant for arguments on a constraint, and off it is wrong."""
-    say = "constraint='simplex'" if why == SUM else "a projection as constraint="
+    names = {SUM: "constraint='simplex'", SYMMETRIC: "constraint='symmetric'"}
+    say = names.get(why, "a projection as constraint=")
     text = (
         f"{leaf.name}: right where {why}, as here, and wrong off that{seen}; if it is meant for "
         f"such arguments alone, give {say}"
@@ -357,13 +358,14 @@ def _named(leaf: Leaf, node: Node, probes: int) -> str:
     """A part of a leaf, as a reader would write it."""
     if node.size == leaf.size:
         return f"every element, as far as {probes} of {leaf.size} tell"
+    told, seen = f"{node.size} elements", f", as far as {probes} tell" if probes < node.size else ""
     if node.box is not None:
         sides = zip(node.box, leaf.grid, strict=True)
         ranges = [":" if side == (0, size) else f"{side[0]}:{side[1]}" for side, size in sides]
-        return f"[{', '.join(ranges)}] ({node.size} elements)"
+        return f"[{', '.join(ranges)}] ({told}{seen})"
     first, last = leaf.index(node.position(0)), leaf.index(node.position(node.size - 1))
     if node.size > 1 and node.position(1) - node.position(0) > 1:
-        return f"column {first[-1]} ({node.size} elements)"
+        return f"column {first[-1]} ({told}{seen})"
     if len(first) > 1 and first[:-1] == last[:-1] and node.size == leaf.shape[-1]:
-        return f"row {', '.join(map(str, first[:-1]))} ({node.size} elements)"
-    return f"{node.size} elements from {leaf.element(first)} to {leaf.element(last)}"
+        return f"row {', '.join(map(str, first[:-1]))} ({told}{seen})"
+    return f"{told} from {leaf.element(first)} to {leaf.element(last)}{seen}"

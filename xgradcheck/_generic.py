@@ -108,11 +108,11 @@ def look_near_by(
 
 def what_it_keeps(phi: Phi, leaf: Leaf, gradient: Vector, off: float, seed: int) -> str:
     """What the values of a leaf are, if a gradient that is ``off`` by that share of its norm is
-    right as long as they stay so: probabilities, unit vectors. Else nothing.
+    right as long as they stay so: probabilities, unit vectors, a symmetric matrix. Else nothing.
     """
     values, bits = phi.problem.point[leaf.part].reshape(leaf.grid), bits_of(leaf.dtype)
     why = _why(values, bits)
-    if why not in (SUM, NORM):
+    if why not in (SUM, NORM, SYMMETRIC):
         return ""
     rng, value = np.random.default_rng([seed, 0x5E7]), float(phi.here(1)[0])
     noise = noise_of(phi, value, seed)
@@ -134,7 +134,9 @@ def what_it_keeps(phi: Phi, leaf: Leaf, gradient: Vector, off: float, seed: int)
 
 
 def _keeping(values: Vector, why: str, drawn: Vector, bits: int) -> Vector:
-    """A direction, along which rows keep their sum or their norm."""
+    """A direction, along which rows keep their sum or their norm, or matrices are symmetric."""
+    if why == SYMMETRIC:
+        return np.ravel(drawn + drawn.swapaxes(-1, -2))
     across = values * drawn
     moves, axis = (across, _axis_of_sums(values, bits)) if why == SUM else (drawn, -1)
     return np.ravel(moves - values * across.sum(axis, keepdims=True))

@@ -64,7 +64,7 @@ def read(returned: Any, layout: Layout, where: Places, to_array: ToArray) -> Bac
     if _is_pair(returned, layout, where, to_array):
         value = float(np.reshape(to_array(returned[0]), ()))
         returned = returned[1]
-    returned = _in_order(returned, layout, where)
+    returned = _in_order(_by_own_names(returned, where), layout, where)
     have = ", ".join(map(repr, layout.names))
     gradient = np.zeros(layout.size)
     severed, parts = set(), []
@@ -88,6 +88,19 @@ def read(returned: Any, layout: Layout, where: Places, to_array: ToArray) -> Bac
                 f"grads has {node.path[-1]!r}, which is no parameter; the parameters are {have}."
             )
     return Backward(value, gradient, frozenset(severed), tuple(parts))
+
+
+def _by_own_names(returned: Any, where: Places) -> Any:
+    """Gradients that are all named after their parameters in one way, under the names of those:
+    where there are an x and a dx, ddx is the gradient of the second.
+    """
+    names = list(dict.fromkeys(path[0] for path in where.leaves if path))
+    if not isinstance(returned, Mapping) or not all(isinstance(name, str) for name in names):
+        return returned
+    for keys in zip(*map(spellings, names), strict=True):
+        if set(keys) == set(returned):
+            return {name: returned[key] for name, key in zip(names, keys, strict=True)}
+    return returned
 
 
 def _in_order(returned: Any, layout: Layout, where: Places) -> Any:

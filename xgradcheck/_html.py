@@ -169,7 +169,7 @@ def _card(leaf: "LeafReport", report: "Report", drawing: Any) -> dict[str, Any]:
         if element.analytic and element.truth and error == error:
             worst.insert(3, ("ratio", f"{element.analytic / element.truth:.4g}"))
         if leaf.wrong:
-            worst.append(("wrong", f"{leaf.wrong:,} of {leaf.size:,} elements"))
+            worst.append(("wrong", f"{_wrong(leaf)} elements"))
     evidence = leaf.evidence
     kept = ""
     if evidence is not None and evidence.known < evidence.size:
@@ -201,7 +201,7 @@ def _rows(leaf: "LeafReport") -> list[dict[str, Any]]:
             "grade": f"{row.baseline:.2g} x" if row.baseline is not None else graded(row),
             "floor": measured(row.floor),
             "floor_key": _key(row.floor),
-            "wrong": f"{row.wrong:,} of {row.size:,}" if row.wrong else "-",
+            "wrong": _wrong(row) if row.wrong else "-",
             "wrong_key": row.wrong,
         }
         for row in leaf.rows or (leaf,)
@@ -226,6 +226,10 @@ def _probe(probe: "ProbeReport") -> dict[str, Any]:
 
 def _number(value: float) -> float:
     return value if value == value else 0.0
+
+
+def _wrong(leaf: "LeafReport") -> str:
+    return f"{'~' * leaf.is_estimate}{leaf.wrong:,} of {leaf.size:,}"
 
 
 def _key(value: float) -> str:

@@ -23,7 +23,7 @@ CLEAR = 5.0
 """How many bars a residual has to be before a part is taken apart."""
 ALLOWED = 1e-7
 """What share of a part's own slope may be missing without anybody looking."""
-PROBES, PROBES_AGAIN = 5, 3
+PROBES, PROBES_AGAIN = 6, 3
 """So many coordinates that are wrong one after the other: the whole part is; fewer where another
 leaf was found to be wrong as a whole.
 """

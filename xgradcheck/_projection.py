@@ -71,7 +71,19 @@ class Suspect:
     @property
     def size(self) -> int:
         """How many coordinates are taken to be wrong."""
-        return len(self.lone) + sum(node.size for node in self.dense)
+        if not self.dense:
+            return len(self.lone)
+        leaf = self.dense[0].leaf
+        wrong = np.zeros(leaf.start + leaf.size, np.bool_)
+        for node in self.dense:
+            wrong[node.places] = True
+        wrong[[*self.lone]] = True
+        return int(wrong.sum())
+
+    @property
+    def is_estimate(self) -> bool:
+        """Whether that is so for all that not all of a part was looked at."""
+        return any(self.probes(node) < node.size for node in self.dense)
 
     @property
     def off(self) -> dict[int, Off]:

@@ -69,6 +69,7 @@ class LeafReport:
     floor: float
     worst: Element | None
     wrong: int = 0
+    """How many elements are wrong."""
     undecided: int = 0
     names: tuple[str, ...] = ()
     precision: str = "float64"
@@ -80,6 +81,8 @@ class LeafReport:
     """Its error in units of that of the reference, where there is one."""
     sensitivity: Sensitivity | None = None
     """What errors would have been caught; None where nothing tells."""
+    is_estimate: bool = False
+    """Whether only a part of those that count as wrong was differenced."""
     rows: "tuple[LeafReport, ...]" = ()
     """Where it was judged more than once, each outcome; the gravest is told here as well."""
     evidence: Evidence | None = field(default=None, compare=False, repr=False)
@@ -88,6 +91,11 @@ class LeafReport:
     @property
     def size(self) -> int:
         return math.prod(self.shape) * (2 if self.dtype.startswith("complex") else 1)
+
+    @property
+    def wrong_of(self) -> str:
+        """How many elements are wrong, of how many."""
+        return f"{'~' * self.is_estimate}{self.wrong} of {self.size}" if self.wrong else "-"
 
     @property
     def judged(self) -> str:
@@ -355,6 +363,7 @@ def _leaf_to_dict(leaf: LeafReport) -> dict[str, Any]:
         "grade": str(leaf.grade),
         "floor": number(leaf.floor),
         "wrong": leaf.wrong,
+        "is_estimate": leaf.is_estimate,
         "undecided": leaf.undecided,
         "worst": None
         if worst is None

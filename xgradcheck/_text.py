@@ -256,7 +256,7 @@ def _table(report: "Report", verbose: bool) -> list[RenderableType]:
                 measured(row.distance),
                 _grade(row, low) if row.distance == row.distance else "-",
                 measured(row.floor, 0),
-                f"{row.wrong} of {row.size}" if row.wrong else "-",
+                row.wrong_of,
             )
     return [table, Text(_rest(others), style="dim")] if others else [table]
 

@@ -37,6 +37,7 @@ from .world import (
     World,
     array_places,
     array_state,
+    attributes_of,
     book_states,
     displaced,
     element_writer,
@@ -229,23 +230,20 @@ def _in_place(case: Case, given: Collection[Path] | None = None) -> Binding:
     """Leaves of a closure, those that a gradient is ``given`` for, where that is known. The user's
     own arrays are perturbed, since only they reach the function.
     """
-    nodes = closure_nodes(vars(case.wrt) if _is_object(case.wrt) else case.wrt)
-    floating = [node for node in nodes if _is_floating(node.value)]
-    skipped = _not_floating(nodes)
+    nodes = _closure_nodes(case.wrt)
+    if any(map(_is_object, _owners(case.wrt))) and not callable(case.grads):
+        floating = _with_gradients(case, nodes)
+        if not floating:
+            nodes = _inner_nodes(case.wrt)
+            floating = _with_gradients(case, nodes)
+        kept = {node.path for node in floating}
+        skipped = [_ungiven(n) for n in nodes if _is_floating(n.value) and n.path not in kept]
+    else:
+        floating = [node for node in nodes if _is_floating(node.value)]
+        skipped = _not_floating(nodes)
     if given is not None:
         skipped += [_ungiven(node) for node in floating if node.path not in given]
         floating = [node for node in floating if node.path in given]
-    elif _is_object(case.wrt) and not callable(case.grads):
-        # Such an object keeps data and caches beside its parameters, often its gradients too: what
-        # is given as a gradient says which is which.
-        names = {node.path[0] for node in floating}
-        gradients = {twin for name in names for twin in _handed.twins(name)}
-        own = [node for node in floating if node.path[0] not in gradients]
-        kept = [node for node in own if _handed.has(case.grads, node.path)]
-        if case.grads is case.wrt:
-            kept = [node for node in own if _has_twin(node.path, names)]
-        skipped = [_ungiven(node) for node in floating if node not in kept]
-        floating = kept
     if case.wrt is None:
         raise InvalidCase(
             "it was given no arguments: pass them, or, to a function without any, the arrays that "
@@ -266,6 +264,62 @@ def _in_place(case: Case, given: Collection[Path] | None = None) -> Binding:
             )
     known = [node.path for node in nodes]
     return Binding(slots, _handed.Places([slot.path for slot in slots], known), skipped)
+
+
+def _closure_nodes(owner: Any) -> list[Node]:
+    """Every leaf of what ``wrt`` holds; where none is an array, those of the objects in it, as of
+    the layers of a network.
+    """
+    nodes = closure_nodes(vars(owner) if _is_object(owner) else owner)
+    has_arrays = any(isinstance(n.value, np.ndarray) and _is_floating(n.value) for n in nodes)
+    return nodes if has_arrays or not any(map(_is_object, _owners(owner))) else _inner_nodes(owner)
+
+
+def _with_gradients(case: Case, nodes: Sequence[Node]) -> list[Node]:
+    """The leaves of an object that a gradient lies at hand for: it keeps data and caches beside its
+    parameters, and often their gradients.
+    """
+    floating = {node.path: node for node in nodes if _is_floating(node.value)}
+    gradients = {twin for path in floating for twin in _twins(path)}
+    own = [node for path, node in floating.items() if path not in gradients]
+    if case.grads is case.wrt:
+        return [node for node in own if not floating.keys().isdisjoint(_twins(node.path))]
+    return [node for node in own if _handed.has(case.grads, node.path)]
+
+
+def _inner_nodes(owner: Any) -> list[Node]:
+    """Every leaf, objects of the user's taken apart into their attributes."""
+    return [Node(n.path, _from_root(n.suffix), n.value) for n in _taken_apart(owner)]
+
+
+def _taken_apart(
+    value: Any, path: Path = (), suffix: str = "", inside: tuple[int, ...] = ()
+) -> Iterator[Node]:
+    for node in flatten(value, path, suffix):
+        part = node.value
+        found = [] if id(part) in inside else list(attributes_of(part))
+        if not found or not _is_object(part):
+            yield node
+            continue
+        for name, own in ((name, own) for attributes in found for name, own in attributes.items()):
+            place = (*node.path, name)
+            yield from _taken_apart(own, place, f"{node.suffix}.{name}", (*inside, id(part)))
+
+
+def _from_root(suffix: str) -> str:
+    """What a part is called of a whole that has no name."""
+    return f"wrt{suffix}" if suffix.startswith("[") else suffix.removeprefix(".")
+
+
+def _owners(value: Any) -> Iterator[Any]:
+    """An object, or those in a container."""
+    return (node.value for node in flatten(value))
+
+
+def _twins(path: Path) -> list[Path]:
+    """Where the gradient of what lies at ``path`` may lie beside it."""
+    names = _handed.twins(path[-1]) if path and isinstance(path[-1], str) else ()
+    return [(*path[:-1], name) for name in names]
 
 
 def _ungiven(node: Node) -> str:
@@ -806,8 +860,8 @@ class NumpyProblem:
             if type(returned) is tuple and len(returned) == 2 and np.ndim(returned[0]) == 0:
                 returned = returned[1]
             if returned is owner:
-                names = {n.path[0] for n in closure_nodes(vars(owner)) if _is_floating(n.value)}
-                return {path for path in everything if _has_twin(path, names)}
+                paths = {n.path for n in _closure_nodes(owner) if _is_floating(n.value)}
+                return {path for path in everything if not paths.isdisjoint(_twins(path))}
             if not (isinstance(returned, Mapping) or _is_object(returned)):
                 return everything
             left = {path for path in everything if not _handed.has(returned, path)}
@@ -853,8 +907,3 @@ def _compares(node: Any) -> bool:
     """Whether a function compares anything by an operator."""
     steps = (step for code in _codes(node) for step in dis.get_instructions(code))
     return any(step.opname == "COMPARE_OP" for step in steps)
-
-
-def _has_twin(path: Path, names: set[str]) -> bool:
-    """Whether one of these names is that of the gradient of what lies at ``path``."""
-    return not names.isdisjoint(_handed.twins(path[0]))

@@ -445,7 +445,7 @@ def plain_states(objects: Sequence[Any]) -> Iterator[State]:
         elif type(node) is dict:
             yield mapping_state("a dict", node)
         else:
-            for attributes in _attributes(node):
+            for attributes in attributes_of(node):
                 yield mapping_state(f"the attributes of {type(node).__name__}", attributes)
 
 
@@ -488,7 +488,7 @@ class Slots(MutableMapping[str, Any]):
         return sum(1 for _ in self)
 
 
-def _attributes(node: Any) -> Iterator[MutableMapping[str, Any]]:
+def attributes_of(node: Any) -> Iterator[MutableMapping[str, Any]]:
     """Where an object of the user's keeps its attributes: in a dict, in slots, or in both."""
     if not _is_of_the_user(node):
         return
@@ -513,7 +513,7 @@ def book_states(
     """
     own: set[int] | None = None
     for node in objects:
-        for attributes in _attributes(node):
+        for attributes in attributes_of(node):
             if own is None:
                 own = {id(leaf) for leaf in (*leaves, *reachable(None, *roots))}
             if id(node) not in own and own.isdisjoint(map(id, attributes.values())):
@@ -573,7 +573,7 @@ def _kept_in(objects: Sequence[Any], wanted: Wanted, kind: str) -> Iterator[Stat
             yield from _some_of(node.__globals__, names, wanted, "the global {}".format)
         else:
             owner = type(node).__name__
-            for attributes in _attributes(node):
+            for attributes in attributes_of(node):
                 named = f"{owner}.{{}}".format
                 yield from _some_of(attributes, list(attributes), wanted, named)
 
@@ -651,7 +651,7 @@ def _held_by(node: Any) -> Iterable[Any]:
         return node.__self__, node.__func__
     if isinstance(node, FunctionType):
         return _named_by(node)
-    held = [value for attributes in _attributes(node) for value in attributes.values()]
+    held = [value for attributes in attributes_of(node) for value in attributes.values()]
     if type(node).__module__.partition(".")[0] in ("jax", "jaxlib"):
         # A compiled function, or one with a rule of its own, and the parts of that rule.
         held += [getattr(node, name, None) for name in RULES]

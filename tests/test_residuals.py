@@ -262,3 +262,33 @@ class Objective:
 def test_a_gradient_that_takes_the_arguments_gets_them() -> None:
     objective = Objective()
     assert check(objective.value, W, X, grads=objective.gradient)
+
+
+class Stack:
+    """A network of layers, each of which keeps its own arrays and their gradients."""
+
+    def __init__(self, factor: float) -> None:
+        self.layers, self.rate = [Layer(factor), Layer(1.0)], 0.1
+        self.layers[1].w = RNG.normal(size=(4, 4))
+
+    def cost(self) -> Any:
+        out = X
+        for layer in self.layers:
+            out = layer(out)
+        d = 2 * out
+        for layer in reversed(self.layers):
+            d = layer.backward(d)
+        return (out**2).sum()
+
+
+@pytest.mark.parametrize(("factor", "verdict"), [(1.0, "PASS"), (1.01, "FAIL")])
+def test_the_layers_of_a_network_keep_their_arrays(factor: float, verdict: str) -> None:
+    stack = Stack(factor)
+    stack.cost()
+    found = [vars(layer).copy() for layer in stack.layers]
+    for held, name in ((stack, "layers[0].b"), (stack.layers, "wrt[0].b")):
+        report = check(stack.cost, wrt=held, grads=held, raise_exception=False)
+        assert len(report.leaves) == 4
+        assert (str(report.leaves[name].verdict), report.verdict) == (verdict, verdict)
+    for layer, before in zip(stack.layers, found, strict=True):
+        assert all(vars(layer)[key] is value for key, value in before.items())

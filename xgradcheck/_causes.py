@@ -18,6 +18,7 @@ from xgradcheck._judge import Verdict
 from xgradcheck._kinds import Kind
 from xgradcheck._layout import BITS, DOUBLE, Leaf, Mask, Positions, Vector
 from xgradcheck._measured import REVERSE, Measured, Run
+from xgradcheck._noise import TREADS_OF_A_GRID
 from xgradcheck._phi import Phi
 from xgradcheck._projected import Projected
 from xgradcheck._projection import Suspect
@@ -195,7 +196,7 @@ class _Looked:
 
     def cause(self, number: int, row: int, known: _Known) -> Cause | None:
         """What is wrong with one leaf."""
-        if not known.truth.any() and self.is_staircase:
+        if not known.truth.any() and self.is_staircase and self._stands_still(number):
             text = (
                 f"{self.layout.leaves[number].name}: the function is a staircase, whose slope is 0 "
                 f"here: if another gradient stands in for it on purpose, state that one in "
@@ -221,6 +222,16 @@ class _Looked:
         if found is not None and found.kind in TERMS and self._turns(number, seen):
             found = None
         return found or self._stale(number, seen) or self._diagonal(seen)
+
+    def _stands_still(self, number: int) -> bool:
+        """Whether all of a leaf together moves phi by nothing over a narrow step."""
+        leaf = self.layout.leaves[number]
+        scale = self.phi.scales()[0][leaf.part]
+        moves = scale * np.random.default_rng(0x57A1).uniform(-1, 1, leaf.size)
+        found = self.phi.along(
+            moves, 2.0**TREADS_OF_A_GRID * np.array([-1.0, 0.0, 1.0]), leaf.start
+        )
+        return bool((found == found[1]).all())
 
     def kept(self, number: int, row: int, off: float) -> str:
         """What a leaf is as long as which its gradient, ``off`` by that distance, is right."""
@@ -372,12 +383,17 @@ class _Looked:
             positions = restricted.places[part.part] - leaf.start
             for place, value, width in zip(positions[places], truth, bar, strict=True):
                 known[int(place)] = float(value), float(width)
-        if not known:
-            if not may_run:
-                return _Known(np.empty(0, np.intp), np.empty(0), np.empty(0), None)
+        if not known and not may_run:
+            return _Known(np.empty(0, np.intp), np.empty(0), np.empty(0), None)
+        if not known or (suspect is not None and suspect.is_cut and may_run):
+            # Of what a search has left nothing is known, neither that it is right.
             places, truth, bar = self._sampled(leaf)
-            return _Known(places, truth, bar, _where_zero(gradient, places, truth, bar))
-        if bad is not None:
+            where = _where_zero(gradient, places, truth, bar)
+            if where is not None or suspect is None or not suspect.lone:
+                return _Known(places, truth, bar, where)
+            known = dict(zip(places.tolist(), zip(truth, bar, strict=True), strict=True)) | known
+            bad = np.isin(np.arange(leaf.size), np.array([*suspect.lone]) - leaf.start)
+        elif bad is not None:
             # What directions certify without these is right.
             some = _some(leaf.size, 4 * RIGHT)
             for place in some[~bad[some]][:RIGHT]:

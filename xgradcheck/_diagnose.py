@@ -222,13 +222,14 @@ def _called(seen: Seen, factor: float, unsure: float) -> Cause | None:
             return Cause("factor", f"{seen.name} = {text}")
     if not is_sure:
         return None
-    for n in sorted(seen.extents - {1, 2}):
+    for n in sorted(seen.extents - {1, 2}) if unsure <= NAMED else ():
         for ratio, by in ((n / (n - 1), f"{n}/{n - 1}"), ((n - 1) / n, f"{n - 1}/{n}")):
             for number, named in ((ratio, f"({by})"), (math.sqrt(ratio), f"sqrt({by})")):
                 if is_about(number):
                     text = f"{named} * truth: counts of {n - 1} and {n} exchanged?"
                     return Cause("factor", f"{seen.name} = {text}")
-    return Cause("factor", f"{seen.name} = {_written(factor)} * truth")
+    about = "about " * (unsure > NAMED)
+    return Cause("factor", f"{seen.name} = {about}{_written(factor)} * truth")
 
 
 def _conjugate(seen: Seen) -> Cause | None:

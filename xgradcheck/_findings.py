@@ -345,8 +345,8 @@ def suspects(leaf: Leaf, suspect: Suspect, finding: Finding) -> Finding:
     elif suspect.lone:
         mask = np.zeros(leaf.size, bool)
         mask[np.array([*suspect.lone], np.intp) - leaf.start] = True
-        count = len(suspect.lone)
-        parts.append(f"{count} of {leaf.size} elements, {_places(leaf, mask)}")
+        count = f"{'at least ' * suspect.is_cut}{len(suspect.lone)} of {leaf.size} elements"
+        parts.append(f"{count}, {_places(leaf, mask)}")
     worst = [*suspect.off][:SHOWN]
     where = tuple(dict.fromkeys(leaf.index(position) for position in sorted(worst)))
     _, semicolon, remainder = finding.text.partition(";")

@@ -82,8 +82,8 @@ def read(returned: Any, layout: Layout, where: Places, to_array: ToArray) -> Bac
             continue
         gradient[leaf.part] = numbers(_values(part, leaf, to_array))
     for node in flatten(returned):
-        # What is read as an array may be a list of numbers.
-        if node.path and not any(_same(node.path[: len(path)], path) for path in where.known):
+        # What is read as an array may be a list of numbers, and an object may hold several.
+        if node.path and not any(_same(*_as_far(node.path, path)) for path in where.known):
             raise InvalidCase(
                 f"grads has {node.path[-1]!r}, which is no parameter; the parameters are {have}."
             )
@@ -214,6 +214,11 @@ def spellings(key: Any) -> tuple[Any, ...]:
 def twins(name: str) -> tuple[str, ...]:
     """What the gradient of a parameter of that name may be called."""
     return f"d{name}", f"d_{name}", f"grad_{name}", f"{name}_grad"
+
+
+def _as_far(one: Path, other: Path) -> tuple[Path, Path]:
+    """Two paths as far as both go."""
+    return one[: len(other)], other[: len(one)]
 
 
 def _same(written: Path, path: Path) -> bool:

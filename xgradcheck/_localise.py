@@ -23,6 +23,8 @@ CLEAR = 5.0
 """How many bars a residual has to be before a part is taken apart."""
 ALLOWED = 1e-7
 """What share of a part's own slope may be missing without anybody looking."""
+ENOUGH = 128
+"""Of so many single coordinates that are wrong more would tell nothing new."""
 PROBES, PROBES_AGAIN = 6, 3
 """So many coordinates that are wrong one after the other: the whole part is; fewer where another
 leaf was found to be wrong as a whole.
@@ -108,6 +110,8 @@ class Found:
     """Parts of which every coordinate that was looked at is wrong."""
     probed: dict[int, Off] = field(default_factory=dict)
     """The coordinates that were looked at in them."""
+    cut: set[int] = field(default_factory=set)
+    """Where leaves start of which parts are left that are wrong."""
 
     @property
     def anything(self) -> bool:
@@ -150,8 +154,9 @@ class Search:
         """Take parts apart that are wrong."""
         while nodes:
             following: list[Node] = []
-            for node in nodes:
-                if self.is_over():
+            for place, node in enumerate(nodes):
+                if self.is_over() or len(self.found.lone) >= ENOUGH:
+                    self.found.cut |= {part.leaf.start for part in nodes[place:] + following}
                     return self.found
                 following += self._apart(node)
             nodes = following
@@ -256,7 +261,7 @@ class Search:
         return narrowed or self._halves(node)
 
     def _is_dense(self, node: Node) -> bool:
-        probed = {}
+        probed: dict[int, Off] = {}
         again = any(other.leaf is not node.leaf for other in self.found.dense)
         count = min(PROBES_AGAIN if again else PROBES, node.size)
         inside = self.rng.choice(np.arange(1, node.size - 1), max(count - 2, 0), replace=False)
@@ -265,6 +270,7 @@ class Search:
             position = node.position(place)
             off = self._off_by(node.leaf, position)
             if off is None:
+                self.found.lone |= probed
                 return False
             probed[position] = off
         self.found.probed |= probed

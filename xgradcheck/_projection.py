@@ -67,6 +67,8 @@ class Suspect:
     """Rows, columns, blocks of which every coordinate looked at is wrong."""
     probed: dict[int, Off] = field(default_factory=dict)
     """Those coordinates."""
+    is_cut: bool = False
+    """Whether parts are left that are wrong."""
 
     @property
     def size(self) -> int:
@@ -83,7 +85,7 @@ class Suspect:
     @property
     def is_estimate(self) -> bool:
         """Whether that is so for all that not all of a part was looked at."""
-        return any(self.probes(node) < node.size for node in self.dense)
+        return self.is_cut or any(self.probes(node) < node.size for node in self.dense)
 
     @property
     def off(self) -> dict[int, Off]:
@@ -390,6 +392,8 @@ class Projecting:
             self._without.append(node.places)
         if found.lone:
             self._without.append(np.array(sorted(found.lone), np.intp))
+        for number, suspect in self.done.suspects.items():
+            suspect.is_cut |= layout.leaves[number].start in found.cut
 
 
 def is_certified(phi: Phi, gradient: Vector, value: float, allowance: Tolerance, seed: int) -> bool:

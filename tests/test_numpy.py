@@ -768,3 +768,31 @@ def test_a_parameter_may_be_called_like_the_gradient_of_another() -> None:
         lambda p: (p["x"] ** 2 * p["dx"] ** 3).sum(), point, grads=swapped, raise_exception=False
     )
     assert {str(leaf.verdict) for leaf in report.leaves.values()} == {"FAIL"}
+
+
+@pytest.mark.parametrize("kept_in", ["a list", "a dict", "the function"])
+@pytest.mark.parametrize(("factor", "verdict"), [(1.0, "PASS"), (2.0, "FAIL")])
+def test_a_function_may_know_its_arguments_again_by_the_array(
+    kept_in: str, factor: float, verdict: str
+) -> None:
+    last: list[Any] = [None, None]
+    known: dict[int, tuple[Any, float]] = {}
+
+    def cost(w: np.ndarray, rate: float) -> float:
+        if kept_in == "a list":
+            if last[0] is not w:
+                last[:] = w, rate * np.sin(w).sum()
+            return last[1]
+        if kept_in == "a dict":
+            return known.setdefault(id(w), (w, rate * np.sin(w).sum()))[1]
+        if vars(cost).get("last") is not w:
+            cost.last, cost.value = w, rate * np.sin(w).sum()  # type: ignore[attr-defined]
+        return cost.value  # type: ignore[attr-defined, no-any-return]
+
+    w = np.random.default_rng(3).normal(size=6)
+    for grads, wrt in (
+        (lambda w, rate: factor * rate * np.cos(w), 0),
+        (lambda w, rate: (factor * rate * np.cos(w), np.sin(w).sum()), (0, 1)),
+    ):
+        report = check(cost, w, 0.7, grads=grads, wrt=wrt, raise_exception=False)
+        assert str(report.leaves["w"].verdict) == verdict

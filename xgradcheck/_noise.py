@@ -81,27 +81,12 @@ def measure_noise(
     it is a staircase; None where it is none. Noise above ``coarse`` is that of arithmetic in
     float32, wherever it is.
     """
-    least = _of_rounding(value)
-
-    def line(mask: Any = 1.0) -> _Line:
-        signs = rng.choice([-1.0, 1.0], point.size) * rng.uniform(0.5, 1.0, point.size)
-        return _Line(along, value, point, scale * mask * signs)
-
-    first = line()
-    sigma, values = first.noise(), first.seen
-    is_loud = sigma > LOUD * least
-    if is_loud or (coarse < np.inf and point.size <= TREADS):
-        # A kink on the line looks like noise, and on a staircase a line may lie on a tread.
-        second = line()
-        lines, values = [sigma, second.noise()], values + second.seen
-        if (lines[1] > LOUD * least) != is_loud:
-            lines.append(line().noise())
-        sigma = sorted(lines)[len(lines) - 2]
-    zero, at_zeros = point == 0, None
-    if is_loud and zero.any() and not zero.all() and (quiet := line(~zero).noise()) < sigma / 16:
-        at_zeros = line(zero).divided(sigma, least)
-        sigma = quiet if at_zeros is not None else sigma
-    bits, fine = told, np.inf
+    lines, least = _Lines(along, value, point, scale, rng), _of_rounding(value)
+    first = lines.draw()
+    sigma, values = _agreed(lines, first, coarse)
+    bits, fine, at_zeros = told, np.inf, None
+    if sigma > LOUD * least:
+        sigma, at_zeros = _apart_from_zeros(lines, sigma)
     # What is left of larger numbers that cancel is a few quanta, whatever they were computed in.
     is_rest = np.ptp(values[0]) > RESTLESS * abs(value)
     if told == DOUBLE and unit is not None and not is_rest:
@@ -109,24 +94,10 @@ def measure_noise(
     if bits == DOUBLE and sigma > LOUD * least and (exponent := still()) is not None:
         # Treads of what is rounded at the end are no wider than the noise of float32.
         exponent = exponent if coarse == np.inf else max(exponent, WIDE_TREADS)
-        sigma = least if line().stands_still(exponent) else sigma
+        sigma = least if lines.draw().stands_still(exponent) else sigma
     bits = _bits_inside(along, value, point, bits, sigma)
     if bits == DOUBLE and sigma > LOUD * least:
-        # Noise is the same at any spacing. What falls with it may be the function itself,
-        # oscillating faster than the points of the line, or not smooth in one of its coordinates.
-        narrow = [line().noise_at(exponent) for exponent in _NARROWER]
-        is_finer = min(narrow) < sigma / 16
-        if sigma > coarse and not (is_finer and line().noise_at(_BENDS) > GROWS * sigma):
-            bits = BITS["float32"]
-        elif is_finer and first.climbs_in_steps(sigma):
-            # Steps that do not show on the wider of the two are those of float32.
-            bits = BITS["float32"] if narrow[0] < sigma / 16 else bits
-        elif is_finer:
-            fine = max(min(narrow), least)
-            if point.size > 1:
-                place = rng.permutation(point.size)
-                some = (place < point.size // 2, place >= point.size // 2, place < point.size // 16)
-                sigma = min(sigma, *(line(mask).noise() for mask in some if mask.any()))
+        bits, sigma, fine = _by_spacing(lines, first, sigma, coarse)
     if told < DOUBLE:
         # What is left of larger numbers inside is quantised like them.
         steps = np.diff(np.unique(np.append(np.concatenate(values), value)))
@@ -134,6 +105,59 @@ def measure_noise(
     underrated = FEW if bits > BITS["float16"] else FEW_AND_COARSE
     sigma = max(underrated * sigma, 2.0 ** (DOUBLE - bits) * least)
     return Noise(sigma, bits, fine, at_zeros=at_zeros)
+
+
+def _agreed(lines: "_Lines", first: "_Line", coarse: float) -> tuple[float, list[Vector]]:
+    """The noise that two lines agree on, and what was seen on them: a kink on one looks like noise,
+    and on a staircase one may lie on a tread.
+    """
+    sigma, least = first.noise(), _of_rounding(lines.value)
+    is_loud = sigma > LOUD * least
+    if not is_loud and (coarse == np.inf or lines.point.size > TREADS):
+        return sigma, first.seen
+    second = lines.draw()
+    found = [sigma, second.noise()]
+    if (found[1] > LOUD * least) != is_loud:
+        found.append(lines.draw().noise())
+    return sorted(found)[len(found) - 2], first.seen + second.seen
+
+
+def _apart_from_zeros(lines: "_Lines", sigma: float) -> tuple[float, Noise | None]:
+    """The noise without coordinates that are 0, and theirs, where they make the most of it and it
+    falls as steps grow.
+    """
+    zero = lines.point == 0
+    if not zero.any() or zero.all():
+        return sigma, None
+    quiet = lines.draw(~zero).noise()
+    own = lines.draw(zero).divided(sigma) if quiet < sigma / 16 else None
+    return (sigma, None) if own is None else (quiet, own)
+
+
+def _by_spacing(
+    lines: "_Lines", first: "_Line", sigma: float, coarse: float
+) -> tuple[int, float, float]:
+    """The significand of what looks like noise, its size, and that over narrow steps where it is
+    less.
+
+    Noise is the same at any spacing. What falls with it may be the function itself, oscillating
+    faster than the points of the line, or not smooth in one of its coordinates.
+    """
+    size, narrow = lines.point.size, [lines.draw().noise_at(spacing) for spacing in _NARROWER]
+    is_finer = min(narrow) < sigma / 16
+    if sigma > coarse and not (is_finer and lines.draw().noise_at(_BENDS) > GROWS * sigma):
+        return BITS["float32"], sigma, np.inf
+    if not is_finer:
+        return DOUBLE, sigma, np.inf
+    if first.climbs_in_steps(sigma):
+        # Steps that do not show on the wider of the two are those of float32.
+        return BITS["float32"] if narrow[0] < sigma / 16 else DOUBLE, sigma, np.inf
+    if size > 1:
+        # Few coordinates at once meet few kinks, and leave out the one that is not smooth.
+        place = lines.rng.permutation(size)
+        some = (place < size // 2, place >= size // 2, place < size // 16)
+        sigma = min(sigma, *(lines.draw(mask).noise() for mask in some if mask.any()))
+    return DOUBLE, sigma, max(min(narrow), _of_rounding(lines.value))
 
 
 def _bits_inside(along: Along, value: float, point: Vector, bits: int, sigma: float) -> int:
@@ -151,6 +175,23 @@ def _bits_inside(along: Along, value: float, point: Vector, bits: int, sigma: fl
 def _of_rounding(size: float, bits: int = DOUBLE) -> float:
     """The noise of a number that is rounded to so many bits."""
     return float(Noise(0.0, bits).of(np.array(size)))
+
+
+@dataclass(slots=True)
+class _Lines:
+    """Lines through the point, in random directions."""
+
+    along: Along
+    value: float
+    point: Vector
+    scale: Vector
+    rng: np.random.Generator
+
+    def draw(self, mask: Any = 1.0) -> "_Line":
+        """Another line, along which only the coordinates of a mask move."""
+        size = self.point.size
+        signs = self.rng.choice([-1.0, 1.0], size) * self.rng.uniform(0.5, 1.0, size)
+        return _Line(self.along, self.value, self.point, self.scale * mask * signs)
 
 
 @dataclass(slots=True)
@@ -209,12 +250,12 @@ class _Line:
                 probe, values = narrower, found
         return self._left_over(probe, values) if np.isfinite(values).all() else 0.0
 
-    def divided(self, narrow: float, least: float) -> Noise | None:
+    def divided(self, narrow: float) -> Noise | None:
         """The noise over wide steps of what is as noisy as ``narrow`` over the usual ones; None
         where it does not fall as steps grow. What divides by its argument, or by a power of it,
         does: (1 - cos(x)) / x^2.
         """
-        wide = max(self.noise_at(_WIDE), least)
+        wide = max(self.noise_at(_WIDE), _of_rounding(self.value))
         if not wide < narrow / 16:
             return None
         power = float(np.log2(narrow / wide)) / (_WIDE - _USUAL)

@@ -258,6 +258,8 @@ class Projecting:
             if not failed or is_over():
                 break
         left = {number for band, _ in failed for number in band.units}
+        for number in left & self.done.suspects.keys():
+            self.done.suspects[number].is_cut = True
         if not self.done.suspects:
             left |= {number for row in self.failed_rows for number in row[0].units}
         self.done.open = sorted(left)

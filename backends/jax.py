@@ -3,6 +3,7 @@ where it is asked for, whatever the global flag says.
 """
 
 import copy
+import inspect
 import logging
 import warnings
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
@@ -118,8 +119,8 @@ def cast(array: Any, dtype: str) -> Any:
     return (np.asarray(array) if wide else array).astype(jnp.dtype(dtype))
 
 
-OWN = "self"
-"""Under which name a function is an argument of its own."""
+OWN = "the function itself"
+"""Under which name a function is an argument of its own: no keyword of a call can be that."""
 
 
 def array_of(value: Any) -> Any:
@@ -158,16 +159,33 @@ def bind(case: Case) -> "JaxProblem":
 
 
 def _with_its_own(case: Case) -> Case:
-    """The same call with the arrays of a function that is a tree of them, as those of a network, as
-    one more argument.
+    """The same call with the arrays of a function that is a tree of them, as those of a network, or
+    a method of one, as one more argument.
     """
-    fn = case.fn
-    is_leaf = tree_util.all_leaves([fn])
-    if is_leaf or case.grads is not None or OWN in case.kwargs:
+    fn: Any = case.fn
+    owner, method = fn, None
+    if inspect.ismethod(fn) and not isinstance(fn.__self__, type):
+        owner, method = fn.__self__, fn.__func__
+    if case.grads is not None or tree_util.all_leaves([owner]):
         return case
-    if not any(map(_is_floating, tree_util.tree_leaves(fn))):
+    if not any(map(_is_floating, tree_util.tree_leaves(owner))):
         return case
-    return replace(case, fn=_called, kwargs={**case.kwargs, OWN: fn})
+
+    def called(*args: Any, **kwargs: Any) -> Any:
+        return method(kwargs.pop(OWN), *args, **kwargs)  # type: ignore[misc]
+
+    whole = _called if method is None else called
+    return replace(case, fn=whole, kwargs={**case.kwargs, OWN: owner})
+
+
+def _closed_over(fn: Any) -> Iterator[str]:
+    """Networks that a transformed function was made of, whose arrays are none of its arguments."""
+    while (inner := getattr(fn, "__wrapped__", None) or getattr(fn, "func", None)) is not None:
+        fn = getattr(inner, "__self__", inner)
+        if not tree_util.all_leaves([fn]) and any(map(_is_floating, tree_util.tree_leaves(fn))):
+            name = type(fn).__name__
+            yield f"the arrays of {name}: the function closes over them; pass the {name} to it"
+            return
 
 
 def _called(*args: Any, **kwargs: Any) -> Any:
@@ -222,13 +240,23 @@ def _argument_nodes(case: Case) -> list[Node]:
     names = argument_names(case.kwargs.get(OWN, case.fn), len(case.args))
     roots: list[tuple[Any, str, Any]] = [(n, names[n], tree) for n, tree in enumerate(case.args)]
     # JAX sorts the keys of a dict, and the leaves have to come in its order.
-    kwargs = sorted(case.kwargs.items())
-    roots += [(key, "" if key == OWN else key, tree) for key, tree in kwargs]
-    return [
-        Node((key, *map(_plain, path)), (name + tree_util.keystr(path)).lstrip("."), value)
+    roots += [(key, "" if key == OWN else key, tree) for key, tree in sorted(case.kwargs.items())]
+    nodes = [
+        Node((key, *map(_plain, path)), name + tree_util.keystr(path), value)
         for key, name, tree in roots
         for path, value in tree_util.tree_flatten_with_path(tree)[0]
     ]
+    others = {node.suffix for node in nodes if node.path[0] != OWN}
+    return [
+        replace(node, suffix=_own_name(node.suffix, others)) if node.path[0] == OWN else node
+        for node in nodes
+    ]
+
+
+def _own_name(suffix: str, others: set[str]) -> str:
+    """What an array of the function itself is called beside those of its arguments."""
+    name = suffix.removeprefix(".")
+    return f"self{suffix}" if name in others or name.startswith("[") else name
 
 
 def _plain(entry: Any) -> Any:
@@ -284,7 +312,7 @@ class JaxProblem:
         # Where all is below float64 the function runs in the world of its user.
         self._is_wide = any(bits_of(leaf.dtype) == DOUBLE for leaf in self.layout)
         self._is_wide_outside, self._is_apart = _is_x64(), False
-        self.skipped = self._left_out()
+        self.skipped = [*self._left_out(), *_closed_over(case.fn)]
         self._places = _handed.places(
             [node.path for node in leaves], [node.path for node in self._nodes]
         )

@@ -155,11 +155,21 @@ def bind(case: Case) -> "NumpyProblem":
     if not case.is_closure:
         return NumpyProblem(case, _in_copies(case))
     problem = NumpyProblem(case, _in_place(case))
-    if _is_object(case.wrt) and callable(case.grads):
+    if not _is_object(case.wrt) or not callable(case.grads):
+        return problem
+    given, is_inner = problem.given(), False
+    if not given:
+        # Nothing of its own: what its layers hold.
+        problem, is_inner = NumpyProblem(case, _in_place(case, is_inner=True)), True
         given = problem.given()
-        if 0 < len(given) < len(problem.layout):
-            return NumpyProblem(case, _in_place(case, given))
-    return problem
+    if not given:
+        raise InvalidCase(
+            f"the backward pass of {type(case.wrt).__name__} leaves no gradient beside an array of "
+            f"it, as dW beside W: give its parameters as wrt=, and as grads= a function that "
+            f"returns their gradients."
+        )
+    whole = len(given) == len(problem.layout)
+    return problem if whole else NumpyProblem(case, _in_place(case, given, is_inner))
 
 
 def _is_floating(value: Any) -> bool:
@@ -226,11 +236,12 @@ def _in_copies(case: Case) -> Binding:
     )
 
 
-def _in_place(case: Case, given: Collection[Path] | None = None) -> Binding:
-    """Leaves of a closure, those that a gradient is ``given`` for, where that is known. The user's
-    own arrays are perturbed, since only they reach the function.
+def _in_place(case: Case, given: Collection[Path] | None = None, is_inner: bool = False) -> Binding:
+    """Leaves of a closure, those that a gradient is ``given`` for, where that is known; those of
+    the objects inside, too, if asked. The user's own arrays are perturbed, since only they reach
+    the function.
     """
-    nodes = _closure_nodes(case.wrt)
+    nodes = _inner_nodes(case.wrt) if is_inner else _closure_nodes(case.wrt)
     if any(map(_is_object, _owners(case.wrt))) and not callable(case.grads):
         floating = _with_gradients(case, nodes)
         if not floating:
@@ -252,6 +263,9 @@ def _in_place(case: Case, given: Collection[Path] | None = None) -> Binding:
     if not floating:
         raise InvalidCase("wrt holds no floating array: pass the arrays that the function reads.")
     _refuse_masked(floating)
+    if given is None and _is_object(case.wrt) and callable(case.grads):
+        # What is a parameter is not known yet, and caches are often the same.
+        floating = list({id(node.value): node for node in reversed(floating)}.values())[::-1]
     slots = [_slot_in_place(case.wrt, node) for node in floating]
     twins: dict[int, str] = {}
     for slot in slots:
@@ -283,7 +297,8 @@ def _with_gradients(case: Case, nodes: Sequence[Node]) -> list[Node]:
     gradients = {twin for path in floating for twin in _twins(path)}
     own = [node for path, node in floating.items() if path not in gradients]
     if case.grads is case.wrt:
-        return [node for node in own if not floating.keys().isdisjoint(_twins(node.path))]
+        kept = _with_twins((node.path for node in own), floating)
+        return [node for node in own if node.path in kept]
     return [node for node in own if _handed.has(case.grads, node.path)]
 
 
@@ -320,6 +335,16 @@ def _twins(path: Path) -> list[Path]:
     """Where the gradient of what lies at ``path`` may lie beside it."""
     names = _handed.twins(path[-1]) if path and isinstance(path[-1], str) else ()
     return [(*path[:-1], name) for name in names]
+
+
+def _with_twins(paths: Iterable[Path], known: Collection[Path]) -> set[Path]:
+    """The paths beside which a gradient lies; and those that are called alike in other layers,
+    which were forgotten.
+    """
+    paths, known = list(paths), set(known)
+    found = {path for path in paths if not known.isdisjoint(_twins(path))}
+    names = {path[-1] for path in found}
+    return found | {path for path in paths if len(path) > 1 and path[-1] in names}
 
 
 def _ungiven(node: Node) -> str:
@@ -873,8 +898,9 @@ class NumpyProblem:
             if type(returned) is tuple and len(returned) == 2 and np.ndim(returned[0]) == 0:
                 returned = returned[1]
             if returned is owner:
-                paths = {n.path for n in _closure_nodes(owner) if _is_floating(n.value)}
-                return {path for path in everything if not paths.isdisjoint(_twins(path))}
+                paths = {n.path for n in _inner_nodes(owner) if _is_floating(n.value)}
+                found = _with_twins(everything, paths)
+                return {path for path in found if not self._is_left_behind(path)}
             if not (isinstance(returned, Mapping) or _is_object(returned)):
                 return everything
             left = {path for path in everything if not _handed.has(returned, path)}
@@ -884,15 +910,27 @@ class NumpyProblem:
         """Whether an attribute is one that every call sets anew. What is missing else was
         forgotten.
         """
-        attributes = vars(self._case.wrt)
-        if len(path) != 1:
+        holder = self._case.wrt
+        for key in path[:-1]:
+            is_tree = isinstance(holder, dict | list | tuple)
+            holder = holder[key] if is_tree else getattr(holder, key)
+        if isinstance(holder, dict | list | tuple):
             return False
-        attributes[path[0]] = other = np.copy(attributes[path[0]])
+        attributes, name = vars(holder), path[-1]
+        attributes[name] = other = np.copy(attributes[name])
         self._call()
-        return attributes[path[0]] is not other
+        return attributes[name] is not other
 
     def _read(self, returned: Any) -> Backward:
-        return _handed.read(returned, self.layout, self._places, np.asarray)
+        answer = _handed.read(returned, self.layout, self._places, np.asarray)
+        if returned is not self._case.wrt:
+            return answer
+        # In an object that holds both, what lies where no gradient does is the parameter itself.
+        pairs = enumerate(zip(self._slots, answer.parts, strict=True))
+        lacking = [n for n, (slot, part) in pairs if part is slot.found or part is slot.work]
+        for number in lacking:
+            answer.gradient[self.layout.leaves[number].part] = 0.0
+        return answer._replace(severed=answer.severed | frozenset(lacking))
 
 
 SWITCHING = {"greater", "heaviside", "less", "sign"}

@@ -388,3 +388,26 @@ def test_an_offset_hides_nothing(offset: float, seed: int) -> None:
     assert verdicts(1.0, 1.0) == ["PASS", "PASS"]
     assert verdicts(1.01, 1.0) == ["FAIL", "PASS"]
     assert verdicts(1.0, 0.0) == ["PASS", "FAIL"]
+
+
+@pytest.mark.parametrize(("offset", "step"), [(1.7e9, 128.0), (1e7, 1.0), (6.4e6, 5.0)])
+def test_an_offset_in_float32_hides_nothing_either(offset: float, step: float) -> None:
+    x = (offset + step * torch.arange(12)).float()
+
+    class Wave(torch.autograd.Function):
+        factor = 1.0
+
+        @staticmethod
+        def forward(ctx: Any, x: Tensor) -> Tensor:
+            ctx.save_for_backward(x)
+            return torch.sin((x - offset) / (2 * step))
+
+        @staticmethod
+        def backward(ctx: Any, *cotangents: Tensor) -> Any:
+            (x,) = ctx.saved_tensors
+            slope = torch.cos((x - offset) / (2 * step)) / (2 * step)
+            return Wave.factor * cotangents[0] * slope
+
+    for factor, verdict in ((1.0, "PASS"), (1.01, "FAIL"), (0.0, "FAIL")):
+        Wave.factor = factor
+        assert check(Wave.apply, x, raise_exception=False).verdict == verdict

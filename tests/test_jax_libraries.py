@@ -340,3 +340,37 @@ def test_a_module_of_flax_with_a_state_may_be_the_function(factor: float, verdic
     assert failed == (["linear.kernel.value"] if verdict == "FAIL" else [])
     after = [np.asarray(part) for part in jax.tree_util.tree_leaves(layer)]
     assert all(np.array_equal(one, other) for one, other in zip(before, after, strict=True))
+
+
+class Named(eqx.Module):
+    """A layer whose array is called like an argument, and takes a keyword called self."""
+
+    x: jax.Array
+    factor: float = eqx.field(static=True)
+
+    def __call__(module, x: Any, *, self: Any = 1.0) -> Any:
+        @jax.custom_vjp
+        def product(own: Any, x: Any) -> Any:
+            return own * x
+
+        product.defvjp(
+            lambda own, x: (own * x, (own, x)),
+            lambda kept, u: (module.factor * u * kept[1], u * kept[0]),
+        )
+        return jnp.sin(product(module.x, x)) * self
+
+
+@pytest.mark.parametrize(("factor", "verdict"), [(1.0, "PASS"), (1.5, "FAIL")])
+def test_an_array_of_a_module_may_be_called_like_an_argument(factor: float, verdict: str) -> None:
+    layer = Named(jnp.array([0.3, -1.2, 0.7]), factor)
+    for fn, kwargs in ((layer, {}), (layer.__call__, {}), (layer, {"self": jnp.ones(3) / 3})):
+        report = check(fn, jnp.array(ROWS[0]), kwargs=kwargs, raise_exception=False)
+        verdicts = {name: str(leaf.verdict) for name, leaf in report.leaves.items()}
+        assert verdicts == {"x": "PASS", "self.x": verdict} | dict.fromkeys(kwargs, "PASS")
+
+
+def test_a_module_that_a_function_closes_over_is_named() -> None:
+    network = eqx.nn.MLP(3, 2, 4, 1, key=KEY)
+    for fn in (jax.vmap(network), jax.vmap(network.__call__)):
+        report = check(fn, jnp.array(ROWS))
+        assert any("the arrays of MLP: the function closes over them" in t for t in report.skipped)

@@ -292,3 +292,103 @@ def test_the_layers_of_a_network_keep_their_arrays(factor: float, verdict: str) 
         assert (str(report.leaves[name].verdict), report.verdict) == (verdict, verdict)
     for layer, before in zip(stack.layers, found, strict=True):
         assert all(vars(layer)[key] is value for key, value in before.items())
+
+
+class Short(Stack):
+    """One whose backward forgets the first layer."""
+
+    def cost(self) -> Any:
+        value = super().cost()
+        for name in ("dw", "db"):
+            vars(self.layers[0]).pop(name, None)
+        return value
+
+    def backward(self) -> None:
+        self.cost()
+
+
+@pytest.mark.parametrize("as_method", [False, True])
+def test_a_layer_that_gets_no_gradient_beside_others_that_do_is_wrong(as_method: bool) -> None:
+    short = Short(1.0)
+    short.cost()
+    grads = short.backward if as_method else short
+    report = check(short.cost, wrt=short, grads=grads, raise_exception=False)
+    verdicts = {name: str(leaf.verdict) for name, leaf in report.leaves.items()}
+    assert verdicts == {
+        "layers[0].w": "FAIL", "layers[0].b": "FAIL",
+        "layers[1].w": "PASS", "layers[1].b": "PASS",
+    }  # fmt: skip
+    assert "no gradient" in str(report)
+
+
+def test_what_calls_left_in_an_object_is_no_parameter() -> None:
+    class Leaky(Layer):
+        def forward(self, x: Any) -> Any:
+            self.h = x @ self.w
+            return super().forward(x)
+
+        __call__ = forward
+
+        def backward(self, dout: Any) -> Any:
+            self.dh = dout * (1 - self.out**2)
+            return super().backward(dout)
+
+    layer = Leaky()
+    layer.backward(layer(X))
+    report = check(lambda: layer(X), wrt=layer, grads=layer.backward)
+    assert list(report.leaves) == ["w", "b"]
+
+
+def test_a_layer_with_its_gradients_elsewhere_is_told_how_to_be_given() -> None:
+    class Dicts:
+        def __init__(self) -> None:
+            self.params, self.grads = {"w": W.copy()}, {"w": np.zeros_like(W)}
+
+        def forward(self, x: Any) -> Any:
+            self.x = x
+            return x @ self.params["w"]
+
+        def backward(self, dout: Any) -> Any:
+            self.grads["w"] = self.x.T @ dout
+            return dout @ self.params["w"].T
+
+    layer = Dicts()
+    with pytest.raises(InvalidCase, match="leaves no gradient beside an array of it, as dW beside"):
+        check(lambda: layer.forward(X), wrt=layer, grads=layer.backward)
+
+    def gradients(cotangent: Any) -> Any:
+        layer.backward(cotangent)
+        return layer.grads
+
+    assert check(lambda: layer.forward(X), wrt=layer.params, grads=gradients)
+
+
+class Objective2(Objective):
+    """Names that the other forms know, meant as they are written."""
+
+    def attention(self, q: Any, cache: Any) -> Any:
+        return (q * cache).sum() ** 2
+
+    def backward(self, q: Any, cache: Any) -> Any:
+        return 2 * (q * cache).sum() * cache
+
+    def step(self, weights: Any) -> Any:
+        return (weights**3).sum()
+
+    def pair(self) -> Any:
+        return self.step(self.w), {"w": 3 * self.w**2}
+
+
+def test_a_gradient_that_takes_what_the_function_takes_is_no_half() -> None:
+    objective = Objective2()
+    assert check(objective.attention, X, X + 1, grads=objective.backward)
+    objective.w = X.copy()
+    assert check(lambda: objective.step(objective.w), wrt={"w": objective.w}, grads=objective.pair)
+
+
+def test_a_layer_in_a_function_of_its_argument_gets_the_cotangent() -> None:
+    cost, labels = Cost(), np.array([0, 2, 1, 1, 0])
+    scores = RNG.normal(size=(5, 3))
+    assert check(lambda scores: cost.forward(scores, labels), scores, grads=cost.backward)
+    layer = Layer()
+    assert check(lambda x: layer.forward(x), X, grads=layer.backward)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from xgradcheck._layout import DOUBLE, Direction, Layout, Vector, bits_of
+from xgradcheck._layout import DOUBLE, Direction, Layout, Vector
 
 UNIT = 2.0**-53
 NOISE_SIGMAS = 5.0
@@ -69,7 +69,7 @@ def natural_scale(point: Vector, layout: Layout) -> tuple[Vector, Vector]:
     for leaf in layout:
         own_rms = rms(magnitude[leaf.part])
         common[leaf.part] = np.fmax(magnitude[leaf.part], 0.1 * own_rms if own_rms > 0 else 1.0)
-        if (spread := _spread(point[leaf.part], own_rms, bits_of(leaf.dtype))) is not None:
+        if (spread := _spread(point[leaf.part], own_rms)) is not None:
             common[leaf.part] = magnitude[leaf.part] = spread
     apart = (magnitude > 0) & (APART * magnitude < common)
     own = np.where(apart, magnitude, common)
@@ -77,13 +77,13 @@ def natural_scale(point: Vector, layout: Layout) -> tuple[Vector, Vector]:
     return own, common
 
 
-def _spread(values: Vector, size: float, bits: int) -> float | None:
+def _spread(values: Vector, size: float) -> float | None:
     """By how much numbers of this rms differ that have an offset; None where they have none."""
     # As a rule two of them tell.
     if values.size < 2 or abs(values[0] - values[-1]) > size / FEW_OFF:
         return None
     spread = rms(values - values.mean())
-    return spread if 2.0 ** (RESOLVED - bits) * size < spread < size / OFFSET else None
+    return spread if 2.0 ** (RESOLVED - DOUBLE) * size < spread < size / OFFSET else None
 
 
 def representable(x: Vector, step: Vector, bits: int = DOUBLE) -> Vector:

@@ -3,10 +3,10 @@ output, for a backward that takes a cotangent and that; two methods of an object
 between; or one function of the value and its gradients.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import wraps
-from inspect import Parameter, Signature, ismethod
+from inspect import Parameter, Signature, getclosurevars, isfunction, ismethod
 from typing import Any
 
 from xgradcheck._adapters import Case
@@ -15,6 +15,8 @@ from xgradcheck._tree import argument_names, positional_parameters, takes_any_nu
 
 CACHES = {"cache", "caches", "ctx", "residuals", "saved"}
 """What the last parameter of such a backward is called."""
+COTANGENTS = ("acc", "back", "cot", "d", "e", "g", "next", "out", "top", "u", "v")
+"""How the name begins of what a backward takes, where that could be the argument as well."""
 
 
 def whole(case: Case) -> Case:
@@ -54,7 +56,7 @@ def _of_two_halves(case: Case) -> Case:
     such a backward returns gradients of.
     """
     forward, backward = case.fn, case.grads
-    names = [parameter.name for parameter in positional_parameters(backward)]
+    names = _required(backward)
     outputs = len(names) - 1
 
     @wraps(forward)
@@ -74,15 +76,22 @@ def _of_two_halves(case: Case) -> Case:
 
 
 def _of_an_object(case: Case) -> Case:
-    """Two methods of an object. Where its own arrays are checked, the backward leaves their
-    gradients in it.
+    """Two methods of an object. Where its own arrays are checked, a backward that returns no tree
+    leaves their gradients in it.
     """
     backward, owner = case.grads, case.grads.__self__
-    outputs = len(positional_parameters(backward))
+    outputs = len(_required(backward))
 
-    def gradient(*given: Any) -> Any:
+    def gradient(*given: Any, **_: Any) -> Any:
         found = backward(*(given[0] if outputs > 1 else given[:outputs]))
-        return owner if case.is_closure and not isinstance(found, Mapping) else found
+        if case.is_closure:
+            return owner if found is None or hasattr(found, "dtype") else found
+        if found is None:
+            raise InvalidCase(
+                f"{backward.__qualname__} returns nothing: give a function that returns the "
+                f"gradient, as lambda *cotangent: (layer.backward(*cotangent), layer.dx)[1]."
+            )
+        return found
 
     return replace(case, grads=_taking(gradient, min(outputs, 1) + len(case.args)))
 
@@ -94,12 +103,19 @@ def _taking(fn: Callable[..., Any], count: int) -> Callable[..., Any]:
     return fn
 
 
+def _required(fn: Callable[..., Any]) -> list[str]:
+    """The names of the positional parameters that ``fn`` cannot do without."""
+    return [p.name for p in positional_parameters(fn) if p.default is p.empty]
+
+
 def _takes_a_cache(case: Case) -> bool:
-    parameters = positional_parameters(case.grads)
-    if case.is_closure or len(parameters) < 2 or takes_any_number(case.grads):
+    names = _required(case.grads)
+    if case.is_closure or len(names) < 2 or takes_any_number(case.grads):
         return False
-    # With fewer parameters than arguments it cannot take those.
-    return parameters[-1].name in CACHES or len(parameters) == 2 < len(case.args)
+    if not set(names).isdisjoint(argument_names(case.fn, len(case.args))):
+        return False  # it takes those
+    # With fewer parameters than arguments it cannot take them.
+    return names[-1] in CACHES or len(names) == 2 < len(case.args)
 
 
 def _is_of_an_object(case: Case) -> bool:
@@ -108,28 +124,43 @@ def _is_of_an_object(case: Case) -> bool:
     """
     if not ismethod(case.grads) or takes_any_number(case.grads):
         return False
-    owner, names = case.grads.__self__, [p.name for p in positional_parameters(case.grads)]
+    owner, names = case.grads.__self__, _required(case.grads)
+    is_named = case.grads.__name__ == "backward"
     if case.is_closure:
-        return case.wrt is owner and len(names) < 2
-    if owner is not case.fn and owner is not getattr(case.fn, "__self__", None):
+        return case.wrt is owner and is_named and len(names) < 2
+    if not any(known is owner for known in _known_to(case.fn)):
         return False
-    if not set(names).isdisjoint(argument_names(case.fn, len(case.args))):
+    every = [parameter.name for parameter in positional_parameters(case.grads)]
+    if not set(every).isdisjoint(argument_names(case.fn, len(case.args))):
         return False
-    return len(names) < len(case.args) or case.grads.__name__ == "backward"
+    if len(names) < len(case.args):
+        return True
+    return is_named and len(names) == 1 and names[0].startswith(COTANGENTS)
+
+
+def _known_to(fn: Any) -> Iterator[Any]:
+    """A function, its object, and what it names."""
+    yield fn
+    yield getattr(fn, "__self__", None)
+    if isfunction(fn):
+        named = getclosurevars(fn)
+        yield from (*named.nonlocals.values(), *named.globals.values())
 
 
 def _run(
     forward: Callable[..., Any], names: list[str], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[Any, ...]:
     out = forward(*args, **kwargs)
-    if not isinstance(out, tuple) or len(out) != len(names):
-        found = f"a tuple of {len(out)}" if isinstance(out, tuple) else f"one {type(out).__name__}"
+    is_several = isinstance(out, tuple | list)
+    if not is_several or len(out) != len(names):
+        kind = type(out).__name__
+        found = f"a {kind} of {len(out)}" if is_several else f"one {kind}"
         parts = "its output" if len(names) == 2 else f"its {len(names) - 1} outputs"
         raise InvalidCase(
             f"grads takes ({', '.join(names)}) and the function returns {found}: let it return "
             f"{parts} and the {names[-1]}, or let grads take (cotangent, *args)."
         )
-    return out
+    return tuple(out)
 
 
 def _is_floating(value: Any) -> bool:

@@ -4,6 +4,7 @@ between; or one function of the value and its gradients.
 """
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from functools import wraps
 from inspect import Parameter, Signature, getclosurevars, isfunction, ismethod
@@ -143,8 +144,9 @@ def _known_to(fn: Any) -> Iterator[Any]:
     yield fn
     yield getattr(fn, "__self__", None)
     if isfunction(fn):
-        named = getclosurevars(fn)
-        yield from (*named.nonlocals.values(), *named.globals.values())
+        with suppress(ValueError):  # a variable that is not bound yet
+            named = getclosurevars(fn)
+            yield from (*named.nonlocals.values(), *named.globals.values())
 
 
 def _run(

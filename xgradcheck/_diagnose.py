@@ -228,7 +228,7 @@ def _called(seen: Seen, factor: float, unsure: float) -> Cause | None:
                 if is_about(number):
                     text = f"{named} * truth: counts of {n - 1} and {n} exchanged?"
                     return Cause("factor", f"{seen.name} = {text}")
-    about = "about " * (unsure > NAMED)
+    about = "about " if unsure > NAMED else ""
     return Cause("factor", f"{seen.name} = {about}{_written(factor)} * truth")
 
 

@@ -345,7 +345,8 @@ def suspects(leaf: Leaf, suspect: Suspect, finding: Finding) -> Finding:
     elif suspect.lone:
         mask = np.zeros(leaf.size, bool)
         mask[np.array([*suspect.lone], np.intp) - leaf.start] = True
-        count = f"{'at least ' * suspect.is_cut}{len(suspect.lone)} of {leaf.size} elements"
+        least = "at least " if suspect.is_cut else ""
+        count = f"{least}{len(suspect.lone)} of {leaf.size} elements"
         parts.append(f"{count}, {_places(leaf, mask)}")
     worst = [*suspect.off][:SHOWN]
     where = tuple(dict.fromkeys(leaf.index(position) for position in sorted(worst)))

@@ -229,7 +229,7 @@ def _number(value: float) -> float:
 
 
 def _wrong(leaf: "LeafReport") -> str:
-    return f"{'~' * leaf.is_estimate}{leaf.wrong:,} of {leaf.size:,}"
+    return f"{'~' if leaf.is_estimate else ''}{leaf.wrong:,} of {leaf.size:,}"
 
 
 def _key(value: float) -> str:

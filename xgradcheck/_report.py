@@ -95,7 +95,8 @@ class LeafReport:
     @property
     def wrong_of(self) -> str:
         """How many elements are wrong, of how many."""
-        return f"{'~' * self.is_estimate}{self.wrong} of {self.size}" if self.wrong else "-"
+        about = "~" if self.is_estimate else ""
+        return f"{about}{self.wrong} of {self.size}" if self.wrong else "-"
 
     @property
     def judged(self) -> str:

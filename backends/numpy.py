@@ -264,8 +264,8 @@ def _in_place(case: Case, given: Collection[Path] | None = None, is_inner: bool 
         raise InvalidCase("wrt holds no floating array: pass the arrays that the function reads.")
     _refuse_masked(floating)
     if given is None and _is_object(case.wrt) and callable(case.grads):
-        # What is a parameter is not known yet, and caches are often the same.
-        floating = list({id(node.value): node for node in reversed(floating)}.values())[::-1]
+        # What is a parameter is not known yet, and caches are often the same array.
+        floating = _once_each(floating)
     slots = [_slot_in_place(case.wrt, node) for node in floating]
     twins: dict[int, str] = {}
     for slot in slots:
@@ -278,6 +278,16 @@ def _in_place(case: Case, given: Collection[Path] | None = None, is_inner: bool 
             )
     known = [node.path for node in nodes]
     return Binding(slots, _handed.Places([slot.path for slot in slots], known), skipped)
+
+
+def _once_each(nodes: Iterable[Node]) -> list[Node]:
+    """Nodes without those of an array that another one holds already; equal numbers are often one
+    object, and are parameters each.
+    """
+    found: dict[Any, Node] = {}
+    for node in nodes:
+        found.setdefault(id(node.value) if isinstance(node.value, np.ndarray) else node.path, node)
+    return list(found.values())
 
 
 def _closure_nodes(owner: Any) -> list[Node]:
@@ -910,11 +920,8 @@ class NumpyProblem:
         """Whether an attribute is one that every call sets anew. What is missing else was
         forgotten.
         """
-        holder = self._case.wrt
-        for key in path[:-1]:
-            is_tree = isinstance(holder, dict | list | tuple)
-            holder = holder[key] if is_tree else getattr(holder, key)
-        if isinstance(holder, dict | list | tuple):
+        holder = next(slot.holder for slot in self._slots if slot.path == path)
+        if holder is None or isinstance(holder, dict | list):
             return False
         attributes, name = vars(holder), path[-1]
         attributes[name] = other = np.copy(attributes[name])

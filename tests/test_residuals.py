@@ -11,6 +11,7 @@ from xgradcheck import InvalidCase, audit, check
 
 RNG = np.random.default_rng(11)
 X, W, B = RNG.normal(size=(5, 3)), RNG.normal(size=(3, 4)), RNG.normal(size=4)
+ROWS = RNG.normal(size=(5, 2))
 
 
 def affine_forward(x: Any, w: Any, b: Any) -> Any:
@@ -392,3 +393,20 @@ def test_a_layer_in_a_function_of_its_argument_gets_the_cotangent() -> None:
     assert check(lambda scores: cost.forward(scores, labels), scores, grads=cost.backward)
     layer = Layer()
     assert check(lambda x: layer.forward(x), X, grads=layer.backward)
+
+
+def test_equal_numbers_of_an_object_are_parameters_each() -> None:
+    class Line:
+        def __init__(self) -> None:
+            self.rate = self.b = 0.25
+            self.w, self.grads = np.array([0.3, -1.2]), {}
+
+        def cost(self) -> Any:
+            error = ROWS @ self.w + self.b
+            self.grads = {"w": 2 * ROWS.T @ error, "b": 2 * self.factor * error.sum()}
+            return error @ error
+
+    line = Line()
+    for line.factor, verdict in ((1.0, "PASS"), (1.5, "FAIL")):  # type: ignore[attr-defined]
+        report = check(line.cost, wrt=line, grads=lambda: line.grads, raise_exception=False)
+        assert str(report.leaves["b"].verdict) == verdict

@@ -119,10 +119,6 @@ def cast(array: Any, dtype: str) -> Any:
     return (np.asarray(array) if wide else array).astype(jnp.dtype(dtype))
 
 
-OWN = "the function itself"
-"""Under which name a function is an argument of its own: no keyword of a call can be that."""
-
-
 def array_of(value: Any) -> Any:
     """The numbers of an array, on the side of NumPy."""
     return np.asarray(value)
@@ -158,6 +154,16 @@ def bind(case: Case) -> "JaxProblem":
         return JaxProblem(narrowed)
 
 
+OWN = "the function itself"
+"""Under which name a function is an argument of its own: no keyword of a call can be that."""
+
+
+def _is_network(fn: Any) -> bool:
+    """Whether this is a tree of JAX's with floating arrays in it, and none by itself."""
+    leaves = tree_util.tree_leaves(fn)
+    return not tree_util.all_leaves([fn]) and any(map(_is_floating, leaves))
+
+
 def _with_its_own(case: Case) -> Case:
     """The same call with the arrays of a function that is a tree of them, as those of a network, or
     a method of one, as one more argument.
@@ -166,9 +172,7 @@ def _with_its_own(case: Case) -> Case:
     owner, method = fn, None
     if inspect.ismethod(fn) and not isinstance(fn.__self__, type):
         owner, method = fn.__self__, fn.__func__
-    if case.grads is not None or tree_util.all_leaves([owner]):
-        return case
-    if not any(map(_is_floating, tree_util.tree_leaves(owner))):
+    if case.grads is not None or not _is_network(owner):
         return case
 
     def called(*args: Any, **kwargs: Any) -> Any:
@@ -182,7 +186,7 @@ def _closed_over(fn: Any) -> Iterator[str]:
     """Networks that a transformed function was made of, whose arrays are none of its arguments."""
     while (inner := getattr(fn, "__wrapped__", None) or getattr(fn, "func", None)) is not None:
         fn = getattr(inner, "__self__", inner)
-        if not tree_util.all_leaves([fn]) and any(map(_is_floating, tree_util.tree_leaves(fn))):
+        if _is_network(fn):
             name = type(fn).__name__
             yield f"the arrays of {name}: the function closes over them; pass the {name} to it"
             return

@@ -160,6 +160,8 @@ class Draws(Watching):
 
     def _is_of_draws(self, args: Any) -> bool:
         """Whether all floating tensors among the arguments were drawn, or made of such."""
+        if not self._drawn:
+            return False
         found = [part for part in tree_leaves(args) if isinstance(part, torch.Tensor)]
         floating = [part for part in found if part.is_floating_point()]
         return bool(floating) and all(part in self._drawn for part in floating)

@@ -21,7 +21,6 @@ from xgradcheck._measured import REVERSE, Measured, Run
 from xgradcheck._noise import TREADS_OF_A_GRID
 from xgradcheck._phi import Phi
 from xgradcheck._projected import Projected
-from xgradcheck._projection import Suspect
 from xgradcheck._report import Finding, Leaves, Report
 
 TERMS, TURNED, TURNED_LOW = ("L2 term", "L1 term"), 1e-3, 0.1
@@ -370,7 +369,7 @@ class _Looked:
         known: dict[int, tuple[float, float]] = {}
         suspect, bad = found.projection.suspects.get(number), None
         if suspect is not None:
-            bad = _suspected(suspect, leaf)
+            bad = suspect.mask(leaf)
             for position, off in suspect.off.items():
                 given = float(gradient[position - leaf.start])
                 known[position - leaf.start] = given + off.by, off.bar
@@ -497,18 +496,6 @@ def _some(size: int, count: int) -> Positions:
     if size <= count:
         return np.arange(size)
     return np.unique(np.random.default_rng(0xCA05E).integers(size, size=count))
-
-
-def _suspected(suspect: Suspect, leaf: Leaf) -> Mask:
-    """Which elements a search has found to be wrong."""
-    whole = np.zeros(leaf.size, bool)
-    for node in suspect.dense:
-        places = node.places
-        if isinstance(places, slice):
-            places = np.arange(places.start, places.stop, places.step)
-        whole[places - leaf.start] = True
-    whole[np.array([*suspect.lone], np.intp) - leaf.start] = True
-    return whole
 
 
 def _where_zero(gradient: Vector, places: Positions, truth: Vector, bar: Vector) -> Mask | None:

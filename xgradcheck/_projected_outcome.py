@@ -111,9 +111,14 @@ def _with_suspect(
     """A leaf of which some coordinates were differenced, with what was found in the others."""
     distance = suspect.distance(run.backward.gradient, leaf)
     wrong, floor = max(own.wrong, suspect.size), own.floor if bound is None else bound.floor
-    is_estimate = suspect.is_estimate and wrong > own.wrong
-    own = replace(own, wrong=wrong, is_estimate=is_estimate, floor=floor)
-    return replace(own, distance=distance, grade=grade(distance))
+    return replace(
+        own,
+        wrong=wrong,
+        is_estimate=suspect.is_estimate and wrong > own.wrong,
+        distance=distance,
+        grade=grade(distance),
+        floor=floor,
+    )
 
 
 def _suspected(leaf: Leaf, suspect: Suspect, run: Run, bound: Bound | None) -> Account:

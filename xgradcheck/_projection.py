@@ -16,7 +16,7 @@ from xgradcheck._certificate import Certificate, Residual, certify
 from xgradcheck._differences import NOISE_SIGMAS, Noise, dot, norm, rms
 from xgradcheck._directions import Band, Places, bands, influence, power_near
 from xgradcheck._judge import WORTH, ZERO, Tolerance
-from xgradcheck._layout import DOUBLE, Direction, Leaf, Vector
+from xgradcheck._layout import DOUBLE, Direction, Leaf, Mask, Vector
 from xgradcheck._localise import Found, Node, Off, Search, step_and_bar
 from xgradcheck._phi import Phi
 from xgradcheck._slopes import Mistake
@@ -73,14 +73,15 @@ class Suspect:
     @property
     def size(self) -> int:
         """How many coordinates are taken to be wrong."""
-        if not self.dense:
-            return len(self.lone)
-        leaf = self.dense[0].leaf
+        return int(self.mask(self.dense[0].leaf).sum()) if self.dense else len(self.lone)
+
+    def mask(self, leaf: Leaf) -> Mask:
+        """Which elements of its leaf those are."""
         wrong = np.zeros(leaf.start + leaf.size, np.bool_)
         for node in self.dense:
             wrong[node.places] = True
-        wrong[[*self.lone]] = True
-        return int(wrong.sum())
+        wrong[np.array([*self.lone], np.intp)] = True
+        return wrong[leaf.start :]
 
     @property
     def is_estimate(self) -> bool:

@@ -32,6 +32,7 @@ from xgradcheck._layout import (
 from xgradcheck._selection import Candidate, argument_nodes, closure_nodes, select
 from xgradcheck._tree import Node, Path, flatten, replaced
 
+from .own_draws import draws_its_own
 from .world import (
     State,
     World,
@@ -470,6 +471,7 @@ class NumpyProblem:
         self._arguments = self._rebuilt()
         self._world = self._surroundings()
         self._runs_forward: bool | None = None
+        self._draws_its_own: bool | None = None
         with self.held():
             self.outputs, self._cotangent_tree = self._learn_outputs()
             if case.is_closure:
@@ -811,7 +813,23 @@ class NumpyProblem:
         self._world.watch()
         new = [slot.name for slot in self._slots if slot.name in set(self.moving) - before]
         value = answer.value if answer.value is not None else value
-        return answer._replace(value=value, written=(*written, *new))
+        if self._draws_its_own is None:
+            self._draws_its_own = self._draws_beside(cotangent)
+        return answer._replace(
+            value=value, written=(*written, *new), draws_its_own=self._draws_its_own
+        )
+
+    def _draws_beside(self, cotangent: Vector) -> bool:
+        """Whether the gradient is one for other random numbers than those of the forward pass."""
+        if not self._world.is_drawing or self._runs_forward:
+            return False
+        parts = _handed.cut(cotangent, self.outputs)
+
+        def gradient() -> Vector:
+            return self._read(self._returned(parts)[0]).gradient
+
+        elsewhere = self.at(_handed.another(self.point))
+        return draws_its_own(self._world, self._call, gradient, elsewhere, np.asarray)
 
     def _asked(self, cotangent: Vector) -> tuple[Any, float, tuple[str, ...]]:
         """What the user's function of the gradient returns, phi, and whether the cotangent was
@@ -883,7 +901,7 @@ class NumpyProblem:
         first = [np.asarray(part) for part in parts if part is not None]
         before = [part.copy() for part in first]
         try:
-            self._write_all(self.point * _handed.ELSEWHERE)
+            self._write_all(_handed.another(self.point))
             self._asked(cotangent * _handed.ELSEWHERE)
         finally:
             self._write_all(self.point)

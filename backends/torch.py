@@ -35,6 +35,7 @@ from xgradcheck._layout import (
 from xgradcheck._selection import argument_nodes
 from xgradcheck._tree import Path, flatten, replaced
 
+from .own_draws import draws_its_own
 from .torch_batches import FEWEST, Rows, points_at_once, together
 from .torch_exchanged import eager, exchanged, looked_up, mapped
 from .torch_forms import forms
@@ -239,6 +240,7 @@ class TorchProblem:
         self._world = self._surroundings()
         self._grad_mode: Callable[[], Any] | None = None
         self._learned: list[torch.Tensor] | None = None
+        self._draws_its_own: bool | None = None
         pairs = zip(self._slots, self.layout, strict=True)
         self._spans = [(slot, leaf.start, leaf.start + leaf.size) for slot, leaf in pairs]
         self._scanned: Vector | None = None
@@ -936,20 +938,40 @@ class TorchProblem:
         return [part.to(out.dtype) for part, out in zip(parts, outs, strict=True)]
 
     def _from_user(self, cotangent: Vector) -> Backward:
-        args = self._args
         with torch.no_grad():
             # Forward first: a class keeps what its backward needs from the last forward, and phi
             # comes with it.
             out = self._call()
-            parts = self._cotangents(cotangent)
-            outs = self._tensors(out)
-            value = paired(parts, outs)
-            if not self.unit_cotangent:
-                parts = [part.to(out.dtype) for out, part in zip(outs, parts, strict=True)]
-                args = (replaced(out, dict(zip(self._paths, parts, strict=True))), *args)
+            value = paired(self._cotangents(cotangent), self._tensors(out))
         self._world.rewind()
-        answer = self._read(self._case.grads(*args, **self._kwargs))
+        answer = self._asked(out, cotangent)
+        if self._draws_its_own is None:
+            self._draws_its_own = self._draws_beside(out, cotangent)
+        answer = answer._replace(draws_its_own=self._draws_its_own)
         return answer if answer.value is not None else answer._replace(value=value)
+
+    def _asked(self, out: Any, cotangent: Vector) -> Backward:
+        """What the user's function of the gradient returns, beside this output."""
+        args = self._args
+        if not self.unit_cotangent:
+            parts = self._in_their_dtypes(self._cotangents(cotangent), self._tensors(out))
+            args = (replaced(out, dict(zip(self._paths, parts, strict=True))), *args)
+        return self._read(self._case.grads(*args, **self._kwargs))
+
+    def _draws_beside(self, out: Any, cotangent: Vector) -> bool:
+        """Whether the gradient is one for other random numbers than those of the forward pass."""
+        if not self._world.is_drawing:
+            return False
+
+        def forward() -> None:
+            with torch.no_grad():
+                self._call()
+
+        def gradient() -> Vector:
+            return self._asked(out, cotangent).gradient
+
+        elsewhere = self.at(_handed.another(self.point))
+        return draws_its_own(self._world, forward, gradient, elsewhere, array_of)
 
     def _read(self, returned: Any) -> Backward:
         return _handed.read(returned, self.layout, self._places, array_of)

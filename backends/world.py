@@ -172,6 +172,10 @@ class World:
             if self.states[number].is_random:
                 self.states[number].restore(self._found[number])
 
+    def draws(self) -> list[Any]:
+        """The random states as they are now."""
+        return [state.read() for state in self.states if state.is_random]
+
     @property
     def keeps(self) -> bool:
         """Whether the function is known to change more than the random states."""

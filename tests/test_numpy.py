@@ -211,6 +211,50 @@ def test_dropout_drawn_by_the_gradient_is_that_of_the_cost() -> None:
     assert check(lambda w: float(((w * mask()) ** 2).sum()), B, grads=lambda w: 2 * w * mask())
 
 
+class Dropout:
+    """A layer that keeps its mask for its backward pass, or one that draws another there."""
+
+    def __init__(self, is_fresh: bool) -> None:
+        self.is_fresh = is_fresh
+
+    def draw(self, x: Any) -> Any:
+        return np.random.random(x.shape) > 0.5  # noqa: NPY002
+
+    def forward(self, x: Any) -> Any:
+        self.mask = self.draw(x)
+        return x * self.mask
+
+    def backward(self, grad: Any) -> Any:
+        return grad * (self.draw(grad) if self.is_fresh else self.mask)
+
+    def both(self, grad: Any, x: Any) -> Any:
+        self.forward(x)
+        return grad * self.mask
+
+
+@pytest.mark.parametrize("size", [6, 600])
+def test_a_mask_that_a_backward_pass_draws_anew_is_no_right_one(size: int) -> None:
+    x = np.random.default_rng(0).normal(size=size)
+    for is_fresh in (False, True):
+        layer = Dropout(is_fresh)
+        report = check(layer.forward, x, grads=layer.backward, raise_exception=False)
+        assert report.verdict is (Verdict.INCONCLUSIVE if is_fresh else Verdict.PASS)
+        assert bool(report.findings) is is_fresh
+    assert [finding.kind for finding in report.findings] == ["stochastic backward"]
+    assert "keep what the forward pass drew" in " ".join(str(report).split())
+    # Nor does it say that an element is off.
+    assert "backward gives" not in str(report)
+
+
+def test_a_backward_pass_that_runs_the_forward_pass_draws_what_that_draws() -> None:
+    layer, x = Dropout(is_fresh=False), np.random.default_rng(0).normal(size=6)
+    assert check(layer.forward, x, grads=layer.both)
+    # A twin of the forward pass is one that draws for itself: without a cotangent that is noted.
+    mask = layer.draw
+    report = check(lambda w: float((w * mask(w)).sum()), x, grads=lambda w: mask(w) * 1.0)
+    assert any("draws random numbers of its own" in note for note in report.notes)
+
+
 def test_a_backward_of_any_number_of_arguments_gets_the_cotangent_of_an_array():
     def gradient(*args):
         cotangent, w = args

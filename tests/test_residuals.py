@@ -56,6 +56,30 @@ def test_an_audit_takes_both_halves_too() -> None:
     assert {probe.name: str(probe.verdict) for probe in report.probes}["cotangents"] == "PASS"
 
 
+def test_what_a_forward_hands_out_may_be_called_anything() -> None:
+    def dropped(x: Any) -> Any:
+        kept = np.random.default_rng(3).random(x.shape) > 0.5
+        out = x * kept
+        return out, kept
+
+    assert check(dropped, X, grads=lambda dout, kept: dout * kept)
+    wrong = check(dropped, X, grads=lambda dout, kept: dout, raise_exception=False)
+    assert wrong.verdict == "FAIL"
+
+
+def test_what_a_forward_only_calls_the_same_is_none_of_it() -> None:
+    def one(given: Any) -> Any:
+        x = 2 * given
+        return np.sin(x)
+
+    def two(given: Any) -> Any:
+        x = 2 * given
+        return np.sin(x), np.cos(x)
+
+    assert check(one, X, grads=lambda u, x: 2 * u * np.cos(2 * x))
+    assert check(two, X, grads=lambda u, x: 2 * u[0] * np.cos(2 * x) - 2 * u[1] * np.sin(2 * x))
+
+
 def cell_forward(x: Any, h: Any, w: Any) -> Any:
     gate = 1 / (1 + np.exp(-x @ w))
     return gate * h, gate, (x, h, w, gate)
@@ -240,6 +264,19 @@ class Product:
 
     def backward(self, dout: Any) -> Any:
         return dout * self.y, dout * self.x
+
+
+def test_the_methods_of_a_layer_may_be_called_backward_pass() -> None:
+    class Tanh:
+        def forward_pass(self, x: Any, training: bool = True) -> Any:
+            self.out = np.tanh(x)
+            return self.out
+
+        def backward_pass(self, accum_grad: Any) -> Any:
+            return accum_grad * (1 - self.out**2)
+
+    layer = Tanh()
+    assert check(layer.forward_pass, X, grads=layer.backward_pass)
 
 
 def test_a_layer_may_have_several_arguments() -> None:

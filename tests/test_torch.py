@@ -215,6 +215,19 @@ def test_a_gradient_handed_in_is_checked_instead_of_autograds() -> None:
     assert wrong.verdict is Verdict.FAIL
 
 
+def test_a_gradient_handed_in_that_draws_its_own_mask_is_told_so() -> None:
+    def kept(x: torch.Tensor) -> torch.Tensor:
+        return x * (torch.rand_like(x) > 0.5)
+
+    def again(u: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        return u * (kept(x) / x)
+
+    assert check(kept, X, grads=again)
+    anew = check(kept, X, grads=lambda u, x: u * (torch.rand_like(x) > 0.5), raise_exception=False)
+    assert anew.verdict is Verdict.INCONCLUSIVE
+    assert [finding.kind for finding in anew.findings] == ["stochastic backward"]
+
+
 def test_inference_mode_is_left_for_the_check() -> None:
     with torch.inference_mode():
         assert check(lambda x: x.sin(), torch.ones(2, dtype=F64))

@@ -73,6 +73,10 @@ class Backward(NamedTuple):
     """What had to be made fit: "what the backward of Scale returns is of dtype ..."."""
     written: tuple[str, ...] = ()
     """What the backward pass wrote to that is not its own: leaves, or "the cotangent"."""
+    draws_its_own: bool = False
+    """Whether it draws random numbers, and other ones than its forward pass unless both start from
+    the same.
+    """
 
     def is_stale(self, before: "Backward") -> bool:
         """Whether the very same arrays were handed in as before: a tree in the form of a

@@ -238,6 +238,14 @@ def grows() -> Finding:
     return Finding("", "accumulates", text)
 
 
+def draws_its_own() -> Finding:
+    text = (
+        "the backward pass draws random numbers of its own. Here it began where the forward pass "
+        "had begun; run after it, it draws others: keep what the forward pass drew, such as a mask"
+    )
+    return Finding("", "stochastic backward", text)
+
+
 def on_repeats(problem: Problem, told: Told) -> tuple[list[str], list[Finding]]:
     """Notes on leaves whose gradient varies by rounding, findings on those where it is random."""
     notes: list[str] = []

@@ -16,6 +16,8 @@ from xgradcheck._tree import Path, flatten, positional_parameters, takes_any_num
 
 ELSEWHERE = 0.875
 """What other arguments are times these, where a probe asks for any: inside of most domains."""
+FROM_ZERO = 0.125
+"""What other arguments are where these are zero."""
 ToArray = Callable[[Any], Any]
 _ABSENT = object()
 
@@ -26,6 +28,11 @@ class Places:
 
     leaves: Sequence[Path]
     known: Sequence[Path]
+
+
+def another(point: Vector) -> Vector:
+    """Another point, of which every number differs."""
+    return np.where(point == 0, FROM_ZERO, point * ELSEWHERE)
 
 
 def places(leaves: Sequence[Path], known: Sequence[Path]) -> Places:

@@ -12,6 +12,7 @@ from xgradcheck._adapters import Problem
 from xgradcheck._budget import Budget
 from xgradcheck._errors import short
 from xgradcheck._findings import (
+    draws_its_own,
     forward_mismatch,
     grows,
     low_precision,
@@ -125,6 +126,13 @@ def concluded(
     if written := told.runs[0].backward.written:
         findings.append(writes(written))
         verdicts.append(Verdict.FAIL)
+    if told.runs[0].backward.draws_its_own:
+        # Without a cotangent it may be a whole pass of its own, for a loss of its own draw.
+        if problem.unit_cotangent:
+            notes.append(draws_its_own().text)
+        else:
+            findings.append(draws_its_own())
+            verdicts.append(Verdict.INCONCLUSIVE)
     notes += [f"{text}: the framework made it fit" for text in told.runs[0].backward.misfits]
     bits = min(told.bits, *(run.bits or DOUBLE for run in told.runs))
     if told.unraised:

@@ -3,6 +3,7 @@ output, for a backward that takes a cotangent and that; two methods of an object
 between; or one function of the value and its gradients.
 """
 
+import dis
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
@@ -14,8 +15,13 @@ from xgradcheck._adapters import Case
 from xgradcheck._errors import InvalidCase
 from xgradcheck._tree import argument_names, positional_parameters, takes_any_number
 
-CACHES = {"cache", "caches", "ctx", "residuals", "saved"}
-"""What the last parameter of such a backward is called."""
+CACHES = {
+    "aux", "cache", "caches", "context", "ctx", "intermediates", "mask", "residuals", "saved",
+    "stash", "tape",
+}  # fmt: skip
+"""What the last parameter of such a backward is called, where its forward does not call it that."""
+BACKWARDS = ("back", "bprop", "bwd")
+"""How the name begins of the method of an object that is its backward pass."""
 COTANGENTS = ("acc", "back", "cot", "d", "e", "g", "next", "out", "top", "u", "v")
 """How the name begins of what a backward takes, where that could be the argument as well."""
 
@@ -115,8 +121,25 @@ def _takes_a_cache(case: Case) -> bool:
         return False
     if not set(names).isdisjoint(argument_names(case.fn, len(case.args))):
         return False  # it takes those
+    if names[-1] in CACHES:
+        return True
     # With fewer parameters than arguments it cannot take them.
-    return names[-1] in CACHES or len(names) == 2 < len(case.args)
+    return len(names) == 2 and (len(case.args) > 2 or _hands_out(case.fn, names[1]))
+
+
+def _hands_out(forward: Any, name: str) -> bool:
+    """Whether a forward returns two things, of which it calls the last one this: ``return out,
+    mask``.
+    """
+    code = getattr(getattr(forward, "__func__", forward), "__code__", None)
+    steps = [] if code is None else [*dis.get_instructions(code)]
+    for load, pack, end in zip(steps, steps[1:], steps[2:], strict=False):
+        if (pack.opname, pack.arg, end.opname) == ("BUILD_TUPLE", 2, "RETURN_VALUE"):
+            # Two names next to each other may be one step.
+            loaded = load.argval[-1] if isinstance(load.argval, tuple) else load.argval
+            if load.opname.startswith(("LOAD_FAST", "LOAD_DEREF")) and loaded == name:
+                return True
+    return False
 
 
 def _is_of_an_object(case: Case) -> bool:
@@ -126,7 +149,7 @@ def _is_of_an_object(case: Case) -> bool:
     if not ismethod(case.grads) or takes_any_number(case.grads):
         return False
     owner, names = case.grads.__self__, _required(case.grads)
-    is_named = case.grads.__name__ == "backward"
+    is_named = case.grads.__name__.lstrip("_").startswith(BACKWARDS)
     if case.is_closure:
         return case.wrt is owner and is_named and len(names) < 2
     if not any(known is owner for known in _known_to(case.fn)):

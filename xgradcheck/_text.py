@@ -63,8 +63,8 @@ def worst_leaves(report: "Report", count: int = SHOWN) -> "list[LeafReport]":
         found = [leaf for leaf in shown if leaf.verdict is verdict and _has_element(leaf)]
         if found:
             return found[:count]
-    # A leaf that is wrong elsewhere has no element to show here.
-    return [] if report.verdict is Verdict.FAIL else shown[:1]
+    # What is wrong or open elsewhere has no element to show here.
+    return shown[:1] if report.verdict is Verdict.PASS else []
 
 
 def _has_element(leaf: "LeafReport") -> bool:

@@ -2,19 +2,16 @@
 object.
 """
 
-import dis
 import warnings
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
-from functools import partial, wraps
-from types import CodeType
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from xgradcheck import _handed
-from xgradcheck._adapters import Backward, Case, Trial
+from xgradcheck._adapters import Backward, Case
 from xgradcheck._errors import InvalidCase
 from xgradcheck._layout import (
     DOUBLE,
@@ -29,19 +26,34 @@ from xgradcheck._layout import (
     refuse_unless_finite,
     refuse_unless_known,
 )
-from xgradcheck._selection import Candidate, argument_nodes, closure_nodes, select
-from xgradcheck._tree import Node, Path, flatten, replaced
+from xgradcheck._selection import argument_nodes
+from xgradcheck._tree import Path, flatten, replaced
 
+from .numpy_code import rounds, switches
+from .numpy_leaves import (
+    CONVERT,
+    Binding,
+    Slot,
+    dtype_of,
+    in_copies,
+    in_place,
+    inner_nodes,
+    is_floating,
+    is_object,
+    kind_of,
+    raised,
+    with_twins,
+    writer,
+)
+from .numpy_probes import probes as probes
 from .own_draws import draws_its_own
 from .world import (
     State,
     World,
     array_places,
     array_state,
-    attributes_of,
     book_states,
     displaced,
-    element_writer,
     number_states,
     plain_states,
     random_states,
@@ -50,20 +62,16 @@ from .world import (
     same_bytes,
 )
 
-CONVERT = "convert it with .astype(np.float64)"
 CLOSE = 1e-3
 """How near two gradients are that are the same but for rounding, relative."""
 PROBES = 3
 """How often a leaf is moved to see whether anything depends on it."""
-NAMED = 5
-"""How many arguments are named in a refusal."""
 
 
 def owns(contents: Any) -> bool:
     """Whether any floating NumPy array is in the call."""
     return any(
-        isinstance(node.value, np.ndarray) and _is_floating(node.value)
-        for node in flatten(contents)
+        isinstance(node.value, np.ndarray) and is_floating(node.value) for node in flatten(contents)
     )
 
 
@@ -100,68 +108,19 @@ def planted(forward: Any, backward: Any, count: int) -> tuple[Any, Any]:
     return partial(forward, np), grads
 
 
-def probes(problem: "NumpyProblem", cotangent: Vector) -> dict[str, Callable[[], Iterator[Trial]]]:
-    """The experiments that an audit makes with this problem, by the names of the probes."""
-    if not problem.can_move:
-        return {"purity": problem.purity}
-
-    def memory() -> Iterator[Trial]:
-        for what, poison in POISONS.items():
-            with _poisoned(poison):
-                yield Trial(f"np.empty full of {what}", problem.gradient(cotangent).gradient)
-
-    def purity() -> Iterator[Trial]:
-        found = problem.gradient(cotangent)
-        yield from problem.purity()
-        for slot, part in zip(problem._slots, found.parts, strict=True):
-            if isinstance(part, np.ndarray) and isinstance(slot.found, np.ndarray):
-                shared = any(np.shares_memory(part, own) for own in (slot.found, slot.work))
-                fault = f"is the memory of {slot.name} itself" if shared else ""
-                yield Trial(f"the gradient of {slot.name}", fault=fault)
-
-    repetition = partial(problem.handed_out, cotangent)
-    return {"purity": purity, "repetition": repetition, "memory": memory}
-
-
-POISONS = {"NaN": np.nan, "10000": 1e4}
-
-
-@contextmanager
-def _poisoned(poison: float) -> Iterator[None]:
-    """Memory that np.empty and np.empty_like hand out, to Python alone, full of one number."""
-    numpy: Any = np
-    found = numpy.empty, numpy.empty_like
-
-    def filled(make: Any) -> Any:
-        @wraps(make)
-        def fresh(*args: Any, **kwargs: Any) -> Any:
-            array = make(*args, **kwargs)
-            if array.dtype.kind in "fc":
-                array.fill(poison)
-            return array
-
-        return fresh
-
-    try:
-        numpy.empty, numpy.empty_like = map(filled, found)
-        yield
-    finally:
-        numpy.empty, numpy.empty_like = found
-
-
 def bind(case: Case) -> "NumpyProblem":
     """The problem that this call poses; refuses what cannot be checked."""
     if case.grads is None:
         raise InvalidCase("NumPy has no backward pass: give the gradient with grads=.")
     if not case.is_closure:
-        return NumpyProblem(case, _in_copies(case))
-    problem = NumpyProblem(case, _in_place(case))
-    if not _is_object(case.wrt) or not callable(case.grads):
+        return NumpyProblem(case, in_copies(case))
+    problem = NumpyProblem(case, in_place(case))
+    if not is_object(case.wrt) or not callable(case.grads):
         return problem
     given, is_inner = problem.given(), False
     if not given:
         # Nothing of its own: what its layers hold.
-        problem, is_inner = NumpyProblem(case, _in_place(case, is_inner=True)), True
+        problem, is_inner = NumpyProblem(case, in_place(case, is_inner=True)), True
         given = problem.given()
     if not given:
         raise InvalidCase(
@@ -170,277 +129,7 @@ def bind(case: Case) -> "NumpyProblem":
             f"returns their gradients."
         )
     whole = len(given) == len(problem.layout)
-    return problem if whole else NumpyProblem(case, _in_place(case, given, is_inner))
-
-
-def _is_floating(value: Any) -> bool:
-    if isinstance(value, np.ndarray | np.generic):
-        return bool(np.issubdtype(value.dtype, np.inexact))
-    return isinstance(value, float | complex)
-
-
-@dataclass(slots=True)
-class Slot:
-    """A leaf, and the array that is perturbed in its stead.
-
-    ``put`` tells the leaf's owner its value where that is no array the function shares with us: a
-    plain number, or a read-only array. ``give`` could do so for any leaf of a closure that lies in
-    a dict, a list or an object, its ``holder``.
-    """
-
-    name: str
-    path: Path
-    found: Any
-    work: Any
-    put: Callable[[Any], None] | None = None
-    give: Callable[[Any], None] | None = None
-    holder: Any = None
-
-    @property
-    def current(self) -> Any:
-        """The perturbed leaf, of the type it was found as, or a float64 where it was raised."""
-        if isinstance(self.found, np.ndarray):
-            return self.work
-        if self.work.dtype == np.asarray(self.found).dtype:
-            return type(self.found)(self.work)
-        return self.work[()]
-
-
-@dataclass(slots=True)
-class Binding:
-    """The leaves of one call, where their gradients are looked for, and what stands around them."""
-
-    slots: list[Slot]
-    places: _handed.Places
-    skipped: list[str]
-
-
-def _in_copies(case: Case) -> Binding:
-    """Leaves of arguments. Working copies are perturbed, so the user's arrays are never written."""
-    nodes = argument_nodes(case)
-    floating = [node for node in nodes if _is_floating(node.value)]
-    if case.wrt is None and not any(node.path[0] == 0 for node in floating):
-        _refuse_first(nodes, floating)
-    candidates = [Candidate((node.suffix,), node.path) for node in floating]
-    wrt = 0 if case.wrt is None else case.wrt
-    chosen = [floating[number] for number in select(wrt, candidates, len(case.args))]
-    _refuse_masked(chosen)
-    slots = [
-        Slot(node.suffix, node.path, node.value, np.array(node.value, order="K", subok=True))
-        for node in chosen
-    ]
-    roots = {slot.path[0] for slot in slots}
-    return Binding(
-        slots=slots,
-        places=_handed.places([slot.path for slot in slots], [node.path for node in nodes]),
-        skipped=_not_floating(node for node in nodes if node.path[0] in roots),
-    )
-
-
-def _in_place(case: Case, given: Collection[Path] | None = None, is_inner: bool = False) -> Binding:
-    """Leaves of a closure, those that a gradient is ``given`` for, where that is known; those of
-    the objects inside, too, if asked. The user's own arrays are perturbed, since only they reach
-    the function.
-    """
-    nodes = _inner_nodes(case.wrt) if is_inner else _closure_nodes(case.wrt)
-    if any(map(_is_object, _owners(case.wrt))) and not callable(case.grads):
-        floating = _with_gradients(case, nodes)
-        if not floating:
-            nodes = _inner_nodes(case.wrt)
-            floating = _with_gradients(case, nodes)
-        kept = {node.path for node in floating}
-        skipped = [_ungiven(n) for n in nodes if _is_floating(n.value) and n.path not in kept]
-    else:
-        floating = [node for node in nodes if _is_floating(node.value)]
-        skipped = _not_floating(nodes)
-    if given is not None:
-        skipped += [_ungiven(node) for node in floating if node.path not in given]
-        floating = [node for node in floating if node.path in given]
-    if case.wrt is None:
-        raise InvalidCase(
-            "it was given no arguments: pass them, or, to a function without any, the arrays that "
-            "it reads with wrt=."
-        )
-    if not floating:
-        raise InvalidCase("wrt holds no floating array: pass the arrays that the function reads.")
-    _refuse_masked(floating)
-    if given is None and _is_object(case.wrt) and callable(case.grads):
-        # What is a parameter is not known yet, and caches are often the same array.
-        floating = _once_each(floating)
-    slots = [_slot_in_place(case.wrt, node) for node in floating]
-    twins: dict[int, str] = {}
-    for slot in slots:
-        if (
-            isinstance(slot.found, np.ndarray)
-            and twins.setdefault(id(slot.found), slot.name) != slot.name
-        ):
-            raise InvalidCase(
-                f"{twins[id(slot.found)]} and {slot.name} are one array: pass it once."
-            )
-    known = [node.path for node in nodes]
-    return Binding(slots, _handed.Places([slot.path for slot in slots], known), skipped)
-
-
-def _once_each(nodes: Iterable[Node]) -> list[Node]:
-    """Nodes without those of an array that another one holds already; equal numbers are often one
-    object, and are parameters each.
-    """
-    found: dict[Any, Node] = {}
-    for node in nodes:
-        found.setdefault(id(node.value) if isinstance(node.value, np.ndarray) else node.path, node)
-    return list(found.values())
-
-
-def _closure_nodes(owner: Any) -> list[Node]:
-    """Every leaf of what ``wrt`` holds; where none is an array, those of the objects in it, as of
-    the layers of a network.
-    """
-    nodes = closure_nodes(vars(owner) if _is_object(owner) else owner)
-    has_arrays = any(isinstance(n.value, np.ndarray) and _is_floating(n.value) for n in nodes)
-    return nodes if has_arrays or not any(map(_is_object, _owners(owner))) else _inner_nodes(owner)
-
-
-def _with_gradients(case: Case, nodes: Sequence[Node]) -> list[Node]:
-    """The leaves of an object that a gradient lies at hand for: it keeps data and caches beside its
-    parameters, and often their gradients.
-    """
-    floating = {node.path: node for node in nodes if _is_floating(node.value)}
-    gradients = {twin for path in floating for twin in _twins(path)}
-    own = [node for path, node in floating.items() if path not in gradients]
-    if case.grads is case.wrt:
-        kept = _with_twins((node.path for node in own), floating)
-        return [node for node in own if node.path in kept]
-    return [node for node in own if _handed.has(case.grads, node.path)]
-
-
-def _inner_nodes(owner: Any) -> list[Node]:
-    """Every leaf, objects of the user's taken apart into their attributes."""
-    return [Node(n.path, _from_root(n.suffix), n.value) for n in _taken_apart(owner)]
-
-
-def _taken_apart(
-    value: Any, path: Path = (), suffix: str = "", inside: tuple[int, ...] = ()
-) -> Iterator[Node]:
-    for node in flatten(value, path, suffix):
-        part = node.value
-        found = [] if id(part) in inside else list(attributes_of(part))
-        if not found or not _is_object(part):
-            yield node
-            continue
-        for name, own in ((name, own) for attributes in found for name, own in attributes.items()):
-            place = (*node.path, name)
-            yield from _taken_apart(own, place, f"{node.suffix}.{name}", (*inside, id(part)))
-
-
-def _from_root(suffix: str) -> str:
-    """What a part is called of a whole that has no name."""
-    return f"wrt{suffix}" if suffix.startswith("[") else suffix.removeprefix(".")
-
-
-def _owners(value: Any) -> Iterator[Any]:
-    """An object, or those in a container."""
-    return (node.value for node in flatten(value))
-
-
-def _twins(path: Path) -> list[Path]:
-    """Where the gradient of what lies at ``path`` may lie beside it."""
-    names = _handed.twins(path[-1]) if path and isinstance(path[-1], str) else ()
-    return [(*path[:-1], name) for name in names]
-
-
-def _with_twins(paths: Iterable[Path], known: Collection[Path]) -> set[Path]:
-    """The paths beside which a gradient lies; and those that are called alike in other layers,
-    which were forgotten.
-    """
-    paths, known = list(paths), set(known)
-    found = {path for path in paths if not known.isdisjoint(_twins(path))}
-    names = {path[-1] for path in found}
-    return found | {path for path in paths if len(path) > 1 and path[-1] in names}
-
-
-def _ungiven(node: Node) -> str:
-    return f"{node.suffix}: no gradient was given"
-
-
-def _refuse_first(nodes: Sequence[Node], floating: Sequence[Node]) -> None:
-    """Raise for a first argument that is not to be checked, with what to do about it."""
-    kinds = dict.fromkeys(_kind(node.value) for node in nodes if node.path[0] == 0)
-    told = f"argument 0 is no floating array ({', '.join(kinds) or 'there is none'})"
-    if floating:
-        names = ", ".join(node.suffix for node in floating[:NAMED])
-        raise InvalidCase(
-            f"{told}: say with wrt= which arguments are checked; floating ones are {names}."
-        )
-    raise InvalidCase(f"{told}, nor is another one: differences need one, {CONVERT}.")
-
-
-def _refuse_masked(nodes: Iterable[Node]) -> None:
-    """Raise for arrays of which parts are hidden: what moves there moves nothing."""
-    for node in nodes:
-        if isinstance(node.value, np.ma.MaskedArray):
-            raise InvalidCase(
-                f"{node.suffix} is a masked array: pass its data, and the mask as an argument or "
-                f"in the function."
-            )
-
-
-def _is_object(owner: Any) -> bool:
-    """Neither array nor container: a network that keeps its arrays as attributes."""
-    is_tree = [node.path for node in flatten(owner)] != [()]
-    return (
-        not is_tree
-        and not isinstance(owner, np.ndarray | np.generic)
-        and hasattr(owner, "__dict__")
-    )
-
-
-def _slot_in_place(owner: Any, node: Node) -> Slot:
-    is_shared = isinstance(node.value, np.ndarray) and node.value.flags.writeable
-    holder = owner
-    for key in node.path[:-1]:
-        holder = holder[key] if isinstance(holder, dict | list | tuple) else getattr(holder, key)
-    if not node.path or isinstance(holder, tuple):
-        if is_shared:
-            return Slot(node.suffix, node.path, node.value, node.value)
-        raise InvalidCase(
-            f"{node.suffix} cannot be written: pass a writable array, or its dict, list or object."
-        )
-
-    def put(value: Any) -> None:
-        if isinstance(holder, dict | list):
-            holder[node.path[-1]] = value
-        else:
-            setattr(holder, node.path[-1], value)
-
-    if is_shared:
-        return Slot(node.suffix, node.path, node.value, node.value, give=put, holder=holder)
-    work = np.array(node.value, order="K", subok=True)
-    return Slot(node.suffix, node.path, node.value, work, put, put, holder)
-
-
-def _not_floating(nodes: Iterable[Node]) -> list[str]:
-    plain = [node for node in nodes if not _is_floating(node.value) and node.value is not None]
-    return [f"{node.suffix}: {_kind(node.value)}, not a floating array" for node in plain]
-
-
-def _raised(value: Any) -> Any:
-    return np.asarray(value).astype(np.result_type(value, np.float64))
-
-
-def _writer(array: Any) -> Callable[[int, float], None]:
-    """How to set one number of an array by its place in the flat vector."""
-    if not np.iscomplexobj(array):
-        return element_writer(array)
-    halves = element_writer(array.real), element_writer(array.imag)
-    return lambda place, value: halves[place // array.size](place % array.size, value)
-
-
-def _dtype(value: Any) -> str:
-    return str(np.asarray(value).dtype)
-
-
-def _kind(value: Any) -> str:
-    return str(value.dtype) if isinstance(value, np.ndarray | np.generic) else type(value).__name__
+    return problem if whole else NumpyProblem(case, in_place(case, given, is_inner))
 
 
 class NumpyProblem:
@@ -452,10 +141,10 @@ class NumpyProblem:
     def __init__(self, case: Case, binding: Binding) -> None:
         self._case, self._slots, self._places = case, binding.slots, binding.places
         for slot in self._slots:
-            refuse_unless_known(slot.name, _dtype(slot.found), CONVERT)
+            refuse_unless_known(slot.name, dtype_of(slot.found), CONVERT)
             refuse_unless_finite(slot.name, np.asarray(slot.found))
         self.layout = lay_out(
-            Entry((slot.name,), slot.path, np.shape(slot.found), _dtype(slot.found))
+            Entry((slot.name,), slot.path, np.shape(slot.found), dtype_of(slot.found))
             for slot in self._slots
         )
         self.point: Vector = np.concatenate(
@@ -464,7 +153,7 @@ class NumpyProblem:
         self.skipped = list(binding.skipped)
         # Read at once, which copies: many forwards overwrite the gradients they left behind.
         self._given = None if callable(case.grads) else self._read(case.grads)
-        self._writers = [_writer(slot.work) for slot in self._slots]
+        self._writers = [writer(slot.work) for slot in self._slots]
         self._has_numbers = any(not isinstance(slot.found, np.ndarray) for slot in self._slots)
         self._wide: dict[Path, Any] = {}
         self._gives_copies, self._has_tried_copies = False, case.is_closure
@@ -501,17 +190,17 @@ class NumpyProblem:
         self._world.reset()
         try:
             for slot in self._slots:
-                slot.work, slot.put = _raised(slot.work), slot.give
+                slot.work, slot.put = raised(slot.work), slot.give
                 if slot.put is not None:
                     slot.put(slot.current)
                 for place in places[slot.name]:
                     place.restore(slot.current)
             self._wide = {
-                node.path: _raised(node.value)
+                node.path: raised(node.value)
                 for node in argument_nodes(self._case)
-                if _is_floating(node.value) and bits_of(_dtype(node.value)) < DOUBLE
+                if is_floating(node.value) and bits_of(dtype_of(node.value)) < DOUBLE
             }
-            self._writers = [_writer(slot.work) for slot in self._slots]
+            self._writers = [writer(slot.work) for slot in self._slots]
             self._arguments, self._world = self._rebuilt(), self._surroundings()
             with self._world.held():
                 self.outputs, self._cotangent_tree = self._learn_outputs()
@@ -571,12 +260,12 @@ class NumpyProblem:
     @property
     def rounds(self) -> bool:
         # NumPy does not tell what it was asked to do: the code that a call can reach does.
-        return any(_uses(ROUNDING, node) for node in self._reachable())
+        return any(map(rounds, self._reachable()))
 
     @property
     def switches(self) -> bool:
         """Whether the code that a call can reach compares anything."""
-        return any(_uses(SWITCHING, node) or _compares(node) for node in self._reachable())
+        return any(map(switches, self._reachable()))
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -595,12 +284,6 @@ class NumpyProblem:
     @property
     def can_move(self) -> bool:
         return self._given is None
-
-    def purity(self) -> Iterator[Trial]:
-        """Whether the leaves were written to so far."""
-        for slot in self._slots:
-            fault = "is written to" if slot.name in self.moving else ""
-            yield Trial(slot.name, fault=fault)
 
     @contextmanager
     def at(self, point: Vector) -> Iterator[None]:
@@ -647,7 +330,7 @@ class NumpyProblem:
             if self._given.gradient[leaf.part].any() and not self._moves(slot, slot.work):
                 raise InvalidCase(
                     f"{slot.name} moves nothing: the function reads neither what wrt holds there "
-                    f"nor the {_kind(slot.holder)} that holds it. Pass the very array, dict or "
+                    f"nor the {kind_of(slot.holder)} that holds it. Pass the very array, dict or "
                     f"object that it reads; a number has to be in one."
                 )
 
@@ -690,18 +373,19 @@ class NumpyProblem:
         out = self._call()
         self._world.watch()
         nodes = list(flatten(out, (), "output"))
-        kept = [node for node in nodes if _is_floating(node.value)]
+        kept = [node for node in nodes if is_floating(node.value)]
         if not kept:
             raise InvalidCase(
-                f"the function returned {_kind(out)}, no floating number: let it return its value."
+                f"the function returned {kind_of(out)}, no floating number: let it return its "
+                f"value."
             )
         for node in kept:
-            refuse_unless_known(node.suffix, _dtype(node.value), CONVERT)
-        left = [node for node in nodes if not _is_floating(node.value) and node.value is not None]
-        said = [f"{node.suffix}: {_kind(node.value)}, not differentiable" for node in left]
+            refuse_unless_known(node.suffix, dtype_of(node.value), CONVERT)
+        left = [node for node in nodes if not is_floating(node.value) and node.value is not None]
+        said = [f"{node.suffix}: {kind_of(node.value)}, not differentiable" for node in left]
         self.skipped += [text for text in said if text not in self.skipped]
         layout = lay_out(
-            Entry((n.suffix,), n.path, np.shape(n.value), _dtype(n.value)) for n in kept
+            Entry((n.suffix,), n.path, np.shape(n.value), dtype_of(n.value)) for n in kept
         )
         return layout, out
 
@@ -894,23 +578,6 @@ class NumpyProblem:
         left = (key in both and same(forward[key], both[key]) for key in forward)
         return bool(forward) and all(left)
 
-    def handed_out(self, cotangent: Vector) -> Iterator[Trial]:
-        """Whether what was returned is still the same once another gradient was asked for."""
-        self._world.reset()
-        parts = self._read(self._asked(cotangent)[0]).parts
-        first = [np.asarray(part) for part in parts if part is not None]
-        before = [part.copy() for part in first]
-        try:
-            self._write_all(_handed.another(self.point))
-            self._asked(cotangent * _handed.ELSEWHERE)
-        finally:
-            self._write_all(self.point)
-            now = [part.copy() for part in first]
-            self._world.watch()
-        is_same = all(map(partial(np.array_equal, equal_nan=True), now, before))
-        fault = "" if is_same else "are overwritten: hand out copies"
-        yield Trial("gradients that were returned, by another call,", fault=fault)
-
     def given(self) -> set[Path]:
         """The leaves of an object that its gradients are given for, by a function that returns
         them, or the object itself: beside its parameters it keeps data, and what a forward pass
@@ -923,13 +590,12 @@ class NumpyProblem:
                 returned = self._asked(np.ones(self.outputs.size))[0]
             except Exception:  # in the user's words, where it is asked for in earnest
                 return everything
-            if type(returned) is tuple and len(returned) == 2 and np.ndim(returned[0]) == 0:
-                returned = returned[1]
+            returned = _handed.without_value(returned, self.layout, self._places, np.asarray)[1]
             if returned is owner:
-                paths = {n.path for n in _inner_nodes(owner) if _is_floating(n.value)}
-                found = _with_twins(everything, paths)
+                paths = {n.path for n in inner_nodes(owner) if is_floating(n.value)}
+                found = with_twins(everything, paths)
                 return {path for path in found if not self._is_left_behind(path)}
-            if not (isinstance(returned, Mapping) or _is_object(returned)):
+            if not (isinstance(returned, Mapping) or is_object(returned)):
                 return everything
             left = {path for path in everything if not _handed.has(returned, path)}
             return everything - {path for path in left if self._is_left_behind(path)}
@@ -956,30 +622,3 @@ class NumpyProblem:
         for number in lacking:
             answer.gradient[self.layout.leaves[number].part] = 0.0
         return answer._replace(severed=answer.severed | frozenset(lacking))
-
-
-SWITCHING = {"greater", "heaviside", "less", "sign"}
-ROUNDING = {"around", "ceil", "fix", "floor", "rint", "round", "trunc"}
-
-
-def _codes(node: Any) -> Iterator[CodeType]:
-    """The code of a function, and that of those that are written inside of it."""
-    code = node if isinstance(node, CodeType) else getattr(node, "__code__", None)
-    if isinstance(code, CodeType):
-        yield code
-        for part in code.co_consts:
-            if isinstance(part, CodeType):
-                yield from _codes(part)
-
-
-def _uses(names: set[str], node: Any) -> bool:
-    """Whether a function has one of these names, or uses it."""
-    if getattr(node, "__name__", None) in names:
-        return True
-    return any(not names.isdisjoint(code.co_names) for code in _codes(node))
-
-
-def _compares(node: Any) -> bool:
-    """Whether a function compares anything by an operator."""
-    steps = (step for code in _codes(node) for step in dis.get_instructions(code))
-    return any(step.opname == "COMPARE_OP" for step in steps)

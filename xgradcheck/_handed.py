@@ -67,10 +67,7 @@ def read(returned: Any, layout: Layout, where: Places, to_array: ToArray) -> Bac
     """The flat gradient out of what the user returned: a tree like the leaves, or a (cost, tree)
     pair.
     """
-    value = None
-    if _is_pair(returned, layout, where, to_array):
-        value = float(np.reshape(to_array(returned[0]), ()))
-        returned = returned[1]
+    value, returned = without_value(returned, layout, where, to_array)
     returned = _in_order(_by_own_names(returned, where), layout, where)
     have = ", ".join(map(repr, layout.names))
     gradient = np.zeros(layout.size)
@@ -95,6 +92,15 @@ def read(returned: Any, layout: Layout, where: Places, to_array: ToArray) -> Bac
                 f"grads has {node.path[-1]!r}, which is no parameter; the parameters are {have}."
             )
     return Backward(value, gradient, frozenset(severed), tuple(parts))
+
+
+def without_value(
+    returned: Any, layout: Layout, where: Places, to_array: ToArray
+) -> tuple[float | None, Any]:
+    """The cost, where there is one beside the gradients, and those alone."""
+    if not _is_pair(returned, layout, where, to_array):
+        return None, returned
+    return float(np.reshape(to_array(returned[0]), ())), returned[1]
 
 
 def _by_own_names(returned: Any, where: Places) -> Any:

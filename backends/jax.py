@@ -3,7 +3,6 @@ where it is asked for, whatever the global flag says.
 """
 
 import copy
-import inspect
 import logging
 import warnings
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
@@ -34,10 +33,20 @@ from xgradcheck._layout import (
     refuse_unless_known,
 )
 from xgradcheck._selection import Candidate, select
-from xgradcheck._tree import Node, argument_names
+from xgradcheck._tree import Node
 
 from .jax_draws import drawn_low, x64
 from .jax_kept import Kept, key_of
+from .jax_leaves import (
+    argument_nodes,
+    closed_over,
+    is_floating,
+    is_whole,
+    is_x64,
+    narrowed,
+    plain,
+    with_its_own,
+)
 from .jax_probes import probes as probes
 from .jax_programs import (
     bytes_computed,
@@ -138,7 +147,7 @@ def planted(forward: Any, backward: Any, count: int) -> tuple[Any, Any]:
 
 def bind(case: Case) -> "JaxProblem":
     """The problem that this call poses; refuses what cannot be checked."""
-    case = _with_its_own(case)
+    case = with_its_own(case)
     if case.is_closure:
         raise InvalidCase(
             "JAX functions are pure: pass the parameters as arguments, check(fn, params)."
@@ -148,69 +157,10 @@ def bind(case: Case) -> "JaxProblem":
     except TypeError:
         # To JAX arrays of NumPy's are as wide as its own; float64 beside float32 many operations
         # refuse.
-        narrowed = _narrowed(case)
-        if narrowed is None:
+        narrow = narrowed(case)
+        if narrow is None:
             raise
-        return JaxProblem(narrowed)
-
-
-OWN = "the function itself"
-"""Under which name a function is an argument of its own: no keyword of a call can be that."""
-
-
-def _is_network(fn: Any) -> bool:
-    """Whether this is a tree of JAX's with floating arrays in it, and none by itself."""
-    leaves = tree_util.tree_leaves(fn)
-    return not tree_util.all_leaves([fn]) and any(map(_is_floating, leaves))
-
-
-def _with_its_own(case: Case) -> Case:
-    """The same call with the arrays of a function that is a tree of them, as those of a network, or
-    a method of one, as one more argument.
-    """
-    fn: Any = case.fn
-    owner, method = fn, None
-    if inspect.ismethod(fn) and not isinstance(fn.__self__, type):
-        owner, method = fn.__self__, fn.__func__
-    if case.grads is not None or not _is_network(owner):
-        return case
-
-    def called(*args: Any, **kwargs: Any) -> Any:
-        return method(kwargs.pop(OWN), *args, **kwargs)  # type: ignore[misc]
-
-    whole = _called if method is None else called
-    return replace(case, fn=whole, kwargs={**case.kwargs, OWN: owner})
-
-
-def _closed_over(fn: Any) -> Iterator[str]:
-    """Networks that a transformed function was made of, whose arrays are none of its arguments."""
-    while (inner := getattr(fn, "__wrapped__", None) or getattr(fn, "func", None)) is not None:
-        fn = getattr(inner, "__self__", inner)
-        if _is_network(fn):
-            name = type(fn).__name__
-            yield f"the arrays of {name}: the function closes over them; pass the {name} to it"
-            return
-
-
-def _called(*args: Any, **kwargs: Any) -> Any:
-    """What a function gives that is an argument itself."""
-    return kwargs.pop(OWN)(*args, **kwargs)
-
-
-def _narrowed(case: Case) -> Case | None:
-    """The same call with arrays of NumPy's as JAX would read them; None where it has them so."""
-    leaves = tree_util.tree_leaves((case.args, case.kwargs))
-    own = [leaf for leaf in leaves if isinstance(leaf, jax.Array) and _is_floating(leaf)]
-    if _is_x64() or all(bits_of(str(leaf.dtype)) == DOUBLE for leaf in own):
-        return None
-
-    def read(leaf: Any) -> Any:
-        if isinstance(leaf, np.ndarray) and _is_floating(leaf):
-            return leaf.astype(jax.dtypes.canonicalize_dtype(leaf.dtype))
-        return leaf
-
-    args, kwargs = tree_util.tree_map(read, (case.args, dict(case.kwargs)))
-    return replace(case, args=args, kwargs=kwargs)
+        return JaxProblem(narrow)
 
 
 def timed(case: Case) -> Any:
@@ -228,47 +178,6 @@ def flags() -> dict[str, str]:
         "jax x64": str(bool(read.jax_enable_x64)),
         "jax device": str(jax.devices()[0].device_kind),
     }
-
-
-def _is_floating(value: Any) -> bool:
-    is_array = isinstance(value, jax.Array | np.ndarray | np.generic)
-    return is_array and bool(jnp.issubdtype(value.dtype, jnp.inexact))
-
-
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, np.ndarray | np.generic) and value.dtype.kind in "iub"
-
-
-def _argument_nodes(case: Case) -> list[Node]:
-    """Every leaf of the arguments, named as JAX writes key paths."""
-    names = argument_names(case.kwargs.get(OWN, case.fn), len(case.args))
-    roots: list[tuple[Any, str, Any]] = [(n, names[n], tree) for n, tree in enumerate(case.args)]
-    # JAX sorts the keys of a dict, and the leaves have to come in its order.
-    roots += [(key, "" if key == OWN else key, tree) for key, tree in sorted(case.kwargs.items())]
-    nodes = [
-        Node((key, *map(_plain, path)), name + tree_util.keystr(path), value)
-        for key, name, tree in roots
-        for path, value in tree_util.tree_flatten_with_path(tree)[0]
-    ]
-    others = {node.suffix for node in nodes if node.path[0] != OWN}
-    return [
-        replace(node, suffix=_own_name(node.suffix, others)) if node.path[0] == OWN else node
-        for node in nodes
-    ]
-
-
-def _own_name(suffix: str, others: set[str]) -> str:
-    """What an array of the function itself is called beside those of its arguments."""
-    name = suffix.removeprefix(".")
-    return f"self{suffix}" if name in others or name.startswith("[") else name
-
-
-def _plain(entry: Any) -> Any:
-    """The dict key, index or attribute name inside one of JAX's key path entries."""
-    for attribute in ("key", "idx", "name"):
-        if hasattr(entry, attribute):
-            return getattr(entry, attribute)
-    return str(entry)
 
 
 @dataclass(frozen=True, slots=True)
@@ -299,7 +208,7 @@ class JaxProblem:
         self._case = case
         # Of second order: what the outputs are and for which cotangent their gradients are meant.
         self._pulled = pulled
-        self._nodes = _argument_nodes(case)
+        self._nodes = argument_nodes(case)
         self._structure = tree_util.tree_structure((case.args, dict(case.kwargs)))
         self._numbers = self._chosen()
         self._own, before = len(self._numbers), len(self._nodes)
@@ -315,8 +224,8 @@ class JaxProblem:
         self.point: Vector = np.concatenate([_handed.numbers(_double(n.value)) for n in leaves])
         # Where all is below float64 the function runs in the world of its user.
         self._is_wide = any(bits_of(leaf.dtype) == DOUBLE for leaf in self.layout)
-        self._is_wide_outside, self._is_apart = _is_x64(), False
-        self.skipped = [*self._left_out(), *_closed_over(case.fn)]
+        self._is_wide_outside, self._is_apart = is_x64(), False
+        self.skipped = [*self._left_out(), *closed_over(case.fn)]
         self._places = _handed.places(
             [node.path for node in leaves], [node.path for node in self._nodes]
         )
@@ -376,7 +285,7 @@ class JaxProblem:
         chosen, case = set(self._numbers), self._case
         still = [node.value for n, node in enumerate(self._nodes) if n not in chosen]
         read = key_of(case.fn, case.loss, still)
-        world = (_is_x64(), jax.config.jax_default_matmul_precision)  # type: ignore[attr-defined]
+        world = (is_x64(), jax.config.jax_default_matmul_precision)  # type: ignore[attr-defined]
         shapes = tuple(
             (leaf.name, leaf.shape, str(d))
             for leaf, d in zip(self.layout, self._dtypes, strict=True)
@@ -454,17 +363,17 @@ class JaxProblem:
         """The function traced anew, for arguments of float64."""
         with self._kept():
             # In the world of the user.
-            self._draws_low = low = not _is_x64()
+            self._draws_low = low = not is_x64()
             # Whole numbers stay as wide as the function found them.
             nodes = [
-                Node(n.path, n.suffix, jnp.asarray(n.value)) if _is_whole(n.value) else n
+                Node(n.path, n.suffix, jnp.asarray(n.value)) if is_whole(n.value) else n
                 for n in self._nodes
             ]
             with x64(), drawn_low() if low else nullcontext():
                 chosen = dict(zip(self._numbers, _handed.cut(self.point, self.layout), strict=True))
                 self._nodes = [
                     Node(n.path, n.suffix, chosen[number] if number in chosen else _double(n.value))
-                    if _is_floating(n.value)
+                    if is_floating(n.value)
                     else n
                     for number, n in enumerate(nodes)
                 ]
@@ -532,7 +441,7 @@ class JaxProblem:
 
     def _chosen(self) -> list[int]:
         case = self._case
-        floating = [number for number, node in enumerate(self._nodes) if _is_floating(node.value)]
+        floating = [number for number, node in enumerate(self._nodes) if is_floating(node.value)]
         wrt = 0 if case.wrt is None and case.grads is not None else case.wrt
         if wrt is not None:
             if isinstance(wrt, int | str | tuple | list) and case.args:
@@ -546,7 +455,7 @@ class JaxProblem:
                     if is_asked and isinstance(node.value, float):
                         self._nodes[number] = Node(node.path, node.suffix, np.float64(node.value))
                 floating = [
-                    number for number, node in enumerate(self._nodes) if _is_floating(node.value)
+                    number for number, node in enumerate(self._nodes) if is_floating(node.value)
                 ]
             candidates = [
                 Candidate((self._nodes[n].suffix,), self._nodes[n].path) for n in floating
@@ -565,7 +474,7 @@ class JaxProblem:
         constants = [f"{node.suffix}: a Python number, unless wrt names it" for node in numbers]
         return constants + [
             f"{node.suffix}: not in wrt"
-            if _is_floating(node.value)
+            if is_floating(node.value)
             else f"{node.suffix}: {node.value.dtype}, not differentiable"
             for node in arrays
         ]
@@ -648,7 +557,7 @@ class JaxProblem:
         its user: what JAX made of an array of NumPy's there, it would take for it in the other.
         """
         is_traced = any(isinstance(leaf, jax.core.Tracer) for leaf in leaves)
-        if self._is_apart or self._is_wide_outside or not is_traced or not _is_x64():
+        if self._is_apart or self._is_wide_outside or not is_traced or not is_x64():
             yield
             return
         states = list(wide_array_states(self._reachable()))
@@ -687,7 +596,7 @@ class JaxProblem:
         # JAX takes an array of whole numbers that it knows from a world of other integers for what
         # it was there.
         values = [
-            node.value.copy() if _is_whole(node.value) else node.value
+            node.value.copy() if is_whole(node.value) else node.value
             for node in self._nodes[: len(self._nodes) - len(self._numbers) + self._own]
         ]
         for number, leaf in zip(self._numbers[: self._own], leaves, strict=True):
@@ -698,8 +607,7 @@ class JaxProblem:
         out = self._case.output(args, kwargs)
         paths = tree_util.tree_flatten_with_path(out)[0]
         self._seen = [
-            Node(tuple(map(_plain, path)), "output" + tree_util.keystr(path), v)
-            for path, v in paths
+            Node(tuple(map(plain, path)), "output" + tree_util.keystr(path), v) for path, v in paths
         ]
         return [node.value for node in self._seen if _is_output(node.value)]
 
@@ -1136,12 +1044,8 @@ def _paired(outs: Sequence[Any], cotangent: Vector) -> float:
     return float(np.sum((flat[0] if len(flat) == 1 else np.concatenate(flat)) * cotangent))
 
 
-def _is_x64() -> bool:
-    return bool(jax.config.jax_enable_x64)  # type: ignore[attr-defined]
-
-
 def _is_output(value: Any) -> bool:
-    return _is_floating(value) or isinstance(value, float | complex)
+    return is_floating(value) or isinstance(value, float | complex)
 
 
 def _kind(value: Any) -> str:

@@ -176,6 +176,28 @@ def test_a_mistake_is_found_within_few_evaluations(errors: Any, most: int) -> No
     assert report.evaluations - certified <= most
 
 
+@pytest.mark.parametrize("size", [1200, 20_000, 200_000])
+@pytest.mark.parametrize("share", [0.3, 0.8])
+def test_mistakes_all_over_a_leaf_are_counted_by_some_of_them(size: int, share: float) -> None:
+    def change(found: dict[str, Any]) -> None:
+        wrong = np.random.default_rng(5).random(found["W"].shape) < share
+        found["W"] *= np.where(wrong, 0.5, 1.0)
+
+    report = spoilt(size, change)
+    assert [name for name, leaf in report.leaves.items() if leaf.verdict == "FAIL"] == ["p['W']"]
+    # The first 128 that are wrong, two evaluations for each that is looked at, and 350 beside them.
+    assert report.evaluations < 2 * 128 / share + 350
+    leaf = report.leaves["p['W']"]
+    # Three standard deviations of a share of the hundred and more that were drawn.
+    assert leaf.wrong / leaf.size == pytest.approx(
+        share, abs=3 * math.sqrt(share * (1 - share) / 128)
+    )
+    assert f"about {leaf.wrong} of {leaf.size} elements" in str(report.findings[0].text)
+    # Of elements that are about as large a share of which is halved.
+    given = math.sqrt(1 - share + share / 4)
+    assert leaf.distance == pytest.approx(math.sqrt(share / 4) / (1 + given), rel=0.25)
+
+
 @pytest.mark.parametrize("weight", [1.0, 1e-4])
 def test_where_a_certificate_says_little_its_direction_is_measured_anew_and_then_others(
     weight: float, monkeypatch: pytest.MonkeyPatch

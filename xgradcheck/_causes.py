@@ -384,7 +384,8 @@ class _Looked:
                 known[int(place)] = float(value), float(width)
         if not known and not may_run:
             return _Known(np.empty(0, np.intp), np.empty(0), np.empty(0), None)
-        if not known or (suspect is not None and suspect.is_cut and may_run):
+        is_part = suspect is not None and (suspect.is_cut or suspect.is_drawn)
+        if not known or (is_part and may_run):
             # Of what a search has left nothing is known, neither that it is right.
             places, truth, bar = self._sampled(leaf)
             where = _where_zero(gradient, places, truth, bar)

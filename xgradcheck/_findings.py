@@ -346,7 +346,7 @@ def suspects(leaf: Leaf, suspect: Suspect, finding: Finding) -> Finding:
     if finding.kind != "wrong gradient":
         return finding
     parts = [_named(leaf, node, suspect.probes(node)) for node in suspect.dense]
-    if len(parts) > NAMED:
+    if len(parts) > NAMED or suspect.is_drawn:
         mask = np.zeros(leaf.size, bool)
         mask[np.array([*suspect.off], np.intp) - leaf.start] = True
         parts = [f"about {suspect.size} of {leaf.size} elements, {_places(leaf, mask)}"]

@@ -35,6 +35,10 @@ FURTHER = 4
 """So many directions show nothing before nothing is wrong: the first one again, and others."""
 FEW = 3
 """Parts of so few coordinates are looked at one by one."""
+SCATTERED, LOOKS, DRAWN = 0.125, 8, 1024
+"""Where such a share of a leaf's coordinates is wrong, of so many that were looked at at least, it
+takes less to look at one after the other than to halve: at so many of them.
+"""
 USUAL, STEPS = -17, (-26, -8)
 SAFE = 2.0
 FAR, STRAIGHT = 10.0, 0.1
@@ -112,6 +116,10 @@ class Found:
     """The coordinates that were looked at in them."""
     cut: set[int] = field(default_factory=set)
     """Where leaves start of which parts are left that are wrong."""
+    drawn: dict[int, int] = field(default_factory=dict)
+    """How many coordinates of a leaf were drawn by chance, by where it starts: what is wrong lies
+    all over it, and what was found of it are those of them that are.
+    """
 
     @property
     def anything(self) -> bool:
@@ -134,6 +142,8 @@ class Search:
     rng: np.random.Generator
     is_over: Callable[[], bool]
     found: Found = field(default_factory=Found)
+    _looks: dict[int, list[bool]] = field(default_factory=dict)
+    """Whether coordinates were wrong that were looked at by chance, by where their leaf starts."""
     _leaf: tuple[Leaf, Vector] | None = None
 
     def run(self, residual: float, bar: float) -> Found:
@@ -156,7 +166,8 @@ class Search:
             following: list[Node] = []
             for place, node in enumerate(nodes):
                 if self.is_over() or len(self.found.lone) >= ENOUGH:
-                    self.found.cut |= {part.leaf.start for part in nodes[place:] + following}
+                    left = {part.leaf.start for part in nodes[place:] + following}
+                    self.found.cut |= left - self.found.drawn.keys()
                     return self.found
                 following += self._apart(node)
             nodes = following
@@ -250,9 +261,14 @@ class Search:
                 if (off := self._off_by(node.leaf, position)) is not None:
                     self.found.lone[position] = off
             return []
-        if (node.depth == 0 or node.streak >= 2) and self._is_dense(node):
-            self.found.dense.append(node)
-            return []
+        if node.depth == 0 or node.streak >= 2:
+            if self._is_dense(node):
+                self.found.dense.append(node)
+                return []
+            if node.streak >= 2 and self._is_scattered(node.leaf):
+                self._draw(node.leaf)
+            if node.leaf.start in self.found.drawn:
+                return []
         if self._lone(node):
             return []
         narrowed = None
@@ -268,13 +284,45 @@ class Search:
         # Both ends first: what is right at one of them is larger than what is wrong.
         for place in (0, node.size - 1, *inside.tolist())[:count]:
             position = node.position(place)
-            off = self._off_by(node.leaf, position)
+            off = self._look(node.leaf, position)
             if off is None:
                 self.found.lone |= probed
                 return False
             probed[position] = off
         self.found.probed |= probed
         return True
+
+    def _look(self, leaf: Leaf, position: int) -> Off | None:
+        """By how much the gradient is off at a coordinate that chance has chosen."""
+        off = self._off_by(leaf, position)
+        self._looks.setdefault(leaf.start, []).append(off is not None)
+        return off
+
+    def _is_scattered(self, leaf: Leaf) -> bool:
+        """Whether what is wrong lies all over a leaf."""
+        looks = self._looks.get(leaf.start, [])
+        return len(looks) >= LOOKS and sum(looks) >= SCATTERED * len(looks)
+
+    def _draw(self, leaf: Leaf) -> None:
+        """Look at the coordinates of a leaf in random order, until enough of them are wrong or
+        hardly any turns out to be.
+        """
+        size, wrong = leaf.size, dict[int, Off]()
+        order = self.rng.permutation(size) if size <= DRAWN else self.rng.integers(size, size=DRAWN)
+        drawn = list(dict.fromkeys((leaf.start + order).tolist()))
+        for count, position in enumerate(drawn):
+            if self.is_over() or len(wrong) >= ENOUGH:
+                drawn = drawn[:count]
+                break
+            if not self._is_scattered(leaf):
+                self.found.lone |= wrong
+                return
+            if (off := self._look(leaf, position)) is not None:
+                wrong[position] = off
+        own = range(leaf.start, leaf.start + leaf.size)
+        self.found.lone = {p: off for p, off in self.found.lone.items() if p not in own} | wrong
+        self.found.dense = [node for node in self.found.dense if node.leaf is not leaf]
+        self.found.drawn[leaf.start] = len(drawn)
 
     def _lone(self, node: Node) -> bool:
         """Whether one coordinate alone makes up a part's residual; it is found then."""

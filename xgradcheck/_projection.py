@@ -69,11 +69,22 @@ class Suspect:
     """Those coordinates."""
     is_cut: bool = False
     """Whether parts are left that are wrong."""
+    share: float = 1.0
+    """What share of the leaf the single coordinates are of all that are wrong: less than 1 where
+    they were drawn by chance.
+    """
 
     @property
     def size(self) -> int:
         """How many coordinates are taken to be wrong."""
+        if self.is_drawn:
+            return round(len(self.lone) / self.share)
         return int(self.mask(self.dense[0].leaf).sum()) if self.dense else len(self.lone)
+
+    @property
+    def is_drawn(self) -> bool:
+        """Whether more of the same kind lies all over the leaf."""
+        return self.share < 1
 
     def mask(self, leaf: Leaf) -> Mask:
         """Which elements of its leaf those are."""
@@ -86,7 +97,8 @@ class Suspect:
     @property
     def is_estimate(self) -> bool:
         """Whether that is so for all that not all of a part was looked at."""
-        return self.is_cut or any(self.probes(node) < node.size for node in self.dense)
+        is_open = self.is_cut or self.is_drawn
+        return is_open or any(self.probes(node) < node.size for node in self.dense)
 
     @property
     def off(self) -> dict[int, Off]:
@@ -116,7 +128,8 @@ class Suspect:
         given = gradient[np.array([*self.lone], np.intp)]
         if not np.isfinite(off).all():
             return 1.0
-        error, gained = float(off @ off), float((given + off) @ (given + off) - given @ given)
+        error = float(off @ off) / self.share
+        gained = float((given + off) @ (given + off) - given @ given) / self.share
         for node in self.dense:
             inside = self._inside(node)
             off, given = np.array([self.probed[p].by for p in inside]), gradient[inside]
@@ -375,8 +388,8 @@ class Projecting:
 
     def _is_all_wrong(self, number: int) -> bool:
         """Whether nothing is left of a leaf to certify."""
-        suspect = self.done.suspects.get(number)
-        return suspect is not None and suspect.size >= self.phi.problem.layout.leaves[number].size
+        suspect, leaf = self.done.suspects.get(number), self.phi.problem.layout.leaves[number]
+        return suspect is not None and (suspect.is_drawn or suspect.size >= leaf.size)
 
     def _enter(self, found: Found) -> None:
         """Keep what was found, and keep it still from now on."""
@@ -396,7 +409,10 @@ class Projecting:
         if found.lone:
             self._without.append(np.array(sorted(found.lone), np.intp))
         for number, suspect in self.done.suspects.items():
-            suspect.is_cut |= layout.leaves[number].start in found.cut
+            leaf = layout.leaves[number]
+            suspect.is_cut |= leaf.start in found.cut
+            if leaf.start in found.drawn:
+                suspect.share = found.drawn[leaf.start] / leaf.size
 
 
 def is_certified(phi: Phi, gradient: Vector, value: float, allowance: Tolerance, seed: int) -> bool:

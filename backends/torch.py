@@ -246,6 +246,7 @@ class TorchProblem:
         self._scanned: Vector | None = None
         self._has_minus_zero = False
         self._scope: Callable[[], AbstractContextManager[Any]] = nullcontext
+        self._seen_inside: dict[Any, Computed | None] = {}
         self._paths: list[Path] = []
         self._batch: int | None = None
         # A gradient for a leaf inside a batch would be one for the leaf outside of it.
@@ -486,14 +487,26 @@ class TorchProblem:
 
     @property
     def rounds(self) -> bool:
-        computed = self._watched()
-        return computed is not None and computed.rounds
+        return self._inside is not None and self._inside.rounds
 
     @property
     def switches(self) -> bool:
         """Whether truth values, or signs, become numbers."""
-        computed = self._watched()
-        return computed is not None and computed.switches
+        return self._inside is not None and self._inside.switches
+
+    @property
+    def bits_inside(self) -> int:
+        """The shortest significand of all that is computed, be it on the way to the output or
+        beside it.
+        """
+        return DOUBLE if self._inside is None else shortest(self._inside.dtypes)
+
+    @property
+    def _inside(self) -> Computed | None:
+        """The same, watched once for each dtype that it runs in."""
+        if self._scope not in self._seen_inside:
+            self._seen_inside[self._scope] = self._watched()
+        return self._seen_inside[self._scope]
 
     def _padding(self, rows: dict[int, int]) -> Positions:
         """The rows of embeddings that are padding: torch gives them no gradient, whatever they do

@@ -5,6 +5,7 @@ it, or round what they multiply; none of that can be seen from outside.
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from audited import Changed, function
@@ -206,3 +207,59 @@ def test_large_kernels_are_told_by_a_few_of_their_coordinates() -> None:
         assert check(divergence, x, raise_exception=False).verdict is Verdict.PASS
         report = check(spoilt(divergence, lambda u: u * 1.05), x, raise_exception=False)
         assert report.verdict is Verdict.FAIL, str(report)
+
+
+class SingleSoftmax(torch.autograd.Function):
+    """A softmax in float32, of whatever it is given."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        shares = x.float().softmax(-1)
+        ctx.save_for_backward(shares)
+        return shares.to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, u: torch.Tensor) -> torch.Tensor:
+        (shares,) = (saved.double() for saved in ctx.saved_tensors)
+        return shares * (u - (shares * u).sum(-1, keepdim=True))
+
+
+def with_single_softmax(q: Any, k: Any, v: Any) -> Any:
+    return SingleSoftmax.apply(q @ k.mT / 2) @ v
+
+
+def attention_by_hand(q: Any, k: Any, v: Any) -> tuple[Any, Any]:
+    scores = (q @ k.swapaxes(-1, -2) / 2).astype(np.float32)
+    shares = np.exp(scores - scores.max(-1, keepdims=True))
+    shares = (shares / shares.sum(-1, keepdims=True)).astype(np.float64)
+    return shares @ v, (q, k, v, shares)
+
+
+def pulled_back(factor: float) -> Any:
+    def backward(u: Any, cache: Any) -> Any:
+        q, k, v, shares = cache
+        along = u @ v.swapaxes(-1, -2)
+        scores = shares * (along - (shares * along).sum(-1, keepdims=True)) / 2
+        return scores @ k, factor * scores.swapaxes(-1, -2) @ q, shares.swapaxes(-1, -2) @ u
+
+    return backward
+
+
+@pytest.mark.parametrize("length", [8, 16, 40])
+@pytest.mark.parametrize("seed", range(3))
+def test_a_part_in_float32_of_a_function_in_float64(length: int, seed: int) -> None:
+    """What is rounded slopes like the rest along some directions, and no graph shows it."""
+    rng = np.random.default_rng(seed)
+    arrays = tuple(rng.normal(size=(2, length, 4)) for _ in range(3))
+    tensors = [torch.from_numpy(array) for array in arrays]
+    reports = [
+        check(with_single_softmax, *tensors, seed=seed),
+        check(attention_by_hand, *arrays, grads=pulled_back(1.0), seed=seed),
+    ]
+    for report in reports:
+        assert report.verdict is Verdict.PASS
+        assert "float32" in report.precision
+    wrong = check(
+        attention_by_hand, *arrays, grads=pulled_back(1.01), seed=seed, raise_exception=False
+    )
+    assert [name for name, leaf in wrong.leaves.items() if leaf.verdict is Verdict.FAIL] == ["k"]

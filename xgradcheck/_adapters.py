@@ -173,8 +173,10 @@ class Problem(Protocol):
     """The shortest significand, in bits, of leaves, outputs and what is computed on the way, as far
     as the framework tells; else 53. That of the backward pass by itself is in ``backward_bits``,
     where it costs nothing, and ``bits_of_backward(cotangent)`` may run one to tell it. Both are
-    optional, as are ``traces``: whether the function is traced and does not run; and ``switches``:
-    whether it may compare numbers and go on with the answers alone, as ``x > 0`` and ``sign`` do.
+    optional, as are ``traces``: whether the function is traced and does not run; ``switches``:
+    whether it may compare numbers and go on with the answers alone, as ``x > 0`` and ``sign`` do;
+    and ``bits_inside``: the shortest significand of all that is computed, where custom rules may
+    hide some of it.
     """
     frozen: Positions
     """Coordinates that the framework itself holds constant, as the padding row of an embedding."""

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from xgradcheck._differences import Noise, snapped
+from xgradcheck._differences import NOISE_SIGMAS, Noise, snapped
 from xgradcheck._layout import BITS, DOUBLE, Operands, Vector, to_bits
 
 Along = Callable[[Vector, Vector], Vector]
@@ -69,6 +69,7 @@ def measure_noise(
     rng: np.random.Generator,
     unit: float | None = None,
     told: int = DOUBLE,
+    inside: Callable[[], int] = lambda: DOUBLE,
     still: Callable[[], int | None] = lambda: None,
     coarse: float = np.inf,
 ) -> Noise:
@@ -77,16 +78,20 @@ def measure_noise(
     Eight evaluations; more where phi stands still on that scale (it is quantised: low precision
     inside) or bends. ``unit`` is what a scalar output was multiplied by: divided by it, phi is what
     the function returned, to a few units of rounding. ``told`` is the shortest significand that the
-    framework knows of. ``still()`` is the exponent of two of steps over which phi does not move, if
+    framework knows of on the way to phi, ``inside()`` that of all it
+    computes. ``still()`` is the exponent of two of steps over which phi does not move, if
     it is a staircase; None where it is none. Noise above ``coarse`` is that of arithmetic in
     float32, wherever it is.
     """
     lines, least = _Lines(along, value, point, scale, rng), _of_rounding(value)
     first = lines.draw()
     sigma, values = _agreed(lines, first, coarse)
-    bits, fine, at_zeros = told, np.inf, None
+    fine, at_zeros = np.inf, None
     if sigma > LOUD * least:
+        # Loud as it is, and computed in less: that is what it comes of.
+        told = inside() if told == DOUBLE else told
         sigma, at_zeros = _apart_from_zeros(lines, sigma)
+    bits = told
     # What is left of larger numbers that cancel is a few quanta, whatever they were computed in.
     is_rest = np.ptp(values[0]) > RESTLESS * abs(value)
     if told == DOUBLE and unit is not None and not is_rest:
@@ -149,9 +154,12 @@ def _by_spacing(
         return BITS["float32"], sigma, np.inf
     if not is_finer:
         return DOUBLE, sigma, np.inf
-    if first.climbs_in_steps(sigma):
-        # Steps that do not show on the wider of the two are those of float32.
-        return BITS["float32"] if narrow[0] < sigma / 16 else DOUBLE, sigma, np.inf
+    # Along one direction what is rounded may slope as the rest does.
+    climbs = (line.climbs_in_steps(sigma) for line in (first, lines.draw(), lines.draw()))
+    if (slope := next(filter(None, climbs), 0.0)) > 0:
+        # Steps as high as float32 makes them, or that do not show on the wider of the two.
+        is_single = sigma > 2.0 ** -BITS["float32"] * slope / 8 or narrow[0] < sigma / 16
+        return BITS["float32"] if is_single else DOUBLE, sigma, np.inf
     if size > 1:
         # Few coordinates at once meet few kinks, and leave out the one that is not smooth.
         place = lines.rng.permutation(size)
@@ -208,10 +216,10 @@ class _Line:
         """Whether phi does over narrow steps."""
         return _stands_still(self._scan(exponent)[1])
 
-    def climbs_in_steps(self, sigma: float) -> bool:
-        """Whether phi slopes alike wherever it is looked at closely, and alike between these
-        places, but otherwise, by enough to look like noise of ``sigma``: a part of it is rounded.
-        What oscillates slopes differently everywhere.
+    def climbs_in_steps(self, sigma: float) -> float:
+        """How steep a part of phi is that is rounded: phi slopes alike wherever it is looked at
+        closely, and alike between these places, but otherwise, by enough to look like noise of
+        ``sigma``. 0 where it does not; what oscillates slopes differently everywhere.
         """
         places, step = _PROBE * 2.0**_APART, 2.0**_CLOSE
         exact = snapped(self.point, self.direction, _APART + 3, _CLOSE, DOUBLE)
@@ -220,9 +228,11 @@ class _Line:
         usual, over_all = np.median(close), np.median(between)
         size = max(abs(usual), abs(over_all))
         alike = np.mean(np.abs(close - usual) <= _OTHER * size) >= _MOST
-        is_straight = bool((np.abs(between - over_all) <= _BENT * size).all())
+        blur = NOISE_SIGMAS * np.sqrt(2) * sigma / np.diff(places)
+        is_straight = bool((np.abs(between - over_all) <= _BENT * size + blur).all())
         least = max(_OTHER * size, sigma / (_PROBE[-1] * 2.0**_USUAL))
-        return bool(alike and is_straight and abs(over_all - usual) > least)
+        rise = float(abs(over_all - usual))
+        return rise if alike and is_straight and rise > least else 0.0
 
     def noise(self) -> float:
         """The noise at the usual spacing, or at the first that tells it from plateaus and bends."""

@@ -11,7 +11,7 @@ from xgradcheck._adapters import Backward, Problem
 from xgradcheck._budget import Budget
 from xgradcheck._constraints import Linear, Tangent
 from xgradcheck._differences import Noise, natural_scale
-from xgradcheck._layout import ComplexVector, Direction, Layout, Positions, Vector
+from xgradcheck._layout import DOUBLE, ComplexVector, Direction, Layout, Positions, Vector
 from xgradcheck._noise import TREADS_OF_A_GRID, WIDE_TREADS, measure_noise
 from xgradcheck._progress import Tick
 
@@ -269,6 +269,7 @@ def noise_of(phi: Phi, value: float, seed: int) -> Noise:
         rng,
         phi.unit,
         problem.bits,
+        lambda: getattr(problem, "bits_inside", DOUBLE),
         lambda: _treads(problem),
         phi.coarse,
     )

@@ -224,6 +224,19 @@ def overlaps(tensor: torch.Tensor) -> bool:
     return False
 
 
+def refuse_freed(slots: Iterable[Slot]) -> None:
+    """Raise for leaves whose memory a call gives back, as reversible layers do with their inputs:
+    there is none left to perturb.
+    """
+    for slot in slots:
+        work = slot.work
+        if work.layout is torch.strided and work.numel() and not work.untyped_storage().nbytes():
+            raise InvalidCase(
+                f"the call frees the memory of {slot.name}: pass it a copy, as in "
+                f"lambda x: module(x.clone())."
+            )
+
+
 def refuse_shared(slots: list[Slot]) -> None:
     """Raise where two leaves lie on the same numbers: no step moves one of them alone."""
     owners: dict[int, list[Slot]] = {}

@@ -144,6 +144,11 @@ def tensor_state(
         return found if found is None or found.layout is torch.strided else None
 
     grad = own_grad()
+    memory = tensor.untyped_storage() if tensor.layout is torch.strided else None
+    size = 0 if memory is None else memory.nbytes()
+
+    def is_freed() -> bool:
+        return memory is not None and memory.nbytes() < size
 
     def read() -> Any:
         now = own_grad()
@@ -155,6 +160,8 @@ def tensor_state(
         )
 
     def restore(saved: Any) -> None:
+        if memory is not None and is_freed():
+            memory.resize_(size)
         if values is None:
             set_bits(tensor, saved[0])
         else:
@@ -175,6 +182,8 @@ def tensor_state(
         return holds(saved)
 
     def holds(saved: Any) -> bool:
+        if is_freed():
+            return False
         if values is None:
             return same_bytes(bits_of_tensor(tensor), saved[0])
         return _has(tensor, values())

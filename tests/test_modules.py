@@ -401,3 +401,28 @@ def test_inputs_that_are_no_tensors_are_counted_where_they_stand() -> None:
     assert not [n for n in check(Product.apply, 0, y, "y", w).notes if "of shape" in n]
     (note,) = (n for n in check(Product.apply, 2, y, "y", w).notes if "of shape" in n)
     assert "is of shape (2, 3) for input 1 (y), which is of (3,)" in note
+
+
+class OwnPass(torch.autograd.Function):
+    """Runs a backward pass of its own inside of its own, as reversible layers do, and says so."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(x)
+        ctx.weight = weight
+        return (x * weight).sin()
+
+    @staticmethod
+    def backward(ctx: Any, u: torch.Tensor) -> Any:
+        if not torch.autograd._is_checkpoint_valid():
+            raise RuntimeError("not compatible with .grad(), please use .backward() if possible")
+        (x,) = ctx.saved_tensors
+        with torch.enable_grad():
+            inside = x.detach().requires_grad_()
+            torch.autograd.backward((inside * ctx.weight).sin(), u)
+        return inside.grad, None
+
+
+def test_what_asks_for_backward_gets_it() -> None:
+    x, weight = (torch.linspace(start, 1.5, 4, dtype=torch.float64) for start in (-1, 0.5))
+    assert check(lambda x: OwnPass.apply(x, weight), x)

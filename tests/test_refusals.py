@@ -256,3 +256,27 @@ def test_inputs_in_a_tuple_as_gradcheck_takes_them_are_told_how_to_be_passed() -
         "xgradcheck: raised while checking relu with one tuple of 1: to pass its parts one by one, "
         "write check(fn, *inputs)."
     ]
+
+
+class Frees(torch.autograd.Function):
+    """exp, which gives back the memory of its input, as reversible layers do."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        y = x.exp()
+        ctx.save_for_backward(y)
+        x.untyped_storage().resize_(0)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, u: torch.Tensor) -> torch.Tensor:
+        return u * ctx.saved_tensors[0]
+
+
+def test_a_call_that_frees_its_argument_is_told_to_take_a_copy() -> None:
+    x = torch.linspace(-1, 1, 12, dtype=torch.float64)
+    before = x.clone()
+    with pytest.raises(InvalidCase, match=r"frees the memory of .*: pass it a copy"):
+        check(Frees.apply, x)
+    assert torch.equal(x, before)
+    assert check(lambda x: Frees.apply(x.clone()), x)

@@ -410,7 +410,7 @@ def _permuted(seen: Seen) -> Cause | None:
         order = _matched(rows, others)
         if order is None or _off(rows, others[order]) > seen.close:
             continue
-        name, along = slice_name(axis, len(shape))
+        name, along = slice_name(axis, shape)
         first = int(np.flatnonzero(order != np.arange(length))[0])
         text = (
             f"{seen.name} holds the truth's {name}s{along} in another order: at {first} is "
@@ -550,7 +550,7 @@ def _factors(seen: Seen) -> Cause | None:
         # Where most lines are right as they are, what is wrong is better told by its place.
         own = others.any(1) & (np.abs(factors - 1) > seen.close)
         if 2 * own.sum() > length and _off(rows, factors[:, None] * others) <= seen.close:
-            name, along = slice_name(axis, len(shape))
+            name, along = slice_name(axis, shape)
             some = ", ".join(f"{factor:.3g}" for factor in factors[:3])
             more = ", ..." if length > 3 else ""
             return Cause(

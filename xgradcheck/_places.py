@@ -42,10 +42,8 @@ def place_of(mask: Mask, shape: tuple[int, ...]) -> Place | None:
     count, size = int(mask.sum()), mask.size
     if not 1 < count < size or size < FEWEST:
         return None
-    # A matrix of one row or column is a vector.
-    shape = tuple(length for length in shape if length > 1)
     ways = (
-        _slices(mask.reshape(shape)) if len(shape) > 1 else None,
+        _slices(mask.reshape(shape)) if len(long_axes(shape)) > 1 else None,
         _end(mask, shape),
         _stride(mask, shape),
         _box(mask.reshape(shape)),
@@ -77,23 +75,31 @@ def _slices(mask: Mask) -> Place | None:
         where = np.flatnonzero(on)
         inside = np.broadcast_to(np.expand_dims(on, others), mask.shape)
         return Place(
-            f"{slice_name(axis, mask.ndim)[0]}s", _words(where, axis, mask.shape), inside.ravel()
+            f"{slice_name(axis, mask.shape)[0]}s", _words(where, axis, mask.shape), inside.ravel()
         )
     return None
 
 
-def slice_name(axis: int, ndim: int) -> tuple[str, str]:
+def long_axes(shape: tuple[int, ...]) -> list[int]:
+    """The axes that have more than one place: a matrix of one row or column is a vector."""
+    return [axis for axis, length in enumerate(shape) if length > 1]
+
+
+def slice_name(axis: int, shape: tuple[int, ...]) -> tuple[str, str]:
     """What a slice along an axis is called: "row" or "column", else "slice" and " along axis 2"."""
-    return (("row", "column")[axis], "") if ndim == 2 else ("slice", f" along axis {axis}")
+    long = long_axes(shape)
+    if len(long) == 2 and axis in long:
+        return ("row", "column")[long.index(axis)], ""
+    return "slice", f" along axis {axis}"
 
 
 def _words(where: np.ndarray, axis: int, shape: tuple[int, ...]) -> str:
-    length, count, ndim = shape[axis], len(where), len(shape)
-    name, along = slice_name(axis, ndim)
+    length, count = shape[axis], len(where)
+    name, along = slice_name(axis, shape)
     names = f"{name}s"
     if count == 1:
-        if ndim > 2:
-            index = ", ".join(str(where[0]) if a == axis else ":" for a in range(ndim))
+        if along:
+            index = ", ".join(str(where[0]) if a == axis else ":" for a in range(len(shape)))
             return f"[{index}]"
         return f"{name} {where[0]}"
     if count > 2 and where[-1] == length - 1 and where[0] == length - count:
@@ -113,7 +119,7 @@ def _end(mask: Mask, shape: tuple[int, ...]) -> Place | None:
     where, size = np.flatnonzero(mask), mask.size
     first, last = int(where[0]), int(where[-1])
     inside = np.zeros(size, bool)
-    elements = "elements" if len(shape) == 1 else "elements in memory"
+    elements = "elements" if len(long_axes(shape)) == 1 else "elements in memory"
     if len(where) > 1 and last == size - 1 and first >= size // 8:
         inside[first:] = True
         if _fills(mask, inside):
@@ -129,7 +135,7 @@ def _end(mask: Mask, shape: tuple[int, ...]) -> Place | None:
 def _stride(mask: Mask, shape: tuple[int, ...]) -> Place | None:
     """Every second, third, fourth element."""
     number = np.arange(mask.size)
-    elements = "element" if len(shape) == 1 else "element in memory"
+    elements = "element" if len(long_axes(shape)) == 1 else "element in memory"
     for stride in STRIDES:
         if mask.size < 4 * stride:
             return None
@@ -145,8 +151,8 @@ def _stride(mask: Mask, shape: tuple[int, ...]) -> Place | None:
 
 def _box(mask: Mask) -> Place | None:
     """A block."""
-    if mask.ndim < 2:
-        return _run(mask)
+    if len(long_axes(mask.shape)) < 2:
+        return _run(mask.ravel())
     where = np.nonzero(mask)
     sides = [(int(axis.min()), int(axis.max()) + 1) for axis in where]
     inside = np.zeros(mask.shape, bool)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from xgradcheck import _handed
-from xgradcheck._adapters import Backward, Case
+from xgradcheck._adapters import COTANGENT, Backward, Case
 from xgradcheck._errors import InvalidCase
 from xgradcheck._layout import (
     DOUBLE,
@@ -42,6 +42,7 @@ from .numpy_leaves import (
     is_object,
     kind_of,
     raised,
+    twins,
     with_twins,
     writer,
 )
@@ -525,15 +526,17 @@ class NumpyProblem:
         if self._runs_forward is None:
             self._runs_forward = self._goes_on() and self._leaves_the_same(parts)
             self._world.reset()
+        self._zero_gradients()
         value = self._reduced(self._call(), parts)
         if self._runs_forward:
             self._world.reset()
+            self._zero_gradients()
         else:
             self._world.rewind()
         returned, given = self._returned(parts)
         pairs = zip(given, parts, strict=False)
         is_same = all(np.array_equal(part, own.astype(part.dtype)) for part, own in pairs)
-        return returned, value, () if is_same else ("the cotangent",)
+        return returned, value, () if is_same else (COTANGENT,)
 
     def _returned(self, parts: Sequence[Any]) -> tuple[Any, list[Any]]:
         """What the user's function of the gradient returns, and the cotangent it was given."""
@@ -551,6 +554,20 @@ class NumpyProblem:
             args = (replaced(self._cotangent_tree, shaped), *args)
         with np.errstate(all="ignore"):
             return self._case.grads(*args, **kwargs), given
+
+    def _zero_gradients(self) -> None:
+        """Zeros where an object keeps its gradients, as before every step of a training: what it
+        adds to is what an earlier pass has left.
+        """
+        owner = self._case.wrt
+        if not (self._case.is_closure and is_object(owner)):
+            return
+        own = {id(slot.found) for slot in self._slots}
+        beside = {twin for slot in self._slots for twin in twins(slot.path)}
+        for node in inner_nodes(owner):
+            is_array = isinstance(node.value, np.ndarray) and node.value.flags.writeable
+            if node.path in beside and is_array and id(node.value) not in own:
+                node.value[...] = 0
 
     def _goes_on(self) -> bool:
         """Whether a call starts from what the one before it left, as that of a network does which

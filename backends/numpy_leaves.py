@@ -116,14 +116,14 @@ def in_place(case: Case, given: Collection[Path] | None = None, is_inner: bool =
         # What is a parameter is not known yet, and caches are often the same array.
         floating = _once_each(floating)
     slots = [_slot_in_place(case.wrt, node) for node in floating]
-    twins: dict[int, str] = {}
+    shared: dict[int, str] = {}
     for slot in slots:
         if (
             isinstance(slot.found, np.ndarray)
-            and twins.setdefault(id(slot.found), slot.name) != slot.name
+            and shared.setdefault(id(slot.found), slot.name) != slot.name
         ):
             raise InvalidCase(
-                f"{twins[id(slot.found)]} and {slot.name} are one array: pass it once."
+                f"{shared[id(slot.found)]} and {slot.name} are one array: pass it once."
             )
     known = [node.path for node in nodes]
     return Binding(slots, _handed.Places([slot.path for slot in slots], known), skipped)
@@ -153,7 +153,7 @@ def _with_gradients(case: Case, nodes: Sequence[Node]) -> list[Node]:
     parameters, and often their gradients.
     """
     floating = {node.path: node for node in nodes if is_floating(node.value)}
-    gradients = {twin for path in floating for twin in _twins(path)}
+    gradients = {twin for path in floating for twin in twins(path)}
     own = [node for path, node in floating.items() if path not in gradients]
     if case.grads is case.wrt:
         kept = with_twins((node.path for node in own), floating)
@@ -190,7 +190,7 @@ def _owners(value: Any) -> Iterator[Any]:
     return (node.value for node in flatten(value))
 
 
-def _twins(path: Path) -> list[Path]:
+def twins(path: Path) -> list[Path]:
     """Where the gradient of what lies at ``path`` may lie beside it."""
     names = _handed.twins(path[-1]) if path and isinstance(path[-1], str) else ()
     return [(*path[:-1], name) for name in names]
@@ -201,7 +201,7 @@ def with_twins(paths: Iterable[Path], known: Collection[Path]) -> set[Path]:
     which were forgotten.
     """
     paths, known = list(paths), set(known)
-    found = {path for path in paths if not known.isdisjoint(_twins(path))}
+    found = {path for path in paths if not known.isdisjoint(twins(path))}
     names = {path[-1] for path in found}
     return found | {path for path in paths if len(path) > 1 and path[-1] in names}
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from xgradcheck import _handed
-from xgradcheck._adapters import Trial
+from xgradcheck._adapters import COTANGENT, Trial
 from xgradcheck._layout import Vector
 
 POISONS = {"NaN": np.nan, "10000": 1e4}
@@ -33,6 +33,7 @@ def _leaves_written_to(problem: Any) -> Iterator[Trial]:
 def _purity(problem: Any, cotangent: Vector) -> Iterator[Trial]:
     found = problem.gradient(cotangent)
     yield from _leaves_written_to(problem)
+    yield Trial(COTANGENT, fault="is written to" if COTANGENT in found.written else "")
     for slot, part in zip(problem._slots, found.parts, strict=True):
         if isinstance(part, np.ndarray) and isinstance(slot.found, np.ndarray):
             shared = any(np.shares_memory(part, own) for own in (slot.found, slot.work))

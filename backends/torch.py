@@ -16,7 +16,7 @@ from torch import nn
 from torch.autograd import forward_ad
 
 from xgradcheck import _handed
-from xgradcheck._adapters import Backward, Case
+from xgradcheck._adapters import COTANGENT, Backward, Case
 from xgradcheck._errors import InvalidCase, short
 from xgradcheck._layout import (
     BATCHED,
@@ -87,7 +87,7 @@ from .world import (
 
 REFUSED = "torch::autograd::Error"
 INSIDE = ("incompatible with .grad()", ".backward()")
-"""What one says to ``torch.autograd.grad`` that runs a backward pass of its own, as a checkpoint."""
+"""What a checkpoint that runs a backward pass of its own says to ``torch.autograd.grad``."""
 
 
 def owns(contents: Any) -> bool:
@@ -907,7 +907,7 @@ class TorchProblem:
                 read_into(gradient[leaf.part], grad, leaf)
         pairs = zip(given, self._in_their_dtypes(cotangents, outs), strict=True)
         is_same = all(torch.equal(part, own) for part, own in pairs)
-        written = () if is_same else ("the cotangent",)
+        written = () if is_same else (COTANGENT,)
         misfits = [
             f"what the backward of {name} returns {text}" for name, text in told.items() if text
         ]

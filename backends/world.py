@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from xgradcheck._layout import Vector
+from xgradcheck._tree import flatten
 
 
 @dataclass(slots=True)
@@ -52,6 +53,8 @@ def same(a: Any, b: Any) -> bool:
         return isinstance(b, np.ndarray) and same_bytes(a, b)
     if isinstance(a, Contents):
         return isinstance(b, Contents) and a.same(b)
+    if isinstance(a, Pushed):
+        return isinstance(b, Pushed) and a.same(b)
     if type(a) is tuple and set(map(type, a)) == {int}:  # 625 of them in a random state
         return bool(a == b)
     if isinstance(a, list | tuple):
@@ -191,6 +194,10 @@ class World:
             if state.is_random or state.same(before):
                 continue
             now = state.read()
+            if isinstance(now, Pushed):
+                nodes = (node for part in now.arrays for node in flatten(part))
+                found[number, None] = [np.array(n.value) for n in nodes if _is_array(n.value)]
+                continue
             if not isinstance(now, Contents):
                 found[number, None] = now
                 continue
@@ -342,6 +349,39 @@ def mapping_state(name: str, mapping: MutableMapping[Any, Any]) -> State:
     return State(name, read, restore)
 
 
+def sequence_state(name: str, sequence: Any) -> State:
+    """What a list or deque of an object's holds, as far as there are arrays in it: a network may
+    push them for its backward pass to pop.
+    """
+
+    def read() -> Pushed:
+        held = [*sequence]
+        return Pushed(held, [part for part in held if _has_arrays(part)])
+
+    def restore(saved: Pushed) -> None:
+        _refill(sequence, saved.everything)
+
+    return State(name, read, restore)
+
+
+@dataclass(slots=True)
+class Pushed:
+    """What a list held: the objects themselves, and those with arrays among them."""
+
+    everything: list[Any]
+    arrays: list[Any]
+
+    def same(self, other: "Pushed") -> bool:
+        """Whether it held the same objects with arrays, in this order."""
+        if len(self.arrays) != len(other.arrays):
+            return False
+        return all(map(operator.is_, self.arrays, other.arrays))
+
+
+def _has_arrays(value: Any) -> bool:
+    return any(_is_array(node.value) for node in flatten(value))
+
+
 LARGE = 10_000
 """What holds more is a store of data, and no log of a few calls."""
 CONTAINERS = (list, dict, set, deque, OrderedDict, defaultdict)
@@ -451,6 +491,9 @@ def plain_states(objects: Sequence[Any]) -> Iterator[State]:
         else:
             for attributes in attributes_of(node):
                 yield mapping_state(f"the attributes of {type(node).__name__}", attributes)
+                for name, held in attributes.items():
+                    if type(held) in (list, deque) and len(held) <= LARGE:
+                        yield sequence_state(f"{type(node).__name__}.{name}", held)
 
 
 # Framework objects keep books of their own, and what they hold is reached through their interfaces.

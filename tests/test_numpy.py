@@ -1,5 +1,6 @@
 """NumPy: every form in which parameters and gradients of backprop by hand come."""
 
+import collections
 import contextlib
 import itertools
 import re
@@ -209,6 +210,53 @@ def test_dropout_drawn_by_the_gradient_is_that_of_the_cost() -> None:
         return np.random.random(3) > 0.5  # noqa: NPY002
 
     assert check(lambda w: float(((w * mask()) ** 2).sum()), B, grads=lambda w: 2 * w * mask())
+
+
+@pytest.mark.parametrize("make", [list, collections.deque])
+def test_a_layer_may_push_what_its_backward_pops(make: Any) -> None:
+    class Shared:
+        def __init__(self) -> None:
+            self.W, self.kept = np.array([[0.5, -1.0], [2.0, 0.3]]), make()
+
+        def forward(self, x: Any) -> Any:
+            self.kept.append((x, np.tanh(x @ self.W)))
+            return self.kept[-1][1]
+
+        def backward(self, grad: Any) -> Any:
+            self.dW, dx = np.zeros_like(self.W), 0.0
+            while self.kept:
+                x, out = self.kept.pop()
+                d = grad * (1 - out**2)
+                self.dW += x.T @ d
+                dx = dx + d @ self.W.T
+            return dx
+
+    x, layer = np.array([[0.1, -0.4], [1.2, 0.8], [0.3, 0.3]]), Shared()
+    assert check(layer.forward, x, grads=layer.backward)
+    assert check(lambda: layer.forward(x), wrt=layer, grads=layer.backward)
+    assert not layer.kept
+
+
+@pytest.mark.parametrize(("factor", "verdict"), [(1.0, "PASS"), (1.01, "FAIL")])
+def test_a_layer_that_adds_to_its_gradients_begins_at_zero(factor: float, verdict: str) -> None:
+    class Linear:
+        def __init__(self) -> None:
+            self.W, self.dW = np.array([[0.5, -1.0], [2.0, 0.3]]), np.zeros((2, 2))
+
+        def forward(self, x: Any) -> Any:
+            self.x = x
+            return np.sin(x @ self.W)
+
+        def backward(self, grad: Any) -> None:
+            self.dW += factor * self.x.T @ (grad * np.cos(self.x @ self.W))
+
+    x, layer = np.array([[0.1, -0.4], [1.2, 0.8], [0.3, 0.3]]), Linear()
+    layer.forward(x)
+    layer.backward(np.ones((3, 2)))
+    before = layer.dW.copy()
+    report = check(lambda: layer.forward(x), wrt=layer, grads=layer.backward, raise_exception=False)
+    assert report.verdict == verdict
+    assert (layer.dW == before).all()
 
 
 class Dropout:

@@ -59,6 +59,9 @@ class Case:
         return (self.fn, self.args, self.kwargs, self.wrt)
 
 
+COTANGENT = "the cotangent"
+
+
 class Backward(NamedTuple):
     """One run of the backward pass under test."""
 
@@ -72,7 +75,7 @@ class Backward(NamedTuple):
     misfits: tuple[str, ...] = ()
     """What had to be made fit: "what the backward of Scale returns is of dtype ..."."""
     written: tuple[str, ...] = ()
-    """What the backward pass wrote to that is not its own: leaves, or "the cotangent"."""
+    """What the backward pass wrote to that is not its own: leaves, or the cotangent."""
     draws_its_own: bool = False
     """Whether it draws random numbers, and other ones than its forward pass unless both start from
     the same.

@@ -67,6 +67,73 @@ def test_what_a_forward_hands_out_may_be_called_anything() -> None:
     assert wrong.verdict == "FAIL"
 
 
+def test_a_cache_is_known_by_the_end_of_its_name() -> None:
+    def forward(z: Any) -> Any:
+        return np.tanh(z), z
+
+    assert check(forward, X, grads=lambda dA, linear_cache: dA / np.cosh(linear_cache) ** 2)
+    assert check(forward, X, grads=lambda dA, z: dA / np.cosh(z) ** 2)
+
+
+def test_a_backward_may_take_a_cache_and_settings_of_its_forward() -> None:
+    def dense(x: Any, w: Any, b: Any, activation: str) -> Any:
+        z = x @ w + b
+        return (np.tanh(z) if activation == "tanh" else z), (x, w, z)
+
+    def backward(dout: Any, cache: Any, activation: str) -> Any:
+        x, w, z = cache
+        d = dout / np.cosh(z) ** 2 if activation == "tanh" else dout
+        return d @ w.T, x.T @ d, d.sum(0)
+
+    for activation in ("tanh", "none"):
+        assert check(dense, X, W, B, activation, grads=backward)
+
+
+def test_arguments_are_handed_over_by_their_names() -> None:
+    def loss(guess: Any, truth: Any) -> Any:
+        return ((guess - truth) ** 2).sum()
+
+    assert check(loss, X, X + 1, grads=lambda truth, guess: 2 * (guess - truth))
+    assert check(lambda x, w: x @ w, X, W, wrt=(0, 1), grads=lambda x, w, dy: (dy @ w.T, x.T @ dy))
+    wrong = check(
+        loss, X, X + 1, grads=lambda truth, guess: 2 * (truth - guess), raise_exception=False
+    )
+    assert wrong.verdict == "FAIL"
+    assert "say wrt='truth'" in " ".join(wrong.notes)
+
+
+def test_a_gradient_of_any_number_of_arguments_may_name_its_cotangent() -> None:
+    assert check(lambda x: (x**2).sum(), X, grads=lambda u, *args: u * 2 * args[0])
+    assert check(lambda x: x**2, X, grads=lambda u, *args: u * 2 * args[0])
+
+
+def test_a_dict_of_gradients_may_come_before_the_cost() -> None:
+    def propagate(w: Any, b: Any) -> Any:
+        z = X @ w + b
+        return {"dw": 2 * X.T @ z, "db": 2 * z.sum(0)}, (z**2).sum()
+
+    assert check(propagate, W, B, wrt=(0, 1), grads=propagate)
+
+
+def test_a_backward_that_makes_a_step_is_told_to_say_how_long() -> None:
+    class Dense:
+        w = W.copy()
+
+        def forward(self, x: Any) -> Any:
+            self.x = x
+            return x @ self.w
+
+        def backward(self, output_gradient: Any, learning_rate: float) -> Any:
+            back = output_gradient @ self.w.T
+            self.w = self.w - learning_rate * self.x.T @ output_gradient
+            return back
+
+    layer = Dense()
+    with pytest.raises(InvalidCase, match=r"takes learning_rate.*layer\.backward\(u, 0\.1\)"):
+        check(layer.forward, X, grads=layer.backward)
+    assert check(layer.forward, X, grads=lambda u, x: layer.backward(u, 0.1))
+
+
 def test_what_a_forward_only_calls_the_same_is_none_of_it() -> None:
     def one(given: Any) -> Any:
         x = 2 * given

@@ -170,8 +170,10 @@ def _values(part: Any, leaf: Leaf, to_array: ToArray) -> Any:
 
 def _remedy(found: tuple[int, ...], shape: tuple[int, ...]) -> str:
     """What makes a gradient of one shape one of another."""
-    if found == shape[::-1]:
+    if found == shape[::-1] != shape:
         return "transpose it"
+    if np.prod(found) == np.prod(shape):
+        return f"reshape it, as with .reshape({shape})"
     axes = range(len(found))
     for count in axes:
         for over in itertools.combinations(axes, count + 1):

@@ -4,7 +4,7 @@ between; or one function of the value and its gradients.
 """
 
 import dis
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from functools import wraps
@@ -15,15 +15,19 @@ from xgradcheck._adapters import Case
 from xgradcheck._errors import InvalidCase
 from xgradcheck._tree import argument_names, positional_parameters, takes_any_number
 
-CACHES = {
+CACHES = (
     "aux", "cache", "caches", "context", "ctx", "intermediates", "mask", "residuals", "saved",
     "stash", "tape",
-}  # fmt: skip
-"""What the last parameter of such a backward is called, where its forward does not call it that."""
+)  # fmt: skip
+"""How the name ends of the cache that such a backward takes, where its forward has no name for
+it.
+"""
 BACKWARDS = ("back", "bprop", "bwd")
 """How the name begins of the method of an object that is its backward pass."""
 COTANGENTS = ("acc", "back", "cot", "d", "e", "g", "next", "out", "top", "u", "v")
 """How the name begins of what a backward takes, where that could be the argument as well."""
+RATES = {"learning_rate", "lr", "eta"}
+"""What a backward takes that makes a step as well."""
 
 
 def whole(case: Case) -> Case:
@@ -36,22 +40,71 @@ def whole(case: Case) -> Case:
         return _of_a_pair(case)
     if _takes_a_cache(case):
         return _of_two_halves(case)
-    return _of_an_object(case) if _is_of_an_object(case) else case
+    if _is_of_an_object(case):
+        return _of_an_object(case)
+    _refuse_rates(case)
+    return _by_its_names(case)
+
+
+def _by_its_names(case: Case) -> Case:
+    """The same with a gradient that gets its arguments in its own order, where it calls them what
+    the function calls them; and the cotangent, where it takes one thing more.
+    """
+    known, backward = argument_names(case.fn, len(case.args)), case.grads
+    names = [name for name in _required(backward) if name not in case.kwargs]
+    if case.is_closure or names == known:
+        return case
+    if takes_any_number(backward):
+        is_cotangent = len(names) == 1 and names[0] not in known and _is_cotangent(names[0])
+        return replace(case, grads=_passing(backward, 1 + len(known))) if is_cotangent else case
+    extra = [name for name in names if name not in known]
+    if len(names) - len(extra) != len(known) or len(extra) > 1 or names == [*extra, *known]:
+        return case
+
+    def gradient(*given: Any, **kwargs: Any) -> Any:
+        values = dict(zip([*extra, *known], given, strict=True))
+        return backward(*(values[name] for name in names), **kwargs)
+
+    return replace(case, grads=_taking(gradient, len(names)))
+
+
+def _passing(fn: Callable[..., Any], count: int) -> Callable[..., Any]:
+    return _taking(lambda *given, **kwargs: fn(*given, **kwargs), count)
+
+
+def _is_cotangent(name: str) -> bool:
+    """Whether a parameter is called like a cotangent."""
+    return name.startswith(COTANGENTS) or any(part in name for part in ("grad", "loss", "err"))
+
+
+def _refuse_rates(case: Case) -> None:
+    """Raise for a backward pass that makes a step of training as well, of a length not known."""
+    known = set(argument_names(case.fn, len(case.args)))
+    for name in _required(case.grads)[1:]:
+        if name in RATES - known:
+            raise InvalidCase(
+                f"grads takes {name}, which the function does not: say how much that is, as in "
+                f"grads=lambda u, *args: layer.backward(u, 0.1)."
+            )
 
 
 def _of_a_pair(case: Case) -> Case:
-    """One function for both: the value first, then its gradients."""
+    """One function for both: the value first, then its gradients; or a dict of them first."""
     both = case.fn
 
     @wraps(both)
     def value(*args: Any, **kwargs: Any) -> Any:
-        out = both(*args, **kwargs)
+        out = in_order(both(*args, **kwargs))
         return out[0] if type(out) is tuple and len(out) > 1 else out
 
     @wraps(both)
     def gradients(*args: Any, **kwargs: Any) -> Any:
-        out = both(*args, **kwargs)
+        out = in_order(both(*args, **kwargs))
         return (out[0], out[1:]) if type(out) is tuple and len(out) > 2 else out
+
+    def in_order(out: Any) -> Any:
+        is_turned = type(out) is tuple and len(out) == 2 and isinstance(out[0], Mapping)
+        return out[::-1] if is_turned else out
 
     return replace(case, fn=value, grads=gradients)
 
@@ -63,7 +116,9 @@ def _of_two_halves(case: Case) -> Case:
     such a backward returns gradients of.
     """
     forward, backward = case.fn, case.grads
-    names = _required(backward)
+    known = argument_names(forward, len(case.args))
+    taken = _required(backward)
+    names = taken if len(taken) == 2 else [name for name in taken if name not in known]
     outputs = len(names) - 1
 
     @wraps(forward)
@@ -73,7 +128,9 @@ def _of_two_halves(case: Case) -> Case:
 
     def gradient(cotangent: Any, *args: Any, **kwargs: Any) -> Any:
         cache = _run(forward, names, args, kwargs)[-1]
-        return backward(*(cotangent if outputs > 1 else (cotangent,)), cache)
+        own = (*(cotangent if outputs > 1 else (cotangent,)), cache)
+        values = dict(zip(known, args, strict=True)) | dict(zip(names, own, strict=True))
+        return backward(*(values[name] for name in taken))
 
     wrt = case.wrt
     if wrt is None:
@@ -119,12 +176,14 @@ def _takes_a_cache(case: Case) -> bool:
     names = _required(case.grads)
     if case.is_closure or len(names) < 2 or takes_any_number(case.grads):
         return False
-    if not set(names).isdisjoint(argument_names(case.fn, len(case.args))):
-        return False  # it takes those
-    if names[-1] in CACHES:
+    if len(names) == 2 and _hands_out(case.fn, names[1]):
+        return True
+    known = argument_names(case.fn, len(case.args))
+    own = [name for name in names if name not in known]
+    if len(own) > 1 and own[-1].endswith(CACHES):
         return True
     # With fewer parameters than arguments it cannot take them.
-    return len(names) == 2 and (len(case.args) > 2 or _hands_out(case.fn, names[1]))
+    return len(own) == len(names) == 2 < len(case.args)
 
 
 def _hands_out(forward: Any, name: str) -> bool:
@@ -159,7 +218,7 @@ def _is_of_an_object(case: Case) -> bool:
         return False
     if len(names) < len(case.args):
         return True
-    return is_named and len(names) == 1 and names[0].startswith(COTANGENTS)
+    return is_named and len(names) == 1 and _is_cotangent(names[0])
 
 
 def _known_to(fn: Any) -> Iterator[Any]:
@@ -186,6 +245,21 @@ def _run(
             f"{parts} and the {names[-1]}, or let grads take (cotangent, *args)."
         )
     return tuple(out)
+
+
+def note_on_others(case: Case) -> str | None:
+    """What to do where a gradient was meant to be that of another argument, of the same shape."""
+    if case.wrt is not None or not callable(case.grads) or len(case.args) < 2:
+        return None
+    names, first = argument_names(case.fn, len(case.args)), case.args[0]
+    pairs = zip(names[1:], case.args[1:], strict=True)
+    shape = getattr(first, "shape", None)
+    same = [name for name, value in pairs if _is_floating(value) and value.shape == shape]
+    if not same:
+        return None
+    return (
+        f"compared with the gradient of {names[0]}: if it is that of {same[0]}, say wrt={same[0]!r}"
+    )
 
 
 def _is_floating(value: Any) -> bool:

@@ -25,7 +25,7 @@ from xgradcheck._progress import progress
 from xgradcheck._projected import Projected, wants_projection
 from xgradcheck._projected_outcome import projected_outcome
 from xgradcheck._report import Report
-from xgradcheck._residuals import whole
+from xgradcheck._residuals import note_on_others, whole
 from xgradcheck._rows import Asked
 from xgradcheck._tree import required_arguments
 from xgradcheck._truth import COMPLEX
@@ -266,6 +266,8 @@ def _checked(
             phi.tick = tick
             refuse_beyond(memory, _plan(phi, asked))
             own = _judged(problem, phi, title, asked, started)
+            if own.verdict is Verdict.FAIL and (note := note_on_others(case)) is not None:
+                own = replace(own, notes=(*own.notes, note))
         report = own if report is None else joined(report, own)
     assert report is not None
     return replace(report, environment=environment(adapter))

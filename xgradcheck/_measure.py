@@ -66,7 +66,7 @@ def measure(phi: Phi, asked: Asked) -> Outcome:
     """What was measured: in float64, and, where the call itself runs below that, as it runs."""
     problem = phi.problem
     work: Projecting | None = None
-    is_wide = min(problem.layout.bits, problem.outputs.bits) == DOUBLE
+    is_wide = min(problem.layout.bits, problem.outputs.bits, problem.bits) == DOUBLE
     if is_wide and asked.modes == (REVERSE,) and wants_projection(phi, asked):
         certified, work = at_once(phi, asked)
         if certified is not None:

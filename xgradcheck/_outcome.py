@@ -16,6 +16,7 @@ from xgradcheck._findings import (
     forward_mismatch,
     grows,
     low_precision,
+    low_precision_raised,
     not_raised,
     notes_on_near_by,
     on_repeats,
@@ -118,8 +119,11 @@ def concluded(
             f"the function raised {_said(told.refusal)} at {told.refusals} of the points beside "
             f"this one, which was taken for the edge of its domain"
         )
+    bits = min(told.bits, *(run.bits or DOUBLE for run in told.runs))
     if told.bits < DOUBLE and not told.unraised:
         findings.append(low_precision(told.bits, told.rtol))
+    elif bits < DOUBLE == min(told.bits, problem.layout.bits, problem.outputs.bits):
+        findings.append(low_precision_raised(bits, told.allowance.rtol))
     if (mismatch := forward_mismatch(problem, told)) is not None:
         findings.append(mismatch)
         verdicts.append(Verdict.FAIL)
@@ -139,7 +143,6 @@ def concluded(
             findings.append(draws_its_own())
             verdicts.append(Verdict.INCONCLUSIVE)
     notes += [f"{text}: the framework made it fit" for text in told.runs[0].backward.misfits]
-    bits = min(told.bits, *(run.bits or DOUBLE for run in told.runs))
     if told.unraised:
         is_wider = told.bits > problem.layout.bits
         found = told.bits if is_wider else bits

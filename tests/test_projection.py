@@ -721,3 +721,39 @@ def test_what_is_right_symmetrised_is_still_told():
     )
     assert report.verdict == "INCONCLUSIVE"
     assert "constraint='symmetric'" in str(report)
+
+
+class Rescaled(torch.autograd.Function):
+    """The same, with the gradient of some elements multiplied."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, factor: Tensor) -> Tensor:
+        ctx.save_for_backward(factor)
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, u: Tensor) -> Any:
+        return u * ctx.saved_tensors[0], None
+
+
+@pytest.mark.parametrize("spread", [1e-6, 1e-8])
+@pytest.mark.parametrize(("places", "factor"), [((), 1.0), (slice(None), 1.01), (7, 1.1)])
+def test_a_bias_of_next_to_nothing_is_certified_like_the_rest(
+    spread: float, places: Any, factor: float
+) -> None:
+    torch.manual_seed(0)
+    first, last = (nn.Linear(16, 64).double(), nn.Linear(64, 16).double())
+    nn.init.normal_(first.bias, std=spread)
+    points, factors = torch.randn(8, 16).double(), torch.ones(64).double()
+    factors[places] = factor
+
+    def network() -> Tensor:
+        bias = Rescaled.apply(first.bias, factors)
+        return last(nn.functional.gelu(points @ first.weight.T + bias))
+
+    leaves = [first.weight, first.bias, last.weight, last.bias]
+    report = check(network, wrt=leaves, raise_exception=False)
+    wrong = [n for n, leaf in enumerate(report.leaves.values()) if leaf.verdict is Verdict.FAIL]
+    assert wrong == ([] if factor == 1 else [1])
+    assert report.verdict is (Verdict.PASS if factor == 1 else Verdict.FAIL)
+    assert report.evaluations < (50 if factor == 1 else 300)

@@ -28,6 +28,10 @@ APART, SAMPLED = 16.0, 4096
 """How much smaller most elements of a leaf are than its rms where they are of several kinds; and of
 how many that is told.
 """
+WEAK, FURTHER = -14, 8
+"""From which influence on, beside the largest and as a power of two, leaves are moved further than
+their size, up to so many binades: a bias of 1e-6, of which rounding would leave nothing.
+"""
 BALANCED = 10
 """Leaves whose influence differs by more than so many powers of two are certified apart."""
 
@@ -198,7 +202,12 @@ def bands(
     for number, leaf in enumerate(layout):
         units[number] = unit_of(point[leaf.part])
         influence[number] = influence_of(gradient[leaf.part], units[number])
-    largest = max(influence.values(), default=0.0)
+    largest = max((size for size in influence.values() if math.isfinite(size)), default=0.0)
+    for number, weak in influence.items():
+        # What does next to nothing by its size is moved by more than that.
+        if 0 < weak < largest * 2.0**WEAK:
+            further = 2.0 ** min(FURTHER, math.floor(math.log2(largest) + WEAK - math.log2(weak)))
+            units[number], influence[number] = units[number] * further, weak * further
     chosen = [number for number in among if layout.leaves[number].size]
     nothing = min(ZERO[DOUBLE] * largest, NOTHING * max(largest, abs(value)))
     zeros = [number for number in chosen if influence[number] <= nothing]

@@ -457,6 +457,31 @@ def test_an_error_at_the_limit_is_seldom_certified(kind: str) -> None:
     assert accepted <= 13
 
 
+@pytest.mark.parametrize("weak", [2.5e-6, 4e-6])
+def test_rounding_and_kinks_leave_a_window_of_steps(weak: float) -> None:
+    """A weak slope beside a value of 1, between the steps that rounding drowns and those that reach
+    a kink.
+    """
+    held = []
+    for seed in range(40):
+        rng = np.random.default_rng([seed, 1])
+        slope, kink = weak * rng.uniform(0.5, 1), 2.0**-6
+
+        def walk(
+            number: int, steps: Any, slope: Any = slope, kink: Any = kink, rng: Any = rng
+        ) -> Any:
+            turn = 1 if number % 2 else -1
+            rounding = 2 * np.spacing(1.0) * rng.uniform(-1, 1, len(steps))
+            return 1 + turn * slope * steps + 30 * slope * np.fmax(steps - kink, 0) + rounding
+
+        def product(number: int, slope: float = slope) -> float:
+            return slope if number % 2 else -slope
+
+        own = certify(walk, product, 1.0, 1e-5 * weak, weak)
+        held.append(own.holds)
+    assert sum(held) >= 36
+
+
 def test_leaves_of_other_influence_are_certified_apart() -> None:
     layout = lay_out([Entry((n,), (n,), (10,), "float64") for n in ("a", "b", "c", "d")])
     point, gradient = np.ones(40), np.repeat([1.0, 2.0, 1e-4, 1e-20], 10)

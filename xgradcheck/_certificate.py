@@ -188,7 +188,7 @@ class _Line:
             if len(self.rungs) == 1:
                 exponent = self.rungs[0].exponent - APART
                 continue
-            self.best = _best(self.rungs, self.sigma)
+            self.best = _best_pair(self.rungs, self.sigma)[0]
             self._bound()
             if self.found.holds or self._more_directions_will_do():
                 break
@@ -197,7 +197,7 @@ class _Line:
                 break
             exponent, sharp = following
         if len(self.rungs) > 1:
-            self.starts = self.rungs[0].exponent, self.rungs[1].exponent
+            self.starts = _best_pair(self.rungs, self.sigma)[1]
         return taken
 
     def _pairs(self, exponents: list[int]) -> list[Rung]:
@@ -236,7 +236,9 @@ class _Line:
         assert self.best is not None
         limit, largest = self.found.allowed * DEVIATION, self.best.largest
         if self.number == 0:
-            return len(self.rungs) >= 3 and factor(3) * largest <= 0.7 * limit
+            # Of noise, the next directions may have twice as much.
+            share = 0.7 if self.best.truncation > self.best.noise else 0.35
+            return len(self.rungs) >= 3 and factor(3) * largest <= share * limit
         return factor(self.number + 2) * largest <= limit
 
     def _following(self, sharp: bool) -> tuple[int, bool] | None:
@@ -258,12 +260,17 @@ class _Line:
             ideal = math.ceil(math.log2(noisy)) if noisy > 0 else NARROWEST
             return max(NARROWEST, min(narrow - 3, ideal)), True
         if sharp and len(self.rungs) == 3:
+            middle, noisy = self.rungs[1].exponent, best.noise > best.truncation
+            if noisy and wide - middle > 1:
+                return (middle + wide) // 2, sharp  # as wide as kinks may allow
             return narrow + 2, sharp
         return (narrow - 3, sharp) if narrow - 3 >= NARROWEST else None
 
 
-def _best(rungs: list[Rung], sigma: float) -> Residual:
-    """The residual from two neighbouring pairs, extrapolated, that can be least."""
+def _best_pair(rungs: list[Rung], sigma: float) -> tuple[Residual, tuple[int, int]]:
+    """The residual from two neighbouring pairs, extrapolated, that can be least; and the exponents
+    of their steps.
+    """
     found = []
     for place in range(len(rungs) - 1):
         narrow, wide = rungs[place], rungs[place + 1]
@@ -274,8 +281,9 @@ def _best(rungs: list[Rung], sigma: float) -> Residual:
             other = place + 2 if place + 2 < len(rungs) else place - 1
             if not _contracts([rungs[n] for n in sorted((place, place + 1, other))]):
                 truncation, value = abs(apart), narrow.residual
-        found.append(Residual(value, truncation, noise))
-    return min(found, key=lambda residual: residual.largest)
+        exponents = narrow.exponent, wide.exponent
+        found.append((Residual(value, truncation, noise), exponents))
+    return min(found, key=lambda pair: pair[0].largest)
 
 
 def _contracts(rungs: list[Rung]) -> bool:

@@ -198,6 +198,22 @@ def test_mistakes_all_over_a_leaf_are_counted_by_some_of_them(size: int, share: 
     assert leaf.distance == pytest.approx(math.sqrt(share / 4) / (1 + given), rel=0.25)
 
 
+@pytest.mark.parametrize(("rows", "columns", "first"), [(60, 6, 3), (1000, 3, 2), (5000, 6, 3)])
+def test_wrong_columns_of_a_tall_leaf_are_named(rows: int, columns: int, first: int) -> None:
+    values = np.random.default_rng(2).normal(size=(rows, columns))
+
+    def gradient(x: np.ndarray) -> np.ndarray:
+        found = np.cos(x)
+        found[:, first:] *= 1.2
+        return found
+
+    report = check(lambda x: np.sin(x).sum(), values, grads=gradient, raise_exception=False)
+    assert report.verdict is Verdict.FAIL
+    assert report.evaluations < 500
+    assert any(f"[:, {first}:{columns}]" in finding.text for finding in report.findings)
+    assert report.leaves["x"].wrong == rows * (columns - first)
+
+
 @pytest.mark.parametrize("weight", [1.0, 1e-4])
 def test_where_a_certificate_says_little_its_direction_is_measured_anew_and_then_others(
     weight: float, monkeypatch: pytest.MonkeyPatch

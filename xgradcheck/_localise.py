@@ -39,6 +39,8 @@ SCATTERED, LOOKS, DRAWN = 0.125, 8, 1024
 """Where such a share of a leaf's coordinates is wrong, of so many that were looked at at least, it
 takes less to look at one after the other than to halve: at so many of them.
 """
+SLICED = 16
+"""So many that are wrong tell whether they are some slices of a leaf."""
 USUAL, STEPS = -17, (-26, -8)
 SAFE = 2.0
 FAR, STRAIGHT = 10.0, 0.1
@@ -116,6 +118,8 @@ class Found:
     """The coordinates that were looked at in them."""
     cut: set[int] = field(default_factory=set)
     """Where leaves start of which parts are left that are wrong."""
+    sliced: set[int] = field(default_factory=set)
+    """Where leaves start of which whole slices are wrong; whatever else is, is looked for again."""
     drawn: dict[int, int] = field(default_factory=dict)
     """How many coordinates of a leaf were drawn by chance, by where it starts: what is wrong lies
     all over it, and what was found of it are those of them that are.
@@ -167,7 +171,7 @@ class Search:
             for place, node in enumerate(nodes):
                 if self.is_over() or len(self.found.lone) >= ENOUGH:
                     left = {part.leaf.start for part in nodes[place:] + following}
-                    self.found.cut |= left - self.found.drawn.keys()
+                    self.found.cut |= left - self.found.drawn.keys() - self.found.sliced
                     return self.found
                 following += self._apart(node)
             nodes = following
@@ -255,6 +259,8 @@ class Search:
 
     def _apart(self, node: Node) -> list[Node]:
         """What of a wrong part has to be looked at further."""
+        if self._is_told(node.leaf):
+            return []
         if node.size <= FEW:
             for place in range(node.size):
                 position = node.position(place)
@@ -267,7 +273,7 @@ class Search:
                 return []
             if node.streak >= 2 and self._is_scattered(node.leaf):
                 self._draw(node.leaf)
-            if node.leaf.start in self.found.drawn:
+            if self._is_told(node.leaf):
                 return []
         if self._lone(node):
             return []
@@ -305,24 +311,56 @@ class Search:
 
     def _draw(self, leaf: Leaf) -> None:
         """Look at the coordinates of a leaf in random order, until enough of them are wrong or
-        hardly any turns out to be.
+        hardly any turns out to be. What is wrong may be some of its slices.
         """
-        size, wrong = leaf.size, dict[int, Off]()
+        size, wrong, right = leaf.size, dict[int, Off](), list[int]()
         order = self.rng.permutation(size) if size <= DRAWN else self.rng.integers(size, size=DRAWN)
-        drawn = list(dict.fromkeys((leaf.start + order).tolist()))
-        for count, position in enumerate(drawn):
+        for position in dict.fromkeys((leaf.start + order).tolist()):
             if self.is_over() or len(wrong) >= ENOUGH:
-                drawn = drawn[:count]
                 break
             if not self._is_scattered(leaf):
                 self.found.lone |= wrong
                 return
-            if (off := self._look(leaf, position)) is not None:
-                wrong[position] = off
+            if (off := self._look(leaf, position)) is None:
+                right.append(position)
+                continue
+            wrong[position] = off
+            if len(wrong) == SLICED and (node := self._slices(leaf, [*wrong], right)) is not None:
+                self._forget(leaf)
+                self.found.dense.append(node)
+                self.found.probed |= wrong
+                self.found.sliced.add(leaf.start)
+                return
+        self._forget(leaf)
+        self.found.lone |= wrong
+        self.found.drawn[leaf.start] = len(wrong) + len(right)
+
+    def _forget(self, leaf: Leaf) -> None:
+        """Drop what was found in a leaf so far: all of it is told at once."""
         own = range(leaf.start, leaf.start + leaf.size)
-        self.found.lone = {p: off for p, off in self.found.lone.items() if p not in own} | wrong
+        self.found.lone = {p: off for p, off in self.found.lone.items() if p not in own}
         self.found.dense = [node for node in self.found.dense if node.leaf is not leaf]
-        self.found.drawn[leaf.start] = len(drawn)
+
+    def _is_told(self, leaf: Leaf) -> bool:
+        """Whether it is known of a leaf as a whole what is wrong."""
+        return leaf.start in self.found.drawn or leaf.start in self.found.sliced
+
+    def _slices(self, leaf: Leaf, wrong: list[int], right: list[int]) -> Node | None:
+        """The slices along one axis that hold all that is wrong, and nothing of what is right; None
+        where there are none.
+        """
+        if len(leaf.grid) < 2 or len(right) < LOOKS:
+            return None
+        bad, good = (
+            np.unravel_index(np.array(places) - leaf.start, leaf.grid) for places in (wrong, right)
+        )
+        for axis in range(len(leaf.grid)):
+            first, last = int(bad[axis].min()), int(bad[axis].max()) + 1
+            if not ((good[axis] >= first) & (good[axis] < last)).any():
+                box = [(0, size) for size in leaf.grid]
+                box[axis] = (first, last)
+                return _boxed(leaf, box, 0.0, self.bar)
+        return None
 
     def _lone(self, node: Node) -> bool:
         """Whether one coordinate alone makes up a part's residual; it is found then."""

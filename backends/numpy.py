@@ -630,12 +630,17 @@ class NumpyProblem:
         return attributes[name] is not other
 
     def _read(self, returned: Any) -> Backward:
-        answer = _handed.read(returned, self.layout, self._places, np.asarray)
-        if returned is not self._case.wrt:
-            return answer
-        # In an object that holds both, what lies where no gradient does is the parameter itself.
-        pairs = enumerate(zip(self._slots, answer.parts, strict=True))
-        lacking = [n for n, (slot, part) in pairs if part is slot.found or part is slot.work]
-        for number in lacking:
-            answer.gradient[self.layout.leaves[number].part] = 0.0
-        return answer._replace(severed=answer.severed | frozenset(lacking))
+        owner = self._case.wrt
+        if returned is not owner or not is_object(owner):
+            return _handed.read(returned, self.layout, self._places, np.asarray)
+        nodes = {node.path: node.value for node in inner_nodes(owner)}
+        parts: list[Any] = []
+        severed = set()
+        for number, (slot, leaf) in enumerate(zip(self._slots, self.layout, strict=True)):
+            place = next((twin for twin in twins(slot.path) if twin in nodes), None)
+            severed |= {number} if place is None else set()
+            parts.append(np.zeros(leaf.shape) if place is None else nodes[place])
+        order = [(number,) for number in range(len(parts))]
+        places = _handed.Places(order, order)
+        answer = _handed.read(tuple(parts), self.layout, places, np.asarray)
+        return answer._replace(severed=answer.severed | severed)

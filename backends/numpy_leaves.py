@@ -192,8 +192,24 @@ def _owners(value: Any) -> Iterator[Any]:
 
 def twins(path: Path) -> list[Path]:
     """Where the gradient of what lies at ``path`` may lie beside it."""
-    names = _handed.twins(path[-1]) if path and isinstance(path[-1], str) else ()
-    return [(*path[:-1], name) for name in names]
+    found: list[Path] = []
+    if path and isinstance(path[-1], str):
+        names = [path[-1], *SHORT.get(path[-1], ())]
+        found += [(*path[:-1], twin) for name in names for twin in _handed.twins(name)]
+    for place, key in enumerate(path):
+        found += [(*path[:place], other, *path[place + 1 :]) for other in STORES.get(key, ())]
+    return found
+
+
+STORES: dict[Any, tuple[str, ...]] = {
+    "params": ("grads", "gradients"),
+    "parameters": ("grads", "gradients"),
+    "data": ("grad",),
+    "value": ("grad",),
+}
+"""Where objects keep arrays, and their gradients in the same order or by the same names."""
+SHORT = {"weights": ("W", "w"), "weight": ("W", "w"), "bias": ("b",), "biases": ("b",)}
+"""What parameters are called for short in the names of their gradients."""
 
 
 def with_twins(paths: Iterable[Path], known: Collection[Path]) -> set[Path]:
@@ -203,7 +219,8 @@ def with_twins(paths: Iterable[Path], known: Collection[Path]) -> set[Path]:
     paths, known = list(paths), set(known)
     found = {path for path in paths if not known.isdisjoint(twins(path))}
     names = {path[-1] for path in found}
-    return found | {path for path in paths if len(path) > 1 and path[-1] in names}
+    alike = {path for path in paths if len(path) > 1 and path[-1] in names}
+    return found | alike - {twin for path in found for twin in twins(path)}
 
 
 def _ungiven(node: Node) -> str:

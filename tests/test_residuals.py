@@ -444,26 +444,100 @@ def test_what_calls_left_in_an_object_is_no_parameter() -> None:
     assert list(report.leaves) == ["w", "b"]
 
 
-def test_a_layer_with_its_gradients_elsewhere_is_told_how_to_be_given() -> None:
-    class Dicts:
-        def __init__(self) -> None:
-            self.params, self.grads = {"w": W.copy()}, {"w": np.zeros_like(W)}
+class Lists:
+    def __init__(self) -> None:
+        self.params, self.grads = [W.copy(), B.copy()], [np.zeros_like(W), np.zeros_like(B)]
 
-        def forward(self, x: Any) -> Any:
-            self.x = x
-            return x @ self.params["w"]
+    def forward(self, x: Any) -> Any:
+        self.x = x
+        return x @ self.params[0] + self.params[1]
 
+    def backward(self, dout: Any) -> Any:
+        self.grads[0][...], self.grads[1][...] = self.x.T @ dout, dout.sum(0)
+        return dout @ self.params[0].T
+
+
+class Dicts:
+    def __init__(self) -> None:
+        self.params, self.grads = {"w": W.copy(), "b": B.copy()}, dict[str, Any]()
+
+    def forward(self, x: Any) -> Any:
+        self.x = x
+        return x @ self.params["w"] + self.params["b"]
+
+    def backward(self, dout: Any) -> Any:
+        self.grads["w"], self.grads["b"] = self.x.T @ dout, dout.sum(0)
+        return dout @ self.params["w"].T
+
+
+class Parameter:
+    def __init__(self, data: Any) -> None:
+        self.data, self.grad = data.copy(), np.zeros_like(data)
+
+
+class Parameters:
+    def __init__(self) -> None:
+        self.w, self.b = Parameter(W), Parameter(B)
+
+    def forward(self, x: Any) -> Any:
+        self.x = x
+        return x @ self.w.data + self.b.data
+
+    def backward(self, dout: Any) -> Any:
+        self.w.grad += self.x.T @ dout
+        self.b.grad += dout.sum(0)
+        return dout @ self.w.data.T
+
+
+class Words:
+    def __init__(self) -> None:
+        self.weights, self.bias = W.copy(), B.copy()
+
+    def forward(self, x: Any) -> Any:
+        self.x = x
+        return x @ self.weights + self.bias
+
+    def backward(self, dout: Any) -> Any:
+        self.dW, self.db = self.x.T @ dout, dout.sum(0)
+        return dout @ self.weights.T
+
+
+KEPT = {
+    Lists: ["params[0]", "params[1]"],
+    Dicts: ["params['w']", "params['b']"],
+    Parameters: ["w.data", "b.data"],
+    Words: ["weights", "bias"],
+}
+
+
+@pytest.mark.parametrize("kind", KEPT)
+def test_a_layer_may_keep_its_gradients_in_a_store_of_their_own(kind: Any) -> None:
+    layer = kind()
+    report = check(lambda: layer.forward(X), wrt=layer, grads=layer.backward)
+    assert list(report.leaves) == KEPT[kind]
+
+    class Wrong(kind):
         def backward(self, dout: Any) -> Any:
-            self.grads["w"] = self.x.T @ dout
+            return super().backward(1.01 * dout)
+
+    wrong = Wrong()
+    report = check(lambda: wrong.forward(X), wrt=wrong, grads=wrong.backward, raise_exception=False)
+    assert {str(leaf.verdict) for leaf in report.leaves.values()} == {"FAIL"}
+
+
+def test_a_layer_with_its_gradients_elsewhere_is_told_how_to_be_given() -> None:
+    class Apart(Dicts):
+        def backward(self, dout: Any) -> Any:
+            self.found = {"of w": self.x.T @ dout, "of b": dout.sum(0)}
             return dout @ self.params["w"].T
 
-    layer = Dicts()
+    layer = Apart()
     with pytest.raises(InvalidCase, match="leaves no gradient beside an array of it, as dW beside"):
         check(lambda: layer.forward(X), wrt=layer, grads=layer.backward)
 
     def gradients(cotangent: Any) -> Any:
         layer.backward(cotangent)
-        return layer.grads
+        return {"w": layer.found["of w"], "b": layer.found["of b"]}
 
     assert check(lambda: layer.forward(X), wrt=layer.params, grads=gradients)
 

@@ -59,6 +59,23 @@ def _repetition(problem: Any, cotangent: Vector) -> Iterator[Trial]:
     is_same = all(map(partial(np.array_equal, equal_nan=True), now, before))
     fault = "" if is_same else "are overwritten: hand out copies"
     yield Trial("gradients that were returned, by another call,", fault=fault)
+    if world.is_drawing:
+        return
+    # As in training: what a call with other values has left is not put back.
+    usual = problem.gradient(cotangent)
+    try:
+        world.reset()
+        problem._write_all(_handed.another(problem.point))
+        problem._asked(cotangent * _handed.ELSEWHERE)
+        problem._write_all(problem.point)
+        returned, value, _ = problem._asked(cotangent)
+        got = problem._read(returned).gradient.copy()
+    finally:
+        problem._write_all(problem.point)
+        world.watch()
+    # One that goes on from its state is another function then.
+    if value == usual.value:
+        yield Trial("after a call with other values", got)
 
 
 def _memory(problem: Any, cotangent: Vector) -> Iterator[Trial]:

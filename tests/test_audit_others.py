@@ -192,6 +192,25 @@ def test_a_backward_by_hand_that_writes_to_what_it_was_given_is_seen() -> None:
     assert failed(report) == {"purity"}
 
 
+def test_a_layer_that_keeps_its_first_input_alone_fails_the_second_step() -> None:
+    class Layer:
+        def __init__(self, is_stale: bool) -> None:
+            self.x, self.is_stale = None, is_stale
+
+        def forward(self, x: Array) -> Array:
+            if self.x is None or not self.is_stale:
+                self.x = x.copy()
+            return np.tanh(x)
+
+        def backward(self, dout: Array) -> Array:
+            return dout * (1 - np.tanh(self.x) ** 2)
+
+    for is_stale in (False, True):
+        layer = Layer(is_stale)
+        report = audit(layer.forward, X.copy(), grads=layer.backward, raise_exception=False)
+        assert failed(report) == ({"repetition"} if is_stale else set()), str(report)
+
+
 WITHOUT_BFLOAT16 = """
 import sys
 sys.modules["ml_dtypes"] = None  # as where it is not installed

@@ -57,6 +57,7 @@ from .world import (
     displaced,
     number_states,
     plain_states,
+    pushed_states,
     random_states,
     reachable,
     same,
@@ -243,7 +244,9 @@ class NumpyProblem:
 
     def _states(self) -> Iterator[State]:
         yield from random_states()
-        yield from plain_states(self._reachable())
+        found = self._reachable()
+        yield from plain_states(found)
+        yield from pushed_states(found)
         for slot in self._slots:
             yield array_state(slot.name, slot.work)
 

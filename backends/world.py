@@ -491,9 +491,15 @@ def plain_states(objects: Sequence[Any]) -> Iterator[State]:
         else:
             for attributes in attributes_of(node):
                 yield mapping_state(f"the attributes of {type(node).__name__}", attributes)
-                for name, held in attributes.items():
-                    if type(held) in (list, deque) and len(held) <= LARGE:
-                        yield sequence_state(f"{type(node).__name__}.{name}", held)
+
+
+def pushed_states(objects: Sequence[Any]) -> Iterator[State]:
+    """The states of lists and deques among the attributes of objects of the user's."""
+    for node in objects:
+        for attributes in attributes_of(node):
+            for name, held in attributes.items():
+                if type(held) in (list, deque) and len(held) <= LARGE:
+                    yield sequence_state(f"{type(node).__name__}.{name}", held)
 
 
 # Framework objects keep books of their own, and what they hold is reached through their interfaces.

@@ -16,7 +16,7 @@ from xgradcheck._certificate import Rung
 from xgradcheck._differences import NOISE_SIGMAS, Noise, dot, rms
 from xgradcheck._directions import Band, Places
 from xgradcheck._judge import Tolerance
-from xgradcheck._layout import Direction, Leaf, Positions, Vector
+from xgradcheck._layout import Direction, Leaf, Mask, Positions, Vector
 from xgradcheck._phi import Phi
 
 CLEAR = 5.0
@@ -146,9 +146,10 @@ class Search:
     rng: np.random.Generator
     is_over: Callable[[], bool]
     found: Found = field(default_factory=Found)
-    _looks: dict[int, list[bool]] = field(default_factory=dict)
-    """Whether coordinates were wrong that were looked at by chance, by where their leaf starts."""
+    _looks: dict[int, dict[int, bool]] = field(default_factory=dict)
+    """Whether coordinates were wrong that chance has chosen, by where their leaf starts."""
     _leaf: tuple[Leaf, Vector] | None = None
+    _found_before: tuple[Leaf, Mask] | None = None
 
     def run(self, residual: float, bar: float) -> Found:
         """Take the band apart, of which the whole direction has this residual. Where that says
@@ -301,13 +302,25 @@ class Search:
     def _look(self, leaf: Leaf, position: int) -> Off | None:
         """By how much the gradient is off at a coordinate that chance has chosen."""
         off = self._off_by(leaf, position)
-        self._looks.setdefault(leaf.start, []).append(off is not None)
+        if not self._known(leaf)[position - leaf.start]:
+            self._looks.setdefault(leaf.start, {})[position] = off is not None
         return off
 
+    def _known(self, leaf: Leaf) -> Mask:
+        """What was found of a leaf in earlier searches."""
+        if self._found_before is None or self._found_before[0] is not leaf:
+            known = np.zeros(leaf.start + leaf.size, np.bool_)
+            for places in self.band.without:
+                inside = places if isinstance(places, slice) else places[places < known.size]
+                known[inside] = True
+            self._found_before = leaf, known[leaf.start :]
+        return self._found_before[1]
+
     def _is_scattered(self, leaf: Leaf) -> bool:
-        """Whether what is wrong lies all over a leaf."""
-        looks = self._looks.get(leaf.start, [])
-        return len(looks) >= LOOKS and sum(looks) >= SCATTERED * len(looks)
+        """Whether what is wrong lies all over a leaf, beside what is right."""
+        looks = self._looks.get(leaf.start, {})
+        count, wrong = len(looks), sum(looks.values())
+        return count >= LOOKS and wrong >= SCATTERED * count and count - wrong > 1
 
     def _draw(self, leaf: Leaf) -> None:
         """Look at the coordinates of a leaf in random order, until enough of them are wrong or
@@ -315,6 +328,7 @@ class Search:
         """
         size, wrong, right = leaf.size, dict[int, Off](), list[int]()
         order = self.rng.permutation(size) if size <= DRAWN else self.rng.integers(size, size=DRAWN)
+        order = order[~self._known(leaf)[order]]
         for position in dict.fromkeys((leaf.start + order).tolist()):
             if self.is_over() or len(wrong) >= ENOUGH:
                 break
@@ -354,13 +368,36 @@ class Search:
         bad, good = (
             np.unravel_index(np.array(places) - leaf.start, leaf.grid) for places in (wrong, right)
         )
-        for axis in range(len(leaf.grid)):
+        for axis, length in enumerate(leaf.grid):
             first, last = int(bad[axis].min()), int(bad[axis].max()) + 1
-            if not ((good[axis] >= first) & (good[axis] < last)).any():
-                box = [(0, size) for size in leaf.grid]
-                box[axis] = (first, last)
-                return _boxed(leaf, box, 0.0, self.bar)
+            if ((good[axis] >= first) & (good[axis] < last)).any():
+                continue
+            # Up to where it is right on both sides.
+            low = int(max(good[axis][good[axis] < first], default=-1)) + 1
+            high = int(min(good[axis][good[axis] >= last], default=length))
+            while low < first:
+                middle = (low + first) // 2
+                if self._is_slice_wrong(leaf, axis, middle):
+                    first = middle
+                else:
+                    low = middle + 1
+            while last < high:
+                middle = (last + high) // 2
+                if self._is_slice_wrong(leaf, axis, middle):
+                    last = middle + 1
+                else:
+                    high = middle
+            box = [(0, size) for size in leaf.grid]
+            box[axis] = (first, last)
+            return _boxed(leaf, box, 0.0, self.bar)
         return None
+
+    def _is_slice_wrong(self, leaf: Leaf, axis: int, number: int) -> bool:
+        """Whether an element of a slice is."""
+        place = self.rng.integers(leaf.grid)
+        place[axis] = number
+        position = leaf.start + int(np.ravel_multi_index(tuple(place), leaf.grid))
+        return self._look(leaf, position) is not None
 
     def _lone(self, node: Node) -> bool:
         """Whether one coordinate alone makes up a part's residual; it is found then."""

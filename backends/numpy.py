@@ -41,13 +41,13 @@ from .numpy_leaves import (
     is_floating,
     is_object,
     kind_of,
+    places_of_gradients,
     raised,
-    twins,
     with_twins,
     writer,
 )
 from .numpy_probes import probes as probes
-from .own_draws import draws_its_own
+from .own_draws import draws_its_own, is_given_a_generator
 from .world import (
     State,
     World,
@@ -66,6 +66,8 @@ from .world import (
 
 CLOSE = 1e-3
 """How near two gradients are that are the same but for rounding, relative."""
+ABSENT = (None,)
+"""A place where nothing lies."""
 PROBES = 3
 """How often a leaf is moved to see whether anything depends on it."""
 
@@ -163,6 +165,7 @@ class NumpyProblem:
         self._world = self._surroundings()
         self._runs_forward: bool | None = None
         self._draws_its_own: bool | None = None
+        self._written_gradients: list[Any] | None = None
         with self.held():
             self.outputs, self._cotangent_tree = self._learn_outputs()
             if case.is_closure:
@@ -177,7 +180,9 @@ class NumpyProblem:
     def _surroundings(self) -> World:
         found = self._reachable()
         holders = [slot.holder for slot in self._slots if slot.holder is not None]
-        leaves, roots = [slot.found for slot in self._slots], [self._case.args, self._case.kwargs]
+        leaves = [slot.found for slot in self._slots]
+        # A method may note things down in its object, as well as in what it is given.
+        roots = [self._case.args, self._case.kwargs, getattr(self._case.fn, "__self__", None)]
         books = book_states(found, [*holders, *leaves], roots)
         return World(list(self._states()), list(number_states(found)), list(books))
 
@@ -509,7 +514,7 @@ class NumpyProblem:
 
     def _draws_beside(self, cotangent: Vector) -> bool:
         """Whether the gradient is one for other random numbers than those of the forward pass."""
-        if not self._world.is_drawing or self._runs_forward:
+        if not self._world.is_drawing or self._runs_forward or is_given_a_generator(self._case):
             return False
         parts = _handed.cut(cotangent, self.outputs)
 
@@ -559,18 +564,32 @@ class NumpyProblem:
             return self._case.grads(*args, **kwargs), given
 
     def _zero_gradients(self) -> None:
-        """Zeros where an object keeps its gradients, as before every step of a training: what it
-        adds to is what an earlier pass has left.
+        """Zeros where an object keeps gradients that a pass writes to, as before every step of a
+        training: what it adds to is what an earlier pass has left.
         """
         owner = self._case.wrt
         if not (self._case.is_closure and is_object(owner)):
             return
+        if self._written_gradients is None:
+            self._written_gradients = self._find_written_gradients()
+        for array in self._written_gradients:
+            array[...] = 0
+
+    def _find_written_gradients(self) -> list[Any]:
         own = {id(slot.found) for slot in self._slots}
-        beside = {twin for slot in self._slots for twin in twins(slot.path)}
-        for node in inner_nodes(owner):
-            is_array = isinstance(node.value, np.ndarray) and node.value.flags.writeable
-            if node.path in beside and is_array and id(node.value) not in own:
-                node.value[...] = 0
+        nodes = {node.path: node.value for node in inner_nodes(self._case.wrt)}
+        places = places_of_gradients([slot.path for slot in self._slots], nodes).values()
+        arrays = [nodes[place] for place in places if isinstance(nodes[place], np.ndarray)]
+        arrays = [array for array in arrays if array.flags.writeable and id(array) not in own]
+        before = [array.copy() for array in arrays]
+        try:
+            self._call()
+            self._returned(_handed.cut(np.ones(self.outputs.size), self.outputs))
+        except Exception:  # in the user's words, where it is asked for in earnest
+            pass
+        written = [not same_bytes(a, b) for a, b in zip(arrays, before, strict=True)]
+        self._world.watch()
+        return [array for array, is_written in zip(arrays, written, strict=True) if is_written]
 
     def _goes_on(self) -> bool:
         """Whether a call starts from what the one before it left, as that of a network does which
@@ -637,13 +656,14 @@ class NumpyProblem:
         if returned is not owner or not is_object(owner):
             return _handed.read(returned, self.layout, self._places, np.asarray)
         nodes = {node.path: node.value for node in inner_nodes(owner)}
-        parts: list[Any] = []
-        severed = set()
-        for number, (slot, leaf) in enumerate(zip(self._slots, self.layout, strict=True)):
-            place = next((twin for twin in twins(slot.path) if twin in nodes), None)
-            severed |= {number} if place is None else set()
-            parts.append(np.zeros(leaf.shape) if place is None else nodes[place])
+        places = places_of_gradients([slot.path for slot in self._slots], nodes)
+        found = [nodes.get(places.get(slot.path, ABSENT)) for slot in self._slots]
+        parts = [
+            np.zeros(leaf.shape) if part is None else part
+            for leaf, part in zip(self.layout, found, strict=True)
+        ]
         order = [(number,) for number in range(len(parts))]
-        places = _handed.Places(order, order)
-        answer = _handed.read(tuple(parts), self.layout, places, np.asarray)
-        return answer._replace(severed=answer.severed | severed)
+        where = _handed.Places(order, order)
+        answer = _handed.read(tuple(parts), self.layout, where, np.asarray)
+        lacking = frozenset(number for number, part in enumerate(found) if part is None)
+        return answer._replace(severed=answer.severed | lacking)

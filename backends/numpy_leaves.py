@@ -4,6 +4,7 @@ of arguments, and what a closure reads in place, also in the attributes of an ob
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from types import FunctionType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from .world import attributes_of, element_writer
 
 CONVERT = "convert it with .astype(np.float64)"
 NAMED = 5
-"""How many arguments are named in a refusal."""
+"""How many arguments or arrays are named in a sentence."""
 
 
 def is_floating(value: Any) -> bool:
@@ -81,8 +82,21 @@ def in_copies(case: Case) -> Binding:
     return Binding(
         slots=slots,
         places=_handed.places([slot.path for slot in slots], [node.path for node in nodes]),
-        skipped=_not_floating(node for node in nodes if node.path[0] in roots),
+        skipped=[*_not_floating(node for node in nodes if node.path[0] in roots), *_own(case.fn)],
     )
+
+
+def _own(fn: Any) -> list[str]:
+    """The arrays of an object whose method is checked in its arguments."""
+    owner = getattr(fn, "__self__", fn)
+    if not is_object(owner) or isinstance(owner, FunctionType | ModuleType | type):
+        return []
+    arrays = [n for n in inner_nodes(owner) if isinstance(n.value, np.ndarray)]
+    names = [node.suffix for node in arrays if is_floating(node.value)]
+    if not names:
+        return []
+    kind, more = type(owner).__name__, ", ..." if len(names) > NAMED else ""
+    return [f"{', '.join(names[:NAMED])}{more}: of the {kind} itself, for a closure with wrt="]
 
 
 def in_place(case: Case, given: Collection[Path] | None = None, is_inner: bool = False) -> Binding:
@@ -190,37 +204,73 @@ def _owners(value: Any) -> Iterator[Any]:
     return (node.value for node in flatten(value))
 
 
+Ways = Callable[[Path], list[Path]]
+
+
 def twins(path: Path) -> list[Path]:
-    """Where the gradient of what lies at ``path`` may lie beside it."""
-    found: list[Path] = []
-    if path and isinstance(path[-1], str):
-        names = [path[-1], *SHORT.get(path[-1], ())]
-        found += [(*path[:-1], twin) for name in names for twin in _handed.twins(name)]
+    """Where the gradient of what lies at ``path`` may lie beside it, under a name made of its own:
+    dW beside W.
+    """
+    names = _handed.twins(path[-1]) if path and isinstance(path[-1], str) else ()
+    return [(*path[:-1], name) for name in names]
+
+
+def _in_stores(path: Path) -> list[Path]:
+    """In a store of gradients beside that of the parameters, under the same name or such a one."""
+    found = []
     for place, key in enumerate(path):
-        found += [(*path[:place], other, *path[place + 1 :]) for other in STORES.get(key, ())]
+        rest = path[place + 1 :]
+        names = [rest, *twins(rest)] if key in STORES and rest else []
+        found += [(*path[:place], other, *name) for other in GRADIENTS for name in names]
     return found
 
 
-STORES: dict[Any, tuple[str, ...]] = {
-    "params": ("grads", "gradients"),
-    "parameters": ("grads", "gradients"),
-    "data": ("grad",),
-    "value": ("grad",),
-}
-"""Where objects keep arrays, and their gradients in the same order or by the same names."""
+def _by_letters(path: Path) -> list[Path]:
+    """Where parameters are called by a word, and their gradients by a letter."""
+    letters = SHORT.get(path[-1], ()) if path else ()
+    return [twin for letter in letters for twin in twins((*path[:-1], letter))]
+
+
+def _in_objects(path: Path) -> list[Path]:
+    """Of one parameter that is an object."""
+    return [(*path[:-1], "grad")] if path and path[-1] in ("data", "value") else []
+
+
+STORES, GRADIENTS = ("params", "parameters"), ("grads", "gradients")
+"""What objects call the lists or dicts in which they keep their arrays, and those of gradients."""
 SHORT = {"weights": ("W", "w"), "weight": ("W", "w"), "bias": ("b",), "biases": ("b",)}
 """What parameters are called for short in the names of their gradients."""
 
 
-def with_twins(paths: Iterable[Path], known: Collection[Path]) -> set[Path]:
-    """The paths beside which a gradient lies; and those that are called alike in other layers,
-    which were forgotten.
+def places_of_gradients(paths: Iterable[Path], known: Collection[Path]) -> dict[Path, Path]:
+    """For each of these paths beside which a gradient lies, where that is. Names may mean something
+    else: those that mean least by themselves count where no others are there.
     """
-    paths, known = list(paths), set(known)
-    found = {path for path in paths if not known.isdisjoint(twins(path))}
+    paths, left, found = list(paths), set(known), dict[Path, Path]()
+    ways: tuple[Ways, ...] = (twins, _in_stores, _by_letters, _in_objects)
+    for way in ways:
+        if found and way is _in_objects:
+            break
+        for path in paths:
+            place = next((twin for twin in way(path) if twin in left), None)
+            if place is not None and path not in found:
+                found[path] = place
+        left -= set(found.values())
+    return found
+
+
+def with_twins(paths: Iterable[Path], known: Collection[Path]) -> set[Path]:
+    """The paths beside which a gradient lies; and those that are called alike in other layers, or
+    lie in the same store, which were forgotten.
+    """
+    paths = list(paths)
+    places = places_of_gradients(paths, known)
+    found, gradients = set(places), set(places.values())
     names = {path[-1] for path in found}
+    stores = {path[: n + 1] for path in found for n, key in enumerate(path) if key in STORES}
     alike = {path for path in paths if len(path) > 1 and path[-1] in names}
-    return found | alike - {twin for path in found for twin in twins(path)}
+    stored = {path for path in paths if any(path[: len(store)] == store for store in stores)}
+    return found | (alike | stored) - gradients
 
 
 def _ungiven(node: Node) -> str:

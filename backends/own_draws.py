@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from xgradcheck._adapters import Case
 from xgradcheck._layout import Vector
 from xgradcheck._tree import flatten
 
@@ -17,6 +18,12 @@ from .world import World, same
 
 Returned = dict[CodeType, list[Any]]
 """What functions returned, by their code."""
+
+
+def is_given_a_generator(case: Case) -> bool:
+    """Whether random numbers come from an argument: then a pass draws what it is told to."""
+    values = (node.value for node in flatten((case.args, dict(case.kwargs))))
+    return any(hasattr(value, "bit_generator") or hasattr(value, "get_state") for value in values)
 
 
 def draws_its_own(

@@ -35,7 +35,7 @@ from xgradcheck._layout import (
 from xgradcheck._selection import argument_nodes
 from xgradcheck._tree import Path, flatten, replaced
 
-from .own_draws import draws_its_own
+from .own_draws import draws_its_own, is_given_a_generator
 from .torch_batches import FEWEST, Rows, points_at_once, together
 from .torch_exchanged import eager, exchanged, looked_up, mapped
 from .torch_forms import forms
@@ -975,7 +975,7 @@ class TorchProblem:
 
     def _draws_beside(self, out: Any, cotangent: Vector) -> bool:
         """Whether the gradient is one for other random numbers than those of the forward pass."""
-        if not self._world.is_drawing:
+        if not self._world.is_drawing or is_given_a_generator(self._case):
             return False
 
         def forward() -> None:

@@ -506,11 +506,18 @@ def pushed_states(objects: Sequence[Any]) -> Iterator[State]:
 FOREIGN = ("numpy", "torch", "jax", "jaxlib", "builtins", "functools", "random", "types")
 
 
+MADE = 1 << 9
+"""The flag of a class that Python code has made (Py_TPFLAGS_HEAPTYPE)."""
+
+
 def _is_of_the_user(node: Any) -> bool:
     """Whether this may be an object of the user's, whose attributes a method may exchange."""
     if isinstance(node, FunctionType | MethodType | ModuleType | type):
         return False
-    return type(node).__module__.partition(".")[0] not in FOREIGN
+    kind = type(node)
+    # A class that was made by exec may call itself one of Python's own.
+    is_made = kind.__module__ == "builtins" and bool(kind.__flags__ & MADE)
+    return is_made or kind.__module__.partition(".")[0] not in FOREIGN
 
 
 class Slots(MutableMapping[str, Any]):

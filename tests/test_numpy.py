@@ -294,6 +294,38 @@ def test_a_mask_that_a_backward_pass_draws_anew_is_no_right_one(size: int) -> No
     assert "backward gives" not in str(report)
 
 
+def test_a_generator_that_is_an_argument_says_what_is_drawn() -> None:
+    def dropped(x: Any, rng: Any) -> Any:
+        return x * (rng.random(x.shape) > 0.5)
+
+    def again(grad: Any, x: Any, rng: Any) -> Any:
+        return dropped(grad, rng)
+
+    x = np.random.default_rng(0).normal(size=6)
+    assert check(dropped, x, np.random.default_rng(1), grads=again)
+
+
+def test_what_a_layer_notes_down_is_put_back() -> None:
+    class Noting:
+        def __init__(self) -> None:
+            self.calls, self.norms = 0, list[float]()
+
+        def forward(self, x: Any) -> Any:
+            self.calls += 1
+            self.norms.append(float(np.linalg.norm(x)))
+            return np.sin(x)
+
+        def backward(self, grad: Any) -> Any:
+            return grad * np.cos(X_OF_NOTING)
+
+    layer = Noting()
+    assert check(layer.forward, X_OF_NOTING, grads=layer.backward)
+    assert layer.calls == 0 and layer.norms == []
+
+
+X_OF_NOTING = np.array([0.3, -1.2, 2.0])
+
+
 def test_a_backward_pass_that_runs_the_forward_pass_draws_what_that_draws() -> None:
     layer, x = Dropout(is_fresh=False), np.random.default_rng(0).normal(size=6)
     assert check(layer.forward, x, grads=layer.both)

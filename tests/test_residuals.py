@@ -525,6 +525,105 @@ def test_a_layer_may_keep_its_gradients_in_a_store_of_their_own(kind: Any) -> No
     assert {str(leaf.verdict) for leaf in report.leaves.values()} == {"FAIL"}
 
 
+def test_names_that_mean_something_else_are_no_parameters() -> None:
+    class Weighted:
+        """Weights of the samples and the data beside the parameter; ``grad`` is an operator."""
+
+        def __init__(self) -> None:
+            self.w, self.weights, self.data = W[:, 0].copy(), np.full(5, 0.7), X.copy()
+            self.grad = np.linspace(1, 2, 5)
+
+        def loss(self) -> Any:
+            self.error = self.grad * (self.data @ self.w)
+            return np.sum(self.weights * self.error**2)
+
+        def backward(self) -> None:
+            self.dw = 2 * self.data.T @ (self.weights * self.grad * self.error)
+
+    net = Weighted()
+    report = check(net.loss, wrt=net, grads=net.backward)
+    assert list(report.leaves) == ["w"]
+
+
+def test_a_parameter_of_a_store_that_gets_no_gradient_is_wrong() -> None:
+    class Forgets(Dicts):
+        def backward(self, dout: Any) -> Any:
+            self.grads["w"] = self.x.T @ dout
+            return dout @ self.params["w"].T
+
+    layer = Forgets()
+    report = check(lambda: layer.forward(X), wrt=layer, grads=layer.backward, raise_exception=False)
+    assert str(report.leaves["params['b']"].verdict) == "FAIL"
+
+
+def test_an_audit_of_a_layer_that_keeps_its_gradients_takes_them_as_its_own() -> None:
+    for kind in (Lists, Words):
+        layer = kind()
+        assert audit(lambda layer=layer: layer.forward(X), wrt=layer, grads=layer.backward)
+
+
+def test_settings_that_a_backward_has_a_value_for_reach_it() -> None:
+    def dense(x: Any, w: Any, b: Any, activation: str) -> Any:
+        z = x @ w + b
+        return (np.tanh(z) if activation == "tanh" else z), (x, w, z)
+
+    def backward(dout: Any, cache: Any, activation: str = "none") -> Any:
+        x, w, z = cache
+        d = dout / np.cosh(z) ** 2 if activation == "tanh" else dout
+        return d @ w.T, x.T @ d, d.sum(0)
+
+    assert check(dense, X, W, B, "tanh", grads=backward)
+    assert check(dense, X, W, B, kwargs={"activation": "tanh"}, grads=backward)
+
+    def power(x: Any, n: int) -> Any:
+        return x**n
+
+    assert check(power, X, 3, grads=lambda dout, x, n=2: dout * n * x ** (n - 1))
+
+
+def test_arguments_are_handed_over_by_name_under_a_loss_too() -> None:
+    def apart(guess: Any, truth: Any) -> Any:
+        return (guess - truth) ** 2
+
+    assert check(
+        apart, X, X + 1, loss=lambda y: y.sum(), grads=lambda truth, guess: 2 * (guess - truth)
+    )
+
+
+def test_what_could_be_an_argument_is_no_cotangent() -> None:
+    assert check(lambda x: (x**2).sum(), X, grads=lambda v, *_: 2 * v)
+    assert check(
+        lambda x, mask: x * mask, X, X > 0, grads=lambda dout, x, attn_mask: dout * attn_mask
+    )
+
+    def both(x: Any) -> Any:
+        return np.sin(x), x
+
+    assert check(both, X, grads=lambda u, x: u[0] * np.cos(x) + u[1])
+
+
+def test_a_class_that_was_made_by_exec_is_one_of_the_users() -> None:
+    made: dict[str, Any] = {}
+    exec(  # as where snippets are run
+        "import numpy as np\n"
+        "class Layer:\n"
+        "    def __init__(self, w): self.W = w\n"
+        "    def forward(self, x): self.x = x; return x @ self.W\n"
+        "    def backward(self, dout): self.dW = self.x.T @ dout; return dout @ self.W.T\n",
+        made,
+    )
+    layer = made["Layer"](W.copy())
+    assert type(layer).__module__ == "builtins"
+    assert check(lambda: layer.forward(X), wrt=layer, grads=layer.backward)
+    assert (layer.W == W).all() and not hasattr(layer, "dW")
+
+
+def test_the_arrays_of_a_layer_that_is_checked_in_its_input_are_named() -> None:
+    layer = Words()
+    report = check(layer.forward, X, grads=layer.backward)
+    assert report.skipped == ("weights, bias: of the Words itself, for a closure with wrt=",)
+
+
 def test_a_layer_with_its_gradients_elsewhere_is_told_how_to_be_given() -> None:
     class Apart(Dicts):
         def backward(self, dout: Any) -> Any:

@@ -4,7 +4,7 @@ between; or one function of the value and its gradients.
 """
 
 import dis
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import wraps
@@ -13,20 +13,22 @@ from typing import Any
 
 from xgradcheck._adapters import Case
 from xgradcheck._errors import InvalidCase
-from xgradcheck._tree import argument_names, positional_parameters, takes_any_number
+from xgradcheck._tree import (
+    argument_names,
+    parameters_of,
+    positional_parameters,
+    takes_any_number,
+)
 
-CACHES = (
-    "aux", "cache", "caches", "context", "ctx", "intermediates", "mask", "residuals", "saved",
-    "stash", "tape",
-)  # fmt: skip
-"""How the name ends of the cache that such a backward takes, where its forward has no name for
-it.
-"""
+CACHES = {"caches", "ctx", "residuals", "saved"}
+"""What the last parameter of such a backward is called, or anything that ends in "cache"."""
 BACKWARDS = ("back", "bprop", "bwd")
 """How the name begins of the method of an object that is its backward pass."""
 COTANGENTS = ("acc", "back", "cot", "d", "e", "g", "next", "out", "top", "u", "v")
-"""How the name begins of what a backward takes, where that could be the argument as well."""
-RATES = {"learning_rate", "lr", "eta"}
+"""How the name begins of what a method ``backward`` takes, where that could be the argument."""
+PLAIN = {"ct", "cotangent", "d", "delta", "dout", "dy", "dz", "g", "u", "upstream"}
+"""What a cotangent is called that nothing else is called."""
+RATES = {"alpha", "eta", "learning_rate", "lr", "step_size"}
 """What a backward takes that makes a step as well."""
 
 
@@ -34,8 +36,10 @@ def whole(case: Case) -> Case:
     """The call with a function of the output alone, and one of the gradient that needs nothing of
     it; as it is, where it is like that.
     """
-    if case.loss is not None or not callable(case.grads):
+    if not callable(case.grads):
         return case
+    if case.loss is not None:
+        return _by_its_names(case)
     if case.grads == case.fn:
         return _of_a_pair(case)
     if _takes_a_cache(case):
@@ -55,26 +59,39 @@ def _by_its_names(case: Case) -> Case:
     if case.is_closure or names == known:
         return case
     if takes_any_number(backward):
-        is_cotangent = len(names) == 1 and names[0] not in known and _is_cotangent(names[0])
-        return replace(case, grads=_passing(backward, 1 + len(known))) if is_cotangent else case
+        is_more = len(names) == 1 and names[0] not in known and _is_plain(names[0])
+        return replace(case, grads=_passing(backward, 1 + len(known))) if is_more else case
     extra = [name for name in names if name not in known]
-    if len(names) - len(extra) != len(known) or len(extra) > 1 or names == [*extra, *known]:
+    settings = _settings(backward, known)
+    missing = len(known) - len(names) + len(extra)
+    # By position it takes as many; by name it may do without some, and be told others.
+    is_sure = not missing or (extra and _is_plain(extra[0])) or len(names) - len(extra) > 1
+    if len(extra) > 1 or len(extra) == len(names) or not is_sure:
+        return case
+    if names == [*extra, *known] and not settings:
         return case
 
     def gradient(*given: Any, **kwargs: Any) -> Any:
         values = dict(zip([*extra, *known], given, strict=True))
-        return backward(*(values[name] for name in names), **kwargs)
+        told = {name: values[name] for name in settings}
+        return backward(*(values[name] for name in names), **told, **kwargs)
 
-    return replace(case, grads=_taking(gradient, len(names)))
+    return replace(case, grads=_taking(gradient, len(extra) + len(known)))
+
+
+def _settings(backward: Callable[..., Any], known: Sequence[str]) -> list[str]:
+    """Those of its arguments that a backward has a value for, and is told nevertheless."""
+    given = [p for p in parameters_of(backward) if p.default is not p.empty]
+    return [p.name for p in given if p.name in known]
 
 
 def _passing(fn: Callable[..., Any], count: int) -> Callable[..., Any]:
     return _taking(lambda *given, **kwargs: fn(*given, **kwargs), count)
 
 
-def _is_cotangent(name: str) -> bool:
-    """Whether a parameter is called like a cotangent."""
-    return name.startswith(COTANGENTS) or any(part in name for part in ("grad", "loss", "err"))
+def _is_plain(name: str) -> bool:
+    """Whether a parameter is called like a cotangent, and like nothing else."""
+    return name in PLAIN or any(part in name for part in ("grad", "delta", "err"))
 
 
 def _refuse_rates(case: Case) -> None:
@@ -117,8 +134,9 @@ def _of_two_halves(case: Case) -> Case:
     """
     forward, backward = case.fn, case.grads
     known = argument_names(forward, len(case.args))
-    taken = _required(backward)
+    taken = [name for name in _required(backward) if name not in case.kwargs]
     names = taken if len(taken) == 2 else [name for name in taken if name not in known]
+    settings = [name for name in _settings(backward, known) if name not in names]
     outputs = len(names) - 1
 
     @wraps(forward)
@@ -130,8 +148,12 @@ def _of_two_halves(case: Case) -> Case:
         cache = _run(forward, names, args, kwargs)[-1]
         own = (*(cotangent if outputs > 1 else (cotangent,)), cache)
         values = dict(zip(known, args, strict=True)) | dict(zip(names, own, strict=True))
-        return backward(*(values[name] for name in taken))
+        told = {name: values[name] for name in settings}
+        if keywords:
+            told |= {name: value for name, value in kwargs.items() if name in keywords}
+        return backward(*(values[name] for name in taken), **told)
 
+    keywords = {p.name for p in parameters_of(backward)} & set(case.kwargs)
     wrt = case.wrt
     if wrt is None:
         arrays = tuple(n for n, value in enumerate(case.args) if _is_floating(value))
@@ -173,15 +195,18 @@ def _required(fn: Callable[..., Any]) -> list[str]:
 
 
 def _takes_a_cache(case: Case) -> bool:
-    names = _required(case.grads)
+    names = [name for name in _required(case.grads) if name not in case.kwargs]
     if case.is_closure or len(names) < 2 or takes_any_number(case.grads):
         return False
-    if len(names) == 2 and _hands_out(case.fn, names[1]):
-        return True
     known = argument_names(case.fn, len(case.args))
+    if len(names) == 2 and _hands_out(case.fn, names[1]):
+        # What it was given it may return as an output, too: but not beside one textbook's dA.
+        return names[1] not in known or (names[0].startswith("d") and not names[0].endswith("s"))
     own = [name for name in names if name not in known]
-    if len(own) > 1 and own[-1].endswith(CACHES):
-        return True
+    if len(own) > 1 and (own[-1] in CACHES or own[-1].endswith("cache")):
+        # Beside it a backward takes settings, and arguments only instead.
+        values = dict(zip(known, case.args, strict=True))
+        return not any(_is_floating(values[name]) for name in names if name in known)
     # With fewer parameters than arguments it cannot take them.
     return len(own) == len(names) == 2 < len(case.args)
 
@@ -218,7 +243,10 @@ def _is_of_an_object(case: Case) -> bool:
         return False
     if len(names) < len(case.args):
         return True
-    return is_named and len(names) == 1 and _is_cotangent(names[0])
+    if not is_named or len(names) != 1:
+        return False
+    is_called = case.grads.__name__ == "backward" and names[0].startswith(COTANGENTS)
+    return is_called or _is_plain(names[0])
 
 
 def _known_to(fn: Any) -> Iterator[Any]:

@@ -86,22 +86,23 @@ def _positional_names(fn: Callable[..., Any]) -> Sequence[str]:
     return [parameter.name for parameter in positional_parameters(fn)]
 
 
-def positional_parameters(fn: Callable[..., Any]) -> Sequence[inspect.Parameter]:
-    """The positional parameters that ``fn`` declares; none where it does not tell (a builtin)."""
+def parameters_of(fn: Callable[..., Any]) -> Sequence[inspect.Parameter]:
+    """The parameters that ``fn`` declares; none where it does not tell (a builtin)."""
     try:
-        parameters = inspect.signature(fn).parameters.values()
+        return [*inspect.signature(fn).parameters.values()]
     except (TypeError, ValueError):
         return ()
-    return [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+
+
+def positional_parameters(fn: Callable[..., Any]) -> Sequence[inspect.Parameter]:
+    """The positional ones among them."""
+    known = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return [parameter for parameter in parameters_of(fn) if parameter.kind in known]
 
 
 def takes_any_number(fn: Callable[..., Any]) -> bool:
     """Whether ``fn`` declares ``*args``."""
-    try:
-        parameters = inspect.signature(fn).parameters.values()
-    except (TypeError, ValueError):
-        return False
-    return any(p.kind is p.VAR_POSITIONAL for p in parameters)
+    return any(parameter.kind is parameter.VAR_POSITIONAL for parameter in parameters_of(fn))
 
 
 def forward_parameters(fn: Callable[..., Any]) -> Sequence[inspect.Parameter]:

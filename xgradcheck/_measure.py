@@ -77,9 +77,11 @@ def measure(phi: Phi, asked: Asked) -> Outcome:
     run = run_of(phi, asked.modes[0])
     if len(run.backward.severed) == len(problem.layout) and asked.order == 1:
         _refuse_constant(phi, value, asked.seed)
-    if is_wide:
+    hidden = DOUBLE if work is None else _hidden_bits(phi, value, asked.seed)
+    if is_wide and hidden == DOUBLE:
         return _rows(phi, (value, spread), [run], asked, work)
     found = as_found(phi, asked.seed)
+    found = replace(found, bits=min(found.bits, hidden))
     phi.coarse = coarse(found, phi)
     own = replace(run, bits=found.bits)
     if not problem.can_move:
@@ -139,6 +141,12 @@ def measure(phi: Phi, asked: Asked) -> Outcome:
         if few is not None:
             return _unraised(few, why)
     return _unraised([measured], why)
+
+
+def _hidden_bits(phi: Phi, value: float, seed: int) -> int:
+    """The significand of what custom rules compute in less than shows, where it makes noise."""
+    inside: int = getattr(phi.problem, "bits_inside", DOUBLE)
+    return inside if inside < DOUBLE and noise_of(phi, value, seed).bits < DOUBLE else DOUBLE
 
 
 def _unraised(found: Outcome, why: str) -> Outcome:

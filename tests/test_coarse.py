@@ -263,3 +263,52 @@ def test_a_part_in_float32_of_a_function_in_float64(length: int, seed: int) -> N
         attention_by_hand, *arrays, grads=pulled_back(1.01), seed=seed, raise_exception=False
     )
     assert [name for name, leaf in wrong.leaves.items() if leaf.verdict is Verdict.FAIL] == ["k"]
+
+
+class Block(torch.nn.Module):
+    """Attention with shares in float32, and a relu, whose kinks forbid wide steps."""
+
+    def __init__(self, softmax: Any, factor: float = 1.0) -> None:
+        super().__init__()
+        self.words = torch.nn.Embedding(20, 16)
+        self.heads = torch.nn.Linear(16, 48, bias=False)
+        self.up, self.down = torch.nn.Linear(16, 64), torch.nn.Linear(64, 16, bias=False)
+        self.softmax, self.factor = softmax, factor
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        x = self.words(tokens)
+        q, k, v = self.heads(x).chunk(3, -1)
+        x = x + self.softmax(q @ k.mT / 4) @ v
+        hidden = self.up(x).relu()
+        return x + self.down(Factor.apply(hidden, self.factor))
+
+
+class Factor(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, factor: float) -> torch.Tensor:
+        ctx.factor = factor
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, u: torch.Tensor) -> Any:
+        return ctx.factor * u, None
+
+
+@pytest.mark.parametrize(
+    "softmax",
+    [lambda x: x.softmax(-1, dtype=torch.float32).to(x.dtype), SingleSoftmax.apply],
+    ids=["told by its graph", "hidden in a function"],
+)
+@pytest.mark.parametrize("seed", range(2))
+def test_a_network_that_is_in_float32_in_places_is_raised(softmax: Any, seed: int) -> None:
+    torch.manual_seed(seed)
+    tokens = torch.randint(0, 20, (2, 6))
+    report = check(Block(softmax).double(), tokens, seed=seed)
+    assert report.evaluations < 100
+    assert [finding.kind for finding in report.findings] == ["low precision inside"]
+    rows = report.leaves["up.weight"].rows
+    assert [row.judged for row in rows] == ["float64", "float32 as run"]
+    wrong = check(Block(softmax, 1.01).double(), tokens, seed=seed, raise_exception=False)
+    assert wrong.verdict is Verdict.FAIL
+    assert wrong.leaves["down.weight"].verdict is Verdict.PASS
+    assert wrong.leaves["up.weight"].verdict is Verdict.FAIL

@@ -135,6 +135,19 @@ def test_noise_of_other_kinds_is_not_taken_for_a_cast(offset: float) -> None:
         assert noise.bits == 53
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_an_offset_is_no_float32(seed: int) -> None:
+    """26 bits are left of x."""
+
+    def value(x: Vector) -> float:
+        return float(((1e8 + x) - 1e8 + x**2).sum())
+
+    rng = np.random.default_rng(seed)
+    point = rng.normal(size=30)
+    noise = measure_noise(line(value, point), value(point), point, np.abs(point), rng, 1.0)
+    assert noise.bits == 53
+
+
 def test_the_edge_of_a_domain_is_differenced_on_one_side() -> None:
     def value(x: Vector) -> float:
         return float(np.exp(x[0])) if x[0] >= 1 else float("nan")

@@ -198,6 +198,15 @@ def test_mistakes_all_over_a_leaf_are_counted_by_some_of_them(size: int, share: 
     assert leaf.distance == pytest.approx(math.sqrt(share / 4) / (1 + given), rel=0.25)
 
 
+def test_a_block_is_counted_for_what_it_is() -> None:
+    def change(found: dict[str, Any]) -> None:
+        found["W"][15:31, 12:26] *= 1.3
+
+    report = spoilt(6000, change)
+    assert report.leaves["p['W']"].wrong == 16 * 14
+    assert report.evaluations < 2000
+
+
 @pytest.mark.parametrize(("rows", "columns", "first"), [(60, 6, 3), (1000, 3, 2), (5000, 6, 3)])
 def test_wrong_columns_of_a_tall_leaf_are_named(rows: int, columns: int, first: int) -> None:
     values = np.random.default_rng(2).normal(size=(rows, columns))
@@ -496,6 +505,23 @@ def test_rounding_and_kinks_leave_a_window_of_steps(weak: float) -> None:
         own = certify(walk, product, 1.0, 1e-5 * weak, weak)
         held.append(own.holds)
     assert sum(held) >= 36
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_residual_network_of_relus_needs_no_sweep(seed: int) -> None:
+    draw = torch.Generator().manual_seed(seed)
+    sizes = (40, 64), (64, 64), (64, 64), (64, 5)
+    x, *weights = (
+        torch.randn(*size, generator=draw, dtype=torch.float64) for size in ((64, 40), *sizes)
+    )
+    labels = torch.arange(64) % 5
+
+    def loss(x: Tensor, a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> Tensor:
+        y = (x @ a).relu()
+        y = (y + (y @ b).relu()) @ c
+        return nn.functional.cross_entropy(y.relu() @ d, labels)
+
+    assert check(loss, x, *(0.06 * weight for weight in weights), seed=seed).evaluations < 60
 
 
 def test_leaves_of_other_influence_are_certified_apart() -> None:

@@ -188,7 +188,8 @@ class _Line:
             if len(self.rungs) == 1:
                 exponent = self.rungs[0].exponent - APART
                 continue
-            self.best = _best_pair(self.rungs, self.sigma)[0]
+            residuals = (residual for residual, _ in _pairs(self.rungs, self.sigma))
+            self.best = min(residuals, key=lambda residual: residual.largest)
             self._bound()
             if self.found.holds or self._more_directions_will_do():
                 break
@@ -197,7 +198,9 @@ class _Line:
                 break
             exponent, sharp = following
         if len(self.rungs) > 1:
-            self.starts = _best_pair(self.rungs, self.sigma)[1]
+            # Not by what this direction happened to leave: the others begin there.
+            pairs = _pairs(self.rungs, self.sigma)
+            self.starts = min(pairs, key=lambda pair: pair[0].truncation + pair[0].noise)[1]
         return taken
 
     def _pairs(self, exponents: list[int]) -> list[Rung]:
@@ -267,9 +270,9 @@ class _Line:
         return (narrow - 3, sharp) if narrow - 3 >= NARROWEST else None
 
 
-def _best_pair(rungs: list[Rung], sigma: float) -> tuple[Residual, tuple[int, int]]:
-    """The residual from two neighbouring pairs, extrapolated, that can be least; and the exponents
-    of their steps.
+def _pairs(rungs: list[Rung], sigma: float) -> list[tuple[Residual, tuple[int, int]]]:
+    """The residuals from two neighbouring pairs each, extrapolated, and the exponents of their
+    steps.
     """
     found = []
     for place in range(len(rungs) - 1):
@@ -283,7 +286,7 @@ def _best_pair(rungs: list[Rung], sigma: float) -> tuple[Residual, tuple[int, in
                 truncation, value = abs(apart), narrow.residual
         exponents = narrow.exponent, wide.exponent
         found.append((Residual(value, truncation, noise), exponents))
-    return min(found, key=lambda pair: pair[0].largest)
+    return found
 
 
 def _contracts(rungs: list[Rung]) -> bool:

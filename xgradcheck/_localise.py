@@ -39,6 +39,8 @@ SCATTERED, LOOKS, DRAWN = 0.125, 8, 1024
 """Where such a share of a leaf's coordinates is wrong, of so many that were looked at at least, it
 takes less to look at one after the other than to halve: at so many of them.
 """
+TELLING = 32
+"""Fewer that were drawn tell no share."""
 SLICED = 16
 """So many that are wrong tell whether they are some slices of a leaf."""
 USUAL, STEPS = -17, (-26, -8)
@@ -120,9 +122,9 @@ class Found:
     """Where leaves start of which parts are left that are wrong."""
     sliced: set[int] = field(default_factory=set)
     """Where leaves start of which whole slices are wrong; whatever else is, is looked for again."""
-    drawn: dict[int, int] = field(default_factory=dict)
-    """How many coordinates of a leaf were drawn by chance, by where it starts: what is wrong lies
-    all over it, and what was found of it are those of them that are.
+    drawn: dict[int, float] = field(default_factory=dict)
+    """What share of the coordinates of a leaf is wrong that were drawn by chance, by where it
+    starts: what is wrong lies all over it.
     """
 
     @property
@@ -148,6 +150,8 @@ class Search:
     found: Found = field(default_factory=Found)
     _looks: dict[int, dict[int, bool]] = field(default_factory=dict)
     """Whether coordinates were wrong that chance has chosen, by where their leaf starts."""
+    _local: set[int] = field(default_factory=set)
+    """Where leaves start in which it lies in some places alone, after all."""
     _leaf: tuple[Leaf, Vector] | None = None
     _found_before: tuple[Leaf, Mask] | None = None
 
@@ -272,7 +276,8 @@ class Search:
             if self._is_dense(node):
                 self.found.dense.append(node)
                 return []
-            if node.streak >= 2 and self._is_scattered(node.leaf):
+            is_local = node.leaf.start in self._local
+            if node.streak >= 2 and not is_local and self._is_scattered(node.leaf):
                 self._draw(node.leaf)
             if self._is_told(node.leaf):
                 return []
@@ -334,6 +339,7 @@ class Search:
                 break
             if not self._is_scattered(leaf):
                 self.found.lone |= wrong
+                self._local.add(leaf.start)
                 return
             if (off := self._look(leaf, position)) is None:
                 right.append(position)
@@ -345,9 +351,14 @@ class Search:
                 self.found.probed |= wrong
                 self.found.sliced.add(leaf.start)
                 return
+        count = len(wrong) + len(right)
+        if count < min(TELLING, leaf.size):
+            self.found.lone |= wrong
+            self.found.cut.add(leaf.start)
+            return
         self._forget(leaf)
         self.found.lone |= wrong
-        self.found.drawn[leaf.start] = len(wrong) + len(right)
+        self.found.drawn[leaf.start] = len(wrong) / count
 
     def _forget(self, leaf: Leaf) -> None:
         """Drop what was found in a leaf so far: all of it is told at once."""

@@ -69,22 +69,19 @@ class Suspect:
     """Those coordinates."""
     is_cut: bool = False
     """Whether parts are left that are wrong."""
-    share: float = 1.0
-    """What share of the leaf the single coordinates are of all that are wrong: less than 1 where
-    they were drawn by chance.
-    """
+    drawn: int = 0
+    """How many are wrong, going by those that were drawn by chance, all over the leaf."""
 
     @property
     def size(self) -> int:
         """How many coordinates are taken to be wrong."""
-        if self.is_drawn:
-            return round(len(self.lone) / self.share)
-        return int(self.mask(self.dense[0].leaf).sum()) if self.dense else len(self.lone)
+        known = int(self.mask(self.dense[0].leaf).sum()) if self.dense else len(self.lone)
+        return max(known, self.drawn)
 
     @property
     def is_drawn(self) -> bool:
         """Whether more of the same kind lies all over the leaf."""
-        return self.share < 1
+        return self.drawn > len(self.lone)
 
     def mask(self, leaf: Leaf) -> Mask:
         """Which elements of its leaf those are."""
@@ -128,8 +125,9 @@ class Suspect:
         given = gradient[np.array([*self.lone], np.intp)]
         if not np.isfinite(off).all():
             return 1.0
-        error = float(off @ off) / self.share
-        gained = float((given + off) @ (given + off) - given @ given) / self.share
+        more = self.drawn / len(self.lone) if self.is_drawn else 1.0
+        error = float(off @ off) * more
+        gained = float((given + off) @ (given + off) - given @ given) * more
         for node in self.dense:
             inside = self._inside(node)
             off, given = np.array([self.probed[p].by for p in inside]), gradient[inside]
@@ -412,7 +410,7 @@ class Projecting:
             leaf = layout.leaves[number]
             suspect.is_cut |= leaf.start in found.cut
             if leaf.start in found.drawn:
-                suspect.share = found.drawn[leaf.start] / leaf.size
+                suspect.drawn = round(found.drawn[leaf.start] * leaf.size)
 
 
 def is_certified(phi: Phi, gradient: Vector, value: float, allowance: Tolerance, seed: int) -> bool:

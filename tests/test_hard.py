@@ -411,3 +411,25 @@ def test_an_offset_in_float32_hides_nothing_either(offset: float, step: float) -
     for factor, verdict in ((1.0, "PASS"), (1.01, "FAIL"), (0.0, "FAIL")):
         Wave.factor = factor
         assert check(Wave.apply, x, raise_exception=False).verdict == verdict
+
+
+@pytest.mark.parametrize("size", [1e-6, 1e-8, 1e-10, 1e-12])
+@pytest.mark.parametrize(("factor", "verdict"), [(1.0, "PASS"), (1.01, "FAIL")])
+def test_a_few_parameters_of_next_to_no_size(size: float, factor: float, verdict: str) -> None:
+    """Swept: their own steps would move phi by less than its rounding."""
+    rng = np.random.default_rng(4)
+    x, w, b = rng.normal(size=(5, 4)), rng.normal(size=(4, 6)), size * rng.normal(size=6)
+
+    def gradients(x: Any, w: Any, b: Any) -> Any:
+        slope = 1 / np.cosh(x @ w + b) ** 2
+        return slope @ w.T, x.T @ slope, factor * slope.sum(0)
+
+    report = check(
+        lambda x, w, b: np.tanh(x @ w + b).sum(),
+        *(x, w, b),
+        wrt=(0, 1, 2),
+        grads=gradients,
+        raise_exception=False,
+    )
+    verdicts = [str(leaf.verdict) for leaf in report.leaves.values()]
+    assert verdicts == ["PASS", "PASS", verdict]

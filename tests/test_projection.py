@@ -803,7 +803,7 @@ class Rescaled(torch.autograd.Function):
         return u * ctx.saved_tensors[0], None
 
 
-@pytest.mark.parametrize("spread", [1e-6, 1e-8])
+@pytest.mark.parametrize("spread", [1e-6, 1e-8, 1e-10, 1e-12])
 @pytest.mark.parametrize(("places", "factor"), [((), 1.0), (slice(None), 1.01), (7, 1.1)])
 def test_a_bias_of_next_to_nothing_is_certified_like_the_rest(
     spread: float, places: Any, factor: float

@@ -28,9 +28,9 @@ APART, SAMPLED = 16.0, 4096
 """How much smaller most elements of a leaf are than its rms where they are of several kinds; and of
 how many that is told.
 """
-WEAK, FURTHER = -14, 8
+WEAK = -14
 """From which influence on, beside the largest and as a power of two, leaves are moved further than
-their size, up to so many binades: a bias of 1e-6, of which rounding would leave nothing.
+their size: a bias of 1e-6, of which rounding would leave nothing.
 """
 BALANCED = 10
 """Leaves whose influence differs by more than so many powers of two are certified apart."""
@@ -204,9 +204,11 @@ def bands(
         influence[number] = influence_of(gradient[leaf.part], units[number])
     largest = max((size for size in influence.values() if math.isfinite(size)), default=0.0)
     for number, weak in influence.items():
-        # What does next to nothing by its size is moved by more than that.
+        # What does next to nothing for being small is moved further, as far as others.
         if 0 < weak < largest * 2.0**WEAK:
-            further = 2.0 ** min(FURTHER, math.floor(math.log2(largest) + WEAK - math.log2(weak)))
+            size = float(np.max(units[number]))
+            most = math.log2(max(float(np.max(unit)) for unit in units.values()) / size)
+            further = 2.0 ** math.floor(min(math.log2(largest / weak) + WEAK, most))
             units[number], influence[number] = units[number] * further, weak * further
     chosen = [number for number in among if layout.leaves[number].size]
     nothing = min(ZERO[DOUBLE] * largest, NOTHING * max(largest, abs(value)))

@@ -1,12 +1,13 @@
 """What a sweep works on and what it finds: the numerical gradient, element by element."""
 
 import copy
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from xgradcheck._differences import Noise
+from xgradcheck._differences import Noise, norm, rms
 from xgradcheck._judge import Tolerance
 from xgradcheck._kinds import Kind, Kinds
 from xgradcheck._layout import Layout, Mask, Vector
@@ -71,6 +72,10 @@ class Truth:
         return own
 
 
+WEAK = 2.0**-20
+"""Beside the largest influence that a leaf has, that of one whose steps have room to see it."""
+
+
 @dataclass(slots=True)
 class Sweep:
     """What all steps of one sweep share."""
@@ -97,6 +102,26 @@ class Sweep:
 
     def __post_init__(self) -> None:
         self.scale, self.common = self.phi.scales()
+        with np.errstate(all="ignore"):
+            self._widen()
+
+    def _widen(self) -> None:
+        """Leaves that do next to nothing for being small, as biases of 1e-10, are moved further, as
+        far as others: else rounding were all that is seen.
+        """
+        parts = [leaf.part for leaf in self.layout if leaf.size]
+        sizes = [norm(self.gradient[part] * self.scale[part]) for part in parts]
+        steps = [rms(self.scale[part]) for part in parts]
+        # A part of a problem has the whole beside it.
+        whole = getattr(self.phi.problem, "whole", self.phi.problem)
+        furthest = max(rms(whole.point[leaf.part]) or 1.0 for leaf in whole.layout if leaf.size)
+        largest = max([size for size in sizes if math.isfinite(size)], default=0.0)
+        enough = WEAK * max(largest, self.influence)
+        for part, size, step in zip(parts, sizes, steps, strict=True):
+            if 0 < size < enough:
+                further = max(min(enough / size, furthest / step), 1.0)
+                self.scale[part] *= further
+                self.common[part] *= further
 
     @property
     def layout(self) -> Layout:

@@ -204,11 +204,12 @@ def bands(
         influence[number] = influence_of(gradient[leaf.part], units[number])
     largest = max((size for size in influence.values() if math.isfinite(size)), default=0.0)
     for number, weak in influence.items():
-        # What does next to nothing for being small is moved further, as far as others.
+        # What does next to nothing for being small is moved further, as far as others or zeros.
         if 0 < weak < largest * 2.0**WEAK:
             size = float(np.max(units[number]))
-            most = math.log2(max(float(np.max(unit)) for unit in units.values()) / size)
-            further = 2.0 ** math.floor(min(math.log2(largest / weak) + WEAK, most))
+            most = min(max(float(np.max(unit)) for unit in units.values()), 1.0) / size
+            room = largest * 2.0**WEAK / weak
+            further = 2.0 ** math.floor(math.log2(max(min(room, most), 1.0)))
             units[number], influence[number] = units[number] * further, weak * further
     chosen = [number for number in among if layout.leaves[number].size]
     nothing = min(ZERO[DOUBLE] * largest, NOTHING * max(largest, abs(value)))

@@ -28,7 +28,7 @@ COTANGENTS = ("acc", "back", "cot", "d", "e", "g", "next", "out", "top", "u", "v
 """How the name begins of what a method ``backward`` takes, where that could be the argument."""
 PLAIN = {"ct", "cotangent", "d", "delta", "dout", "dy", "dz", "g", "u", "upstream"}
 """What a cotangent is called that nothing else is called."""
-RATES = {"alpha", "eta", "learning_rate", "lr", "step_size"}
+RATES = {"learning_rate", "lr"}
 """What a backward takes that makes a step as well."""
 
 

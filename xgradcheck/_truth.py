@@ -107,14 +107,17 @@ class Sweep:
 
     def _widen(self) -> None:
         """Leaves that do next to nothing for being small, as biases of 1e-10, are moved further, as
-        far as others: else rounding were all that is seen.
+        far as others or zeros are: else rounding were all that is seen.
         """
+        if self.phi.tangents:
+            return  # which say how far
         parts = [leaf.part for leaf in self.layout if leaf.size]
         sizes = [norm(self.gradient[part] * self.scale[part]) for part in parts]
         steps = [rms(self.scale[part]) for part in parts]
         # A part of a problem has the whole beside it.
         whole = getattr(self.phi.problem, "whole", self.phi.problem)
-        furthest = max(rms(whole.point[leaf.part]) or 1.0 for leaf in whole.layout if leaf.size)
+        others = [rms(whole.point[leaf.part]) or 1.0 for leaf in whole.layout if leaf.size]
+        furthest = min(max(others), 1.0)
         largest = max([size for size in sizes if math.isfinite(size)], default=0.0)
         enough = WEAK * max(largest, self.influence)
         for part, size, step in zip(parts, sizes, steps, strict=True):

@@ -47,7 +47,7 @@ from .numpy_leaves import (
     writer,
 )
 from .numpy_probes import probes as probes
-from .own_draws import draws_its_own, is_given_a_generator
+from .own_draws import draws_its_own
 from .world import (
     State,
     World,
@@ -514,15 +514,17 @@ class NumpyProblem:
 
     def _draws_beside(self, cotangent: Vector) -> bool:
         """Whether the gradient is one for other random numbers than those of the forward pass."""
-        if not self._world.is_drawing or self._runs_forward or is_given_a_generator(self._case):
+        if self._runs_forward:
             return False
         parts = _handed.cut(cotangent, self.outputs)
 
         def gradient() -> Vector:
             return self._read(self._returned(parts)[0]).gradient
 
-        elsewhere = self.at(_handed.another(self.point))
-        return draws_its_own(self._world, self._call, gradient, elsewhere, np.asarray)
+        def elsewhere() -> AbstractContextManager[None]:
+            return self.at(_handed.another(self.point))
+
+        return draws_its_own(self._case, self._world, self._call, gradient, elsewhere, np.asarray)
 
     def _asked(self, cotangent: Vector) -> tuple[Any, float, tuple[str, ...]]:
         """What the user's function of the gradient returns, phi, and whether the cotangent was
@@ -577,9 +579,7 @@ class NumpyProblem:
 
     def _find_written_gradients(self) -> list[Any]:
         own = {id(slot.found) for slot in self._slots}
-        nodes = {node.path: node.value for node in inner_nodes(self._case.wrt)}
-        places = places_of_gradients([slot.path for slot in self._slots], nodes).values()
-        arrays = [nodes[place] for place in places if isinstance(nodes[place], np.ndarray)]
+        arrays = [part for part in self._own_gradients() if isinstance(part, np.ndarray)]
         arrays = [array for array in arrays if array.flags.writeable and id(array) not in own]
         before = [array.copy() for array in arrays]
         try:
@@ -590,6 +590,12 @@ class NumpyProblem:
         written = [not same_bytes(a, b) for a, b in zip(arrays, before, strict=True)]
         self._world.watch()
         return [array for array, is_written in zip(arrays, written, strict=True) if is_written]
+
+    def _own_gradients(self) -> list[Any]:
+        """What lies in an object beside each leaf as its gradient; None where nothing does."""
+        nodes = {node.path: node.value for node in inner_nodes(self._case.wrt)}
+        places = places_of_gradients([slot.path for slot in self._slots], nodes)
+        return [nodes.get(places.get(slot.path, ABSENT)) for slot in self._slots]
 
     def _goes_on(self) -> bool:
         """Whether a call starts from what the one before it left, as that of a network does which
@@ -655,9 +661,7 @@ class NumpyProblem:
         owner = self._case.wrt
         if returned is not owner or not is_object(owner):
             return _handed.read(returned, self.layout, self._places, np.asarray)
-        nodes = {node.path: node.value for node in inner_nodes(owner)}
-        places = places_of_gradients([slot.path for slot in self._slots], nodes)
-        found = [nodes.get(places.get(slot.path, ABSENT)) for slot in self._slots]
+        found = self._own_gradients()
         parts = [
             np.zeros(leaf.shape) if part is None else part
             for leaf, part in zip(self.layout, found, strict=True)

@@ -4,7 +4,6 @@ of arguments, and what a closure reads in place, also in the attributes of an ob
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from types import FunctionType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -89,7 +88,7 @@ def in_copies(case: Case) -> Binding:
 def _own(fn: Any) -> list[str]:
     """The arrays of an object whose method is checked in its arguments."""
     owner = getattr(fn, "__self__", fn)
-    if not is_object(owner) or isinstance(owner, FunctionType | ModuleType | type):
+    if not is_object(owner):
         return []
     arrays = [n for n in inner_nodes(owner) if isinstance(n.value, np.ndarray)]
     names = [node.suffix for node in arrays if is_floating(node.value)]

@@ -20,22 +20,25 @@ Returned = dict[CodeType, list[Any]]
 """What functions returned, by their code."""
 
 
-def is_given_a_generator(case: Case) -> bool:
+def _is_given_a_generator(case: Case) -> bool:
     """Whether random numbers come from an argument: then a pass draws what it is told to."""
     values = (node.value for node in flatten((case.args, dict(case.kwargs))))
     return any(hasattr(value, "bit_generator") or hasattr(value, "get_state") for value in values)
 
 
 def draws_its_own(
+    case: Case,
     world: World,
     forward: Callable[[], Any],
     gradient: Callable[[], Vector],
-    elsewhere: AbstractContextManager[None],
+    elsewhere: Callable[[], AbstractContextManager[None]],
     array_of: Callable[[Any], Any],
 ) -> bool:
     """Whether ``gradient`` depends on where the forward pass left the random numbers, and runs no
     part of it: then it draws its own.
     """
+    if not world.is_drawing or _is_given_a_generator(case):
+        return False
 
     def after(is_rewound: bool) -> Vector:
         world.reset()
@@ -50,7 +53,7 @@ def draws_its_own(
         world.reset()
         with _drawing(world, array_of) as here:
             forward()
-        with elsewhere, _drawing(world, array_of) as there:
+        with elsewhere(), _drawing(world, array_of) as there:
             forward()
         world.reset()
         forward()

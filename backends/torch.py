@@ -35,7 +35,7 @@ from xgradcheck._layout import (
 from xgradcheck._selection import argument_nodes
 from xgradcheck._tree import Path, flatten, replaced
 
-from .own_draws import draws_its_own, is_given_a_generator
+from .own_draws import draws_its_own
 from .torch_batches import FEWEST, Rows, points_at_once, together
 from .torch_exchanged import eager, exchanged, looked_up, mapped
 from .torch_forms import forms
@@ -975,8 +975,6 @@ class TorchProblem:
 
     def _draws_beside(self, out: Any, cotangent: Vector) -> bool:
         """Whether the gradient is one for other random numbers than those of the forward pass."""
-        if not self._world.is_drawing or is_given_a_generator(self._case):
-            return False
 
         def forward() -> None:
             with torch.no_grad():
@@ -985,8 +983,10 @@ class TorchProblem:
         def gradient() -> Vector:
             return self._asked(out, cotangent).gradient
 
-        elsewhere = self.at(_handed.another(self.point))
-        return draws_its_own(self._world, forward, gradient, elsewhere, array_of)
+        def elsewhere() -> AbstractContextManager[None]:
+            return self.at(_handed.another(self.point))
+
+        return draws_its_own(self._case, self._world, forward, gradient, elsewhere, array_of)
 
     def _read(self, returned: Any) -> Backward:
         return _handed.read(returned, self.layout, self._places, array_of)

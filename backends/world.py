@@ -53,8 +53,6 @@ def same(a: Any, b: Any) -> bool:
         return isinstance(b, np.ndarray) and same_bytes(a, b)
     if isinstance(a, Contents):
         return isinstance(b, Contents) and a.same(b)
-    if isinstance(a, Pushed):
-        return isinstance(b, Pushed) and a.same(b)
     if type(a) is tuple and set(map(type, a)) == {int}:  # 625 of them in a random state
         return bool(a == b)
     if isinstance(a, list | tuple):
@@ -194,9 +192,9 @@ class World:
             if state.is_random or state.same(before):
                 continue
             now = state.read()
-            if isinstance(now, Pushed):
-                nodes = (node for part in now.arrays for node in flatten(part))
-                found[number, None] = [np.array(n.value) for n in nodes if _is_array(n.value)]
+            if isinstance(now, list):
+                arrays = (n.value for n in flatten(now) if _is_array(n.value))
+                found[number, None] = [*map(np.array, arrays)]
                 continue
             if not isinstance(now, Contents):
                 found[number, None] = now
@@ -354,28 +352,13 @@ def sequence_state(name: str, sequence: Any) -> State:
     push them for its backward pass to pop.
     """
 
-    def read() -> Pushed:
-        held = [*sequence]
-        return Pushed(held, [part for part in held if _has_arrays(part)])
+    def arrays(held: Any) -> list[Any]:
+        return [part for part in held if _has_arrays(part)]
 
-    def restore(saved: Pushed) -> None:
-        _refill(sequence, saved.everything)
+    def is_as(saved: Any) -> bool:
+        return _holds(arrays(sequence), arrays(saved))
 
-    return State(name, read, restore)
-
-
-@dataclass(slots=True)
-class Pushed:
-    """What a list held: the objects themselves, and those with arrays among them."""
-
-    everything: list[Any]
-    arrays: list[Any]
-
-    def same(self, other: "Pushed") -> bool:
-        """Whether it held the same objects with arrays, in this order."""
-        if len(self.arrays) != len(other.arrays):
-            return False
-        return all(map(operator.is_, self.arrays, other.arrays))
+    return State(name, lambda: [*sequence], functools.partial(_refill, sequence), is_as=is_as)
 
 
 def _has_arrays(value: Any) -> bool:

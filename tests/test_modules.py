@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from audited import Changed
 from fingerprint import fingerprint
 from right import Affine
 from torch import nn
@@ -260,26 +261,13 @@ def test_nothing_of_all_this_warns() -> None:
             check(network(dtype), normal(5, 4, dtype=dtype), modes=("reverse", "forward"))
 
 
-class Scaled(torch.autograd.Function):
-    """The identity, with a gradient that is so many times too large."""
-
-    @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, factor: float) -> torch.Tensor:
-        ctx.factor = factor
-        return x.clone()
-
-    @staticmethod
-    def backward(ctx: Any, u: torch.Tensor) -> tuple[torch.Tensor, None]:
-        return ctx.factor * u, None
-
-
 @DTYPES
 def test_a_checkpoint_that_runs_a_backward_pass_of_its_own(dtype: Any) -> None:
     layer, x = nn.Linear(3, 2).to(dtype), normal(4, 3, dtype=dtype).requires_grad_()
 
     def run(factor: float) -> Any:
         def inner(x: torch.Tensor) -> torch.Tensor:
-            return torch.tanh(x @ Scaled.apply(layer.weight, factor).T + layer.bias)
+            return torch.tanh(x @ Changed.apply(layer.weight, lambda u: factor * u).T + layer.bias)
 
         return lambda: torch.utils.checkpoint.checkpoint(inner, x, use_reentrant=True).sum()
 
@@ -300,7 +288,7 @@ class Tied(nn.Module):
 
     def forward(self, index: torch.Tensor) -> torch.Tensor:
         hidden = torch.tanh(self.words(index))
-        return hidden @ Scaled.apply(self.words.weight, self.factor).T
+        return hidden @ Changed.apply(self.words.weight, lambda u: self.factor * u).T
 
 
 @DTYPES

@@ -188,8 +188,10 @@ class _Line:
             if len(self.rungs) == 1:
                 exponent = self.rungs[0].exponent - APART
                 continue
-            residuals = (residual for residual, _ in _pairs(self.rungs, self.sigma))
-            self.best = min(residuals, key=lambda residual: residual.largest)
+            found = _extrapolated(self.rungs, self.sigma)
+            self.best = min((residual for residual, _ in found), key=lambda one: one.largest)
+            # Not by what this direction happened to leave: the others begin there.
+            self.starts = min(found, key=lambda pair: pair[0].truncation + pair[0].noise)[1]
             self._bound()
             if self.found.holds or self._more_directions_will_do():
                 break
@@ -197,10 +199,6 @@ class _Line:
             if following is None:
                 break
             exponent, sharp = following
-        if len(self.rungs) > 1:
-            # Not by what this direction happened to leave: the others begin there.
-            pairs = _pairs(self.rungs, self.sigma)
-            self.starts = min(pairs, key=lambda pair: pair[0].truncation + pair[0].noise)[1]
         return taken
 
     def _pairs(self, exponents: list[int]) -> list[Rung]:
@@ -270,7 +268,7 @@ class _Line:
         return (narrow - 3, sharp) if narrow - 3 >= NARROWEST else None
 
 
-def _pairs(rungs: list[Rung], sigma: float) -> list[tuple[Residual, tuple[int, int]]]:
+def _extrapolated(rungs: list[Rung], sigma: float) -> list[tuple[Residual, tuple[int, int]]]:
     """The residuals from two neighbouring pairs each, extrapolated, and the exponents of their
     steps.
     """

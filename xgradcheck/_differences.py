@@ -86,6 +86,13 @@ def _spread(values: Vector, size: float) -> float | None:
     return spread if 2.0 ** (RESOLVED - DOUBLE) * size < spread < size / OFFSET else None
 
 
+def further(influence: float, enough: float, step: float, furthest: float) -> float:
+    """How many times further one moves what has so little ``influence`` over its own ``step``, to
+    have ``enough``: no further than others are moved, or zeros.
+    """
+    return max(min(enough / influence, min(furthest, 1.0) / step), 1.0)
+
+
 def representable(x: Vector, step: Vector, bits: int = DOUBLE) -> Vector:
     """Steps near ``step`` with ``(x + h) - x == h`` and ``x - (x - h) == h``: both points lie
     exactly where we say, in an arithmetic of ``bits`` bits if x itself does.

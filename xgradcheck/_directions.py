@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from numpy.random.bit_generator import ISeedSequence
 
-from xgradcheck._differences import dot, norm, rms
+from xgradcheck._differences import dot, further, norm, rms
 from xgradcheck._judge import ZERO
 from xgradcheck._layout import DOUBLE, Direction, Layout, Leaf, Vector
 
@@ -203,14 +203,14 @@ def bands(
         units[number] = unit_of(point[leaf.part])
         influence[number] = influence_of(gradient[leaf.part], units[number])
     largest = max((size for size in influence.values() if math.isfinite(size)), default=0.0)
-    for number, weak in influence.items():
-        # What does next to nothing for being small is moved further, as far as others or zeros.
-        if 0 < weak < largest * 2.0**WEAK:
-            size = float(np.max(units[number]))
-            most = min(max(float(np.max(unit)) for unit in units.values()), 1.0) / size
-            room = largest * 2.0**WEAK / weak
-            further = 2.0 ** math.floor(math.log2(max(min(room, most), 1.0)))
-            units[number], influence[number] = units[number] * further, weak * further
+    enough = largest * 2.0**WEAK
+    weak = [number for number, size in influence.items() if 0 < size < enough]
+    furthest = max(float(np.max(unit)) for unit in units.values()) if weak else 0.0
+    for number in weak:
+        # What does next to nothing for being small.
+        step = float(np.max(units[number]))
+        times = 2.0 ** math.floor(math.log2(further(influence[number], enough, step, furthest)))
+        units[number], influence[number] = units[number] * times, influence[number] * times
     chosen = [number for number in among if layout.leaves[number].size]
     nothing = min(ZERO[DOUBLE] * largest, NOTHING * max(largest, abs(value)))
     zeros = [number for number in chosen if influence[number] <= nothing]

@@ -310,26 +310,15 @@ def not_raised(bits: int, why: str, is_wider: bool) -> Finding:
     return Finding("", f"truth in {dtype}", text)
 
 
-INSIDE = "low precision inside"
-
-
-def low_precision(bits: int, rtol: float) -> Finding:
+def low_precision(bits: int, rtol: float, is_raised: bool = False) -> Finding:
+    """``is_raised``: it was computed in float64 as well."""
     dtype = precision(bits)
-    text = (
-        f"{dtype}: the function computes in {dtype} on its way, or as coarsely, so its differences "
-        f"are noisier and rtol {rtol:.0e} is allowed"
-    )
-    return Finding("", INSIDE, text)
-
-
-def low_precision_raised(bits: int, rtol: float) -> Finding:
-    """The same of a function that was computed in float64 as well."""
-    dtype = precision(bits)
-    text = (
-        f"{dtype}: the function computes in {dtype} on its way. It was judged in float64 all the "
-        f"way, and as it runs, where rtol {rtol:.0e} is allowed"
-    )
-    return Finding("", INSIDE, text)
+    if is_raised:
+        rest = ". It was judged in float64 all the way, and as it runs, where"
+    else:
+        rest = ", or as coarsely, so its differences are noisier and"
+    text = f"{dtype}: the function computes in {dtype} on its way{rest} rtol {rtol:.0e} is allowed"
+    return Finding("", "low precision inside", text)
 
 
 def forward_mismatch(problem: Problem, told: Told) -> Finding | None:

@@ -5,8 +5,10 @@ The position of a lone error follows from two measurements, since weights ``1 + 
 residual by its place. Nothing is called wrong from here alone: what is found is looked at again.
 """
 
+from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -386,29 +388,20 @@ class Search:
             # Up to where it is right on both sides.
             low = int(max(good[axis][good[axis] < first], default=-1)) + 1
             high = int(min(good[axis][good[axis] >= last], default=length))
-            while low < first:
-                middle = (low + first) // 2
-                if self._is_slice_wrong(leaf, axis, middle):
-                    first = middle
-                else:
-                    low = middle + 1
-            while last < high:
-                middle = (last + high) // 2
-                if self._is_slice_wrong(leaf, axis, middle):
-                    last = middle + 1
-                else:
-                    high = middle
+            is_right = partial(self._is_slice_right, leaf, axis)
+            first = low + bisect_left(range(low, first), True, key=lambda n: not is_right(n))
+            last += bisect_left(range(last, high), True, key=is_right)
             box = [(0, size) for size in leaf.grid]
             box[axis] = (first, last)
             return _boxed(leaf, box, 0.0, self.bar)
         return None
 
-    def _is_slice_wrong(self, leaf: Leaf, axis: int, number: int) -> bool:
+    def _is_slice_right(self, leaf: Leaf, axis: int, number: int) -> bool:
         """Whether an element of a slice is."""
         place = self.rng.integers(leaf.grid)
         place[axis] = number
         position = leaf.start + int(np.ravel_multi_index(tuple(place), leaf.grid))
-        return self._look(leaf, position) is not None
+        return self._look(leaf, position) is None
 
     def _lone(self, node: Node) -> bool:
         """Whether one coordinate alone makes up a part's residual; it is found then."""

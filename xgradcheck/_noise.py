@@ -82,10 +82,9 @@ def measure_noise(
     Eight evaluations; more where phi stands still on that scale (it is quantised: low precision
     inside) or bends. ``unit`` is what a scalar output was multiplied by: divided by it, phi is what
     the function returned, to a few units of rounding. ``told`` is the shortest significand that the
-    framework knows of on the way to phi, ``inside()`` that of all it
-    computes. ``still()`` is the exponent of two of steps over which phi does not move, if
-    it is a staircase; None where it is none. Noise above ``coarse`` is that of arithmetic in
-    float32, wherever it is.
+    framework knows of on the way to phi, ``inside()`` that of all it computes. ``still()`` is the
+    exponent of two of steps over which phi does not move, if it is a staircase; None where it is
+    none. Noise above ``coarse`` is that of arithmetic in float32, wherever it is.
     """
     lines, least = _Lines(along, value, point, scale, rng), _of_rounding(value)
     first = lines.draw()

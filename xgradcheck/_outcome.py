@@ -16,7 +16,6 @@ from xgradcheck._findings import (
     forward_mismatch,
     grows,
     low_precision,
-    low_precision_raised,
     not_raised,
     notes_on_near_by,
     on_repeats,
@@ -123,7 +122,7 @@ def concluded(
     if told.bits < DOUBLE and not told.unraised:
         findings.append(low_precision(told.bits, told.rtol))
     elif bits < DOUBLE == min(told.bits, problem.layout.bits, problem.outputs.bits):
-        findings.append(low_precision_raised(bits, told.allowance.rtol))
+        findings.append(low_precision(bits, told.allowance.rtol, is_raised=True))
     if (mismatch := forward_mismatch(problem, told)) is not None:
         findings.append(mismatch)
         verdicts.append(Verdict.FAIL)

@@ -55,7 +55,7 @@ def _by_its_names(case: Case) -> Case:
     the function calls them; and the cotangent, where it takes one thing more.
     """
     known, backward = argument_names(case.fn, len(case.args)), case.grads
-    names = [name for name in _required(backward) if name not in case.kwargs]
+    names = _wanted(case)
     if case.is_closure or names == known:
         return case
     if takes_any_number(backward):
@@ -134,7 +134,7 @@ def _of_two_halves(case: Case) -> Case:
     """
     forward, backward = case.fn, case.grads
     known = argument_names(forward, len(case.args))
-    taken = [name for name in _required(backward) if name not in case.kwargs]
+    taken = _wanted(case)
     names = taken if len(taken) == 2 else [name for name in taken if name not in known]
     settings = [name for name in _settings(backward, known) if name not in names]
     outputs = len(names) - 1
@@ -149,11 +149,10 @@ def _of_two_halves(case: Case) -> Case:
         own = (*(cotangent if outputs > 1 else (cotangent,)), cache)
         values = dict(zip(known, args, strict=True)) | dict(zip(names, own, strict=True))
         told = {name: values[name] for name in settings}
-        if keywords:
-            told |= {name: value for name, value in kwargs.items() if name in keywords}
+        told |= {name: value for name, value in kwargs.items() if name in accepted}
         return backward(*(values[name] for name in taken), **told)
 
-    keywords = {p.name for p in parameters_of(backward)} & set(case.kwargs)
+    accepted = {parameter.name for parameter in parameters_of(backward)}
     wrt = case.wrt
     if wrt is None:
         arrays = tuple(n for n, value in enumerate(case.args) if _is_floating(value))
@@ -194,8 +193,13 @@ def _required(fn: Callable[..., Any]) -> list[str]:
     return [p.name for p in positional_parameters(fn) if p.default is p.empty]
 
 
+def _wanted(case: Case) -> list[str]:
+    """The same of what a backward gets by position."""
+    return [name for name in _required(case.grads) if name not in case.kwargs]
+
+
 def _takes_a_cache(case: Case) -> bool:
-    names = [name for name in _required(case.grads) if name not in case.kwargs]
+    names = _wanted(case)
     if case.is_closure or len(names) < 2 or takes_any_number(case.grads):
         return False
     known = argument_names(case.fn, len(case.args))

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from xgradcheck._differences import Noise, norm, rms
+from xgradcheck._differences import Noise, further, norm, rms
 from xgradcheck._judge import Tolerance
 from xgradcheck._kinds import Kind, Kinds
 from xgradcheck._layout import Layout, Mask, Vector
@@ -116,15 +116,14 @@ class Sweep:
         steps = [rms(self.scale[part]) for part in parts]
         # A part of a problem has the whole beside it.
         whole = getattr(self.phi.problem, "whole", self.phi.problem)
-        others = [rms(whole.point[leaf.part]) or 1.0 for leaf in whole.layout if leaf.size]
-        furthest = min(max(others), 1.0)
+        furthest = max(rms(whole.point[leaf.part]) or 1.0 for leaf in whole.layout if leaf.size)
         largest = max([size for size in sizes if math.isfinite(size)], default=0.0)
         enough = WEAK * max(largest, self.influence)
         for part, size, step in zip(parts, sizes, steps, strict=True):
             if 0 < size < enough:
-                further = max(min(enough / size, furthest / step), 1.0)
-                self.scale[part] *= further
-                self.common[part] *= further
+                times = further(size, enough, step, furthest)
+                self.scale[part] *= times
+                self.common[part] *= times
 
     @property
     def layout(self) -> Layout:

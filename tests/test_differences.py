@@ -281,6 +281,25 @@ def test_units_that_are_dead_do_not_cost_more_than_units_that_live() -> None:
     assert report.evaluations <= 2 * n + 200
 
 
+@pytest.mark.parametrize(("error", "verdict"), [(0.0, "PASS"), (1e-8, "FAIL"), (1e-6, "FAIL")])
+def test_elements_that_are_nothing_beside_their_leaf_cost_no_ladder(error, verdict) -> None:
+    # A third of the slopes is 1e-2 to 1e-6 of the others, and phi is noisy to 1e-9 of those.
+    slopes = np.ones(60)
+    slopes[::3] = np.logspace(-2, -6, 20)
+    w = np.random.default_rng(0).normal(size=60)
+    given = slopes * np.cos(w)
+    given[57] += error
+    report = check(
+        lambda w: float(np.sum(slopes * np.sin(w)) + 30),
+        w,
+        grads=given,
+        coverage="sweep",
+        raise_exception=False,
+    )
+    assert report.verdict == verdict
+    assert report.evaluations < 300
+
+
 @pytest.mark.parametrize(("threshold", "verdict"), [(0.31, "PASS"), (0.29, "FAIL")])
 def test_a_unit_that_wide_steps_revive_is_dead_all_the_same(threshold: float, verdict: str) -> None:
     """Steps that stay below the threshold leave more noise than small neighbours are allowed."""

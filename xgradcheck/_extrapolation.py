@@ -6,6 +6,7 @@ step sizes, and Neville's table of extrapolations (Ridders 1982, Adv. Eng. Softw
 value whose bar is smallest.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,6 +51,10 @@ class Estimate:
         """The slope, or the middle between the one-sided ones."""
         return self.low / 2 + self.high / 2
 
+    def part(self, where: slice) -> "Estimate":
+        """The slopes at some of the coordinates."""
+        return Estimate(*(getattr(self, name)[where] for name in self.__dataclass_fields__))
+
     def near(self, gradient: Vector) -> Vector:
         """The slope that agrees best with ``gradient``: at a kink any between the one-sided ones
         is right.
@@ -72,9 +77,8 @@ def estimate(rungs: Vector, value: float, noise: Noise) -> Estimate:
     steps, plus, minus = _uncrowded(widest_first(rungs))
     sigmas = noise.of(np.fmax(np.abs(plus), np.abs(minus)), steps)
     with np.errstate(all="ignore"):
-        central = _table(steps, (plus - minus) / (2 * steps), sigmas, order=2)
-        ahead = _table(steps, (plus - value) / steps, sigmas, order=1)
-        behind = _table(steps, (value - minus) / steps, sigmas, order=1)
+        slopes = (plus - minus) / (2 * steps), (plus - value) / steps, (value - minus) / steps
+        central, ahead, behind = _tables(steps, slopes, sigmas, (2, 1, 1))
         gap = np.abs(ahead.low - behind.low)
         kink = ahead.settled & behind.settled & (gap > 2 * (ahead.bar + behind.bar))
         kink &= gap > LEAST_KINK * np.fmax(np.abs(ahead.low), np.abs(behind.low))
@@ -111,7 +115,8 @@ def _at_an_edge(
         alone = np.isfinite(side).any(axis=0) & ~np.isfinite(beyond).any(axis=0)
         if alone.any():
             with np.errstate(all="ignore"):
-                rooted = _table(steps, sign * (side - value) / steps, sigmas, order=0.5)
+                slopes = sign * (side - value) / steps
+                (rooted,) = _tables(steps, (slopes,), sigmas, (0.5,))
                 better = alone & rooted.settled & ((rooted.bar < best.bar) | ~best.settled)
             best = chosen_from(better, rooted, best)
     return best
@@ -185,7 +190,19 @@ def chosen_from(where: Any, first: Estimate, second: Estimate) -> Estimate:
     return Estimate(*(np.where(where, one, other) for one, other in pairs))
 
 
-def _table(steps: Vector, slopes: Vector, sigmas: Vector, order: float) -> Estimate:
+def _tables(
+    steps: Vector, slopes: Sequence[Vector], sigmas: Vector, orders: Sequence[float]
+) -> list[Estimate]:
+    """Neville's tables of these slopes, each in ``h**order``."""
+    times, count = len(slopes), steps.shape[1]
+    found = _table(
+        np.tile(steps, times), np.hstack(slopes), np.tile(sigmas, times), np.repeat(orders, count)
+    )
+    parts = [slice(start, start + count) for start in range(0, times * count, count)]
+    return [found.part(part) for part in parts]
+
+
+def _table(steps: Vector, slopes: Vector, sigmas: Vector, order: Vector) -> Estimate:
     """Neville's table in ``h**order``; of its entries the one of least bar that no entry with
     smaller steps contradicts.
     """
@@ -194,10 +211,14 @@ def _table(steps: Vector, slopes: Vector, sigmas: Vector, order: float) -> Estim
     change = np.full_like(slopes, np.nan)
     change[1:] = slopes[1:] - slopes[:-1]
     after = np.vstack([slopes[1:], np.full((1, count), np.nan)])
-    spread = _central_noise if order == 2 else _one_sided_noise
+    is_central = order == 2
 
     def noise_of(weights: Vector) -> Vector:
-        return spread(np.where(weights != 0, weights * sigmas / steps, 0.0))
+        shares = np.where(weights != 0, weights * sigmas / steps, 0.0)
+        spread = _root_sum_of_squares(shares)
+        # phi(x) stands in every one-sided quotient: its rounding does not average out.
+        one_sided = np.hypot(spread, np.sum(shares, axis=-2))
+        return np.asarray(np.where(is_central, spread / np.sqrt(2), one_sided))
 
     steady = (np.eye(levels) - np.eye(levels, k=-1))[:, :, None]
     jitter = NOISE_SIGMAS * noise_of(steady)
@@ -236,15 +257,6 @@ def _table(steps: Vector, slopes: Vector, sigmas: Vector, order: float) -> Estim
             truncation = np.where(contracting, truncation, 3 * wary) + 2.0**-52 * np.abs(value)
             entries.append((value, truncation, noises[entry], contracting | shrinking[row], row))
     return _best(entries)
-
-
-def _central_noise(shares: Vector) -> Vector:
-    return np.asarray(_root_sum_of_squares(shares) / np.sqrt(2))
-
-
-def _one_sided_noise(shares: Vector) -> Vector:
-    # phi(x) stands in every one-sided quotient: its rounding does not average out.
-    return np.asarray(np.hypot(_root_sum_of_squares(shares), np.sum(shares, axis=-2)))
 
 
 def _root_sum_of_squares(shares: Vector) -> Vector:

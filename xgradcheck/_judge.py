@@ -124,13 +124,20 @@ class Tolerance:
         return np.asarray(self.rtol * largest + self.of_rms * leaf_rms + self.atol)
 
     def is_near(
-        self, gradient: Vector, truth: Vector, bar: Vector, allowed: Vector, leaf_rms: float
+        self,
+        gradient: Vector,
+        truth: Vector,
+        bar: Vector,
+        allowed: Vector,
+        leaf_rms: float,
+        part: float = 1.0,
     ) -> Mask:
-        """Elements that are right as far as differences tell, and could not err by much: those of
-        queries and keys beside values in a fresh network, or where kinks keep steps short.
+        """Elements that are right as far as differences tell, and could not err by much, or by a
+        ``part`` of that: those of queries and keys beside values in a fresh network, or where kinks
+        keep steps short.
         """
         within = np.abs(gradient - truth) <= allowed + bar
-        share = min(WORTH * self.distance, LITTLE)
+        share = part * min(WORTH * self.distance, LITTLE)
         return np.asarray(within & (bar <= share * np.fmax(np.abs(truth), leaf_rms)))
 
 

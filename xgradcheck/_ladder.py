@@ -115,16 +115,14 @@ def climb(
     rungs = np.where(rungs[0] < noise.least, np.nan, rungs)
 
     def lengthened(rungs: Vector, chosen: Positions, wished: Vector, exponents: Any) -> Vector:
-        for level, exponent in enumerate(exponents):
-            unit = wished[chosen] * FACTORS[level % len(FACTORS)] * 2.0**exponent
-            step = representable(point[index[chosen]], unit, noise.bits)
-            told = (step > 0) & (step >= noise.least)
-            rung = np.full((3, 1, len(index)), np.nan)
-            rung[0, 0, chosen] = np.where(told, step, np.nan)
-            if told.any():
-                rung[1, 0, chosen], rung[2, 0, chosen] = pairs(index[chosen], step)
-            rungs = np.concatenate([rungs, rung], axis=1)
-        return rungs
+        factors = np.resize(FACTORS, len(exponents)) * 2.0 ** np.array(exponents)
+        units = factors[:, None] * wished[chosen]
+        steps = representable(point[index[chosen]], units, noise.bits)
+        level, place = np.nonzero((steps > 0) & (steps >= noise.least))
+        told = steps[level, place]
+        found = np.full((3, len(exponents), len(index)), np.nan)
+        found[:, level, chosen[place]] = told, *pairs(index[chosen[place]], told)
+        return np.concatenate([rungs, found], axis=1)
 
     best: Estimate | None = None
     exponents = EXPONENTS[noise.bits]

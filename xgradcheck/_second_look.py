@@ -36,6 +36,9 @@ WIDER, SAFE = 2.0, 4.0
 """How much wider the steps of one more pair are; and how many times more than both pairs tell the
 first one is taken to be cut short.
 """
+NOTHING = 1e-3
+"""Of how much an element may err that is right as far as noise tells: no steps tell that better.
+"""
 FAR, HALVED, LITTLE = range(2, 28, 2), 30, 1e-6
 """Exponents of two, of a coordinate's scale: how far out to look for a phi that does not move; how
 often the place is halved at which it begins to; and which share of its moves is little.
@@ -50,7 +53,11 @@ def settle_suspicious(work: Sweep, truth: Truth) -> None:
     _narrow_bars(work, truth)
     for leaf in work.layout:
         queue = leaf.start + np.flatnonzero(suspicious(work, truth, leaf.part))
-        queue = queue[~truth.analytic[queue] & differ[queue]]
+        queue = queue[
+            ~truth.analytic[queue]
+            & differ[queue]
+            & ~_could_err_by_nothing(work, truth, leaf, queue)
+        ]
         if truth.scored is not None and not _eps_suffices(
             truth, work.gradient, leaf, work.allowance
         ):
@@ -107,6 +114,14 @@ def _open_coordinates(work: Sweep, truth: Truth, leaf: Leaf) -> Positions:
     near = error <= work.allowed(gradient, value, rms(value), part)
     near &= (gradient != 0) & ~truth.analytic[part] & ~_uneven(work, truth, part)
     return leaf.start + np.flatnonzero(near & suspicious(work, truth, part))
+
+
+def _could_err_by_nothing(work: Sweep, truth: Truth, leaf: Leaf, index: Positions) -> Mask:
+    """What is right beside its leaf, and would not be known better by more steps."""
+    gradient, value, size = work.gradient[index], truth.value[index], rms(truth.value[leaf.part])
+    allowed = work.allowed(gradient, value, size, index)
+    near = work.allowance.is_near(gradient, value, truth.bar[index], allowed, size, NOTHING)
+    return np.asarray(near & ~_uneven(work, truth, leaf.part)[index - leaf.start])
 
 
 def accused_by(work: Sweep, truth: Truth) -> Mask:

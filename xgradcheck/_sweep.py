@@ -117,14 +117,12 @@ def _best_exponent(bend: float, noise: Noise) -> int:
 
 def _curvature(work: Sweep, index: Positions, exponents: tuple[int, ...]) -> Vector:
     """The third derivative at each coordinate, times scale^3 / 6, from slopes at a few steps."""
-    slopes = []
-    for level, exponent in enumerate(exponents):
-        unit = work.scale[index] * FACTORS[level] * 2.0**exponent
-        step = representable(work.point[index], unit, work.noise.bits)
-        plus, minus = work.phi.pairs(index, step)
-        with np.errstate(invalid="ignore", over="ignore"):
-            slopes.append((plus - minus) / (2 * step))
-        work.tick(0, work.point.size, "sweep")
+    factors = np.array(FACTORS[: len(exponents)]) * 2.0 ** np.array(exponents)
+    steps = representable(work.point[index], factors[:, None] * work.scale[index], work.noise.bits)
+    work.tick(0, work.point.size, "sweep")
+    plus, minus = work.phi.pairs(np.tile(index, len(exponents)), steps.ravel())
+    with np.errstate(invalid="ignore", over="ignore"):
+        slopes = (plus - minus).reshape(steps.shape) / (2 * steps)
     found = []
     for wide, narrow in pairwise(range(len(exponents))):
         spread = 4.0 ** exponents[wide] - 4.0 ** exponents[narrow]

@@ -257,9 +257,31 @@ def test_a_target_may_be_an_attribute_of_a_class(report):
 
 
 @pytest.mark.parametrize(
+    ("target", "instead"),
+    [
+        ("in_torch.py:Square", "give Square.apply"),
+        ("in_torch.py:Square.forward", "name Square.apply"),
+        ("layers.py:Layer", "give an object of it"),
+        ("layers.py:Layer.forward", "name layers.py:layer"),
+    ],
+)
+def test_what_cannot_be_called_by_itself_is_refused_with_what_can(target, instead, folder, refused):
+    source = "class Layer:\n    def forward(self, x):\n        return x\n"
+    (folder / "layers.py").write_text(source, encoding="utf-8")
+    err = refused(target, "f64[3]", "--backend", "torch")
+    assert is_one_sentence(err) and instead in err
+
+
+def test_bfloat16_is_drawn_for_a_framework_that_has_it(run):
+    assert "bfloat16" in run("in_torch.py:square", "bf16[3]")[1]
+    assert "bfloat16" in run("in_jax.py:square", "bfloat16[3]")[1]
+
+
+@pytest.mark.parametrize(
     ("spec", "dtype", "shape"),
     [
         ("f64[4,8]", "float64", (4, 8)),
+        ("float64[4,8]", "float64", (4, 8)),
         ("f64[4, 8]", "float64", (4, 8)),
         ("f64[]", "float64", ()),
         ("f64[5]", "float64", (5,)),

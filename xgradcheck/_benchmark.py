@@ -12,7 +12,7 @@ import numpy as np
 from xgradcheck._adapters import Case, Taken, Timed, claim, name_of
 from xgradcheck._as_run import is_nearly_the_same
 from xgradcheck._bench_report import BenchRecord, BenchReport, Times
-from xgradcheck._errors import InvalidCase, short
+from xgradcheck._errors import InvalidCase, refuse_class, short
 from xgradcheck._judge import Verdict
 from xgradcheck._layout import bits_of
 from xgradcheck._reference import Three, asked_dtypes, known_factors
@@ -82,6 +82,7 @@ def _first(implementations: Any) -> Callable[..., Any]:
     for name, fn in implementations.items():
         if not callable(fn):
             raise InvalidCase(f"{name} is a {type(fn).__name__}: give functions.")
+        refuse_class(fn, name)
     first: Callable[..., Any] = next(iter(implementations.values()))
     return first
 

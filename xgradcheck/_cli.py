@@ -35,7 +35,7 @@ targets and arguments:
   file.py:function      what is checked, also package.module:function;
                         a target's arguments follow it
   f64[4,8]              a float64 array of that shape, drawn from N(0, 1);
-                        f64[] is a scalar
+                        f64[] is a scalar; also f32, f16, bf16, c128, c64
   i64[4]<10             integers from 0 to 9 (below 2 without a bound); bool[4]
   point.npz             the arrays of a file: by name where the names are the
                         function's parameters, in order where they are arr_0,

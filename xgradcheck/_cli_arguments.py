@@ -14,7 +14,8 @@ from xgradcheck._cli_inputs import Spread, is_file, is_part, part_of, read, spre
 from xgradcheck._errors import InvalidCase
 
 DTYPES = {
-    "f64": "float64", "f32": "float32", "f16": "float16", "c128": "complex128", "c64": "complex64",
+    "f64": "float64", "f32": "float32", "f16": "float16", "bf16": "bfloat16",
+    "c128": "complex128", "c64": "complex64",
     "i64": "int64", "i32": "int32", "i16": "int16", "i8": "int8", "u8": "uint8", "bool": "bool",
 }  # fmt: skip
 ARRAY = re.compile(r"(?P<dtype>[a-z]+\d*)\[(?P<shape>[\d,\s]*)\](?:<(?P<below>\d+))?")
@@ -92,7 +93,7 @@ def _one(text: str, rng: np.random.Generator, folder: Path, backend: str) -> Any
     if is_file(text):
         return read(folder / text, backend)
     if (array := ARRAY.fullmatch(text)) is not None:
-        return _drawn(text, array, rng)
+        return _drawn(text, array, rng, backend)
     try:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError):
@@ -102,12 +103,14 @@ def _one(text: str, rng: np.random.Generator, folder: Path, backend: str) -> Any
         ) from None
 
 
-def _drawn(text: str, array: re.Match[str], rng: np.random.Generator) -> Any:
-    dtype = DTYPES.get(array["dtype"])
-    if dtype is None:
+def _drawn(text: str, array: re.Match[str], rng: np.random.Generator, backend: str) -> Any:
+    written = array["dtype"]
+    dtype = DTYPES.get(written, written)
+    if dtype not in DTYPES.values():
         raise InvalidCase(f"{text!r} has an unknown dtype; the dtypes are {', '.join(DTYPES)}.")
     shape = tuple(int(extent) for extent in array["shape"].replace(" ", "").split(",") if extent)
-    kind = np.dtype(dtype)
+    is_bfloat16 = dtype == "bfloat16"  # which NumPy lacks
+    kind = np.dtype("float32" if is_bfloat16 else dtype)
     if kind.kind in "iub":
         below = int(array["below"] or 2)
         if below < 1:
@@ -116,6 +119,8 @@ def _drawn(text: str, array: re.Match[str], rng: np.random.Generator) -> Any:
     if array["below"]:
         raise InvalidCase(f"{text!r}: only integers have a bound.")
     values = rng.standard_normal(shape)
-    return np.asarray(
+    drawn = np.asarray(
         values + 1j * rng.standard_normal(shape) if kind.kind == "c" else values, dtype=kind
     )
+    own = adapter(backend)
+    return own.cast(own.from_numpy(drawn), dtype) if is_bfloat16 else drawn

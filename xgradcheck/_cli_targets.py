@@ -6,6 +6,7 @@ import importlib.util
 import sys
 import zlib
 from dataclasses import dataclass, field
+from inspect import signature
 from pathlib import Path
 from types import FunctionType, ModuleType
 from typing import Any
@@ -57,8 +58,22 @@ def load(written: str, folder: Path) -> tuple[Any, ModuleType]:
                 or "nothing"
             )
             raise InvalidCase(f"{where} has no {name!r}; what can be called there: {names}.")
-        found = getattr(found, part)
+        owner, found = found, getattr(found, part)
+        if isinstance(owner, type) and isinstance(found, FunctionType):
+            _refuse_part(owner, found, name, where)
     return found, module
+
+
+def _refuse_part(owner: type, found: FunctionType, name: str, where: str) -> None:
+    """Raise for what cannot be called by itself: a method, or one half of a custom rule."""
+    first = next(iter(signature(found).parameters), "")
+    if first == "ctx":
+        raise InvalidCase(f"{name} is one half of {owner.__name__}: name {owner.__name__}.apply.")
+    if first == "self":
+        raise InvalidCase(
+            f"{name} belongs to objects of {owner.__name__}: make one in {where}, as "
+            f"layer = {owner.__name__}(...), and name {where}:layer."
+        )
 
 
 def module_from_file(path: Path) -> ModuleType:

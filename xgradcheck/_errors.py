@@ -1,6 +1,7 @@
 """What xgradcheck raises; everything is an XGradCheckError."""
 
-from typing import TYPE_CHECKING
+import inspect
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from xgradcheck._report import Report
@@ -40,6 +41,14 @@ class GradientInconclusive(_Judged):
 def lacks(what: str, package: str | None, extra: str) -> InvalidCase:
     """The refusal of what a package is missing for."""
     return InvalidCase(f"{what} needs the package {package!r}: pip install xgradcheck[{extra}].")
+
+
+def refuse_class(fn: Any, what: str) -> None:
+    """Raise where a class was given in the place of a function."""
+    if isinstance(fn, type):
+        is_function = inspect.ismethod(getattr(fn, "apply", None))
+        instead = f"{fn.__name__}.apply" if is_function else "an object of it"
+        raise InvalidCase(f"{what} is the class {fn.__name__}: give {instead}.")
 
 
 def short(error: Exception) -> str:

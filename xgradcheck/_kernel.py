@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from xgradcheck._errors import InvalidCase
+from xgradcheck._errors import InvalidCase, refuse_class
 from xgradcheck._report import Report
 
 KERNEL = ("reference", "dtypes", "factors")
@@ -22,6 +22,7 @@ def beside_any(
     **options: Any,
 ) -> Report:
     """The report on a kernel beside its reference; what ``checked`` gives where there is none."""
+    refuse_class(fn, "the first argument")
     if reference is not None:
         if not callable(reference):
             raise InvalidCase(

@@ -37,11 +37,11 @@ from .numpy_leaves import (
     dtype_of,
     in_copies,
     in_place,
-    inner_nodes,
     is_floating,
     is_object,
     kind_of,
     places_of_gradients,
+    possible_gradients,
     raised,
     with_twins,
     writer,
@@ -593,9 +593,10 @@ class NumpyProblem:
 
     def _own_gradients(self) -> list[Any]:
         """What lies in an object beside each leaf as its gradient; None where nothing does."""
-        nodes = {node.path: node.value for node in inner_nodes(self._case.wrt)}
-        places = places_of_gradients([slot.path for slot in self._slots], nodes)
-        return [nodes.get(places.get(slot.path, ABSENT)) for slot in self._slots]
+        paths = [slot.path for slot in self._slots]
+        known = possible_gradients(self._case.wrt, paths)
+        places = places_of_gradients(paths, known)
+        return [known.get(places.get(slot.path, ABSENT)) for slot in self._slots]
 
     def _goes_on(self) -> bool:
         """Whether a call starts from what the one before it left, as that of a network does which
@@ -637,8 +638,7 @@ class NumpyProblem:
                 return everything
             returned = _handed.without_value(returned, self.layout, self._places, np.asarray)[1]
             if returned is owner:
-                paths = {n.path for n in inner_nodes(owner) if is_floating(n.value)}
-                found = with_twins(everything, paths)
+                found = with_twins(everything, possible_gradients(owner, everything))
                 return {path for path in found if not self._is_left_behind(path)}
             if not (isinstance(returned, Mapping) or is_object(returned)):
                 return everything

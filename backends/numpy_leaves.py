@@ -169,7 +169,8 @@ def _with_gradients(case: Case, nodes: Sequence[Node]) -> list[Node]:
     gradients = {twin for path in floating for twin in twins(path)}
     own = [node for path, node in floating.items() if path not in gradients]
     if case.grads is case.wrt:
-        kept = with_twins((node.path for node in own), floating)
+        paths = [node.path for node in own]
+        kept = with_twins(paths, possible_gradients(case.wrt, paths))
         return [node for node in own if node.path in kept]
     return [node for node in own if _handed.has(case.grads, node.path)]
 
@@ -235,10 +236,48 @@ def _in_objects(path: Path) -> list[Path]:
     return [(*path[:-1], "grad")] if path and path[-1] in ("data", "value") else []
 
 
+WAYS: tuple[Ways, ...] = (twins, _in_stores, _by_letters, _in_objects)
 STORES, GRADIENTS = ("params", "parameters"), ("grads", "gradients")
 """What objects call the lists or dicts in which they keep their arrays, and those of gradients."""
 SHORT = {"weights": ("W", "w"), "weight": ("W", "w"), "bias": ("b",), "biases": ("b",)}
 """What parameters are called for short in the names of their gradients."""
+
+
+def possible_gradients(owner: Any, paths: Iterable[Path]) -> dict[Path, Any]:
+    """What lies in an object that may be a gradient of what lies at these paths, by its own path:
+    floating numbers; and of the very shape of its array, what a layer that counts gives, and lists.
+    """
+    found = {node.path: node.value for node in inner_nodes(owner) if is_floating(node.value)}
+    for path in paths:
+        for twin in (twin for way in WAYS for twin in way(path) if twin not in found):
+            value = _at(owner, twin)
+            if _could_be_gradient(value, _at(owner, path)):
+                found[twin] = value
+    return found
+
+
+def _at(owner: Any, path: Path) -> Any:
+    """What lies there; None where nothing does."""
+    for key in path:
+        try:
+            owner = owner[key] if isinstance(owner, dict | list | tuple) else vars(owner)[key]
+        except (LookupError, TypeError):
+            return None
+    return owner
+
+
+def _could_be_gradient(value: Any, parameter: Any) -> bool:
+    """Whether this is an array of another kind than floats, or a list of those, one number for each
+    of the parameter's.
+    """
+    if not isinstance(value, np.ndarray | list | tuple) or not np.ndim(parameter):
+        return False
+    try:
+        array = np.asarray(value)
+    except ValueError:  # of rows that differ in length
+        return False
+    is_counted = isinstance(value, np.ndarray) and array.dtype.kind in "biuO"
+    return array.shape == np.shape(parameter) and (is_counted or array.dtype.kind == "f")
 
 
 def places_of_gradients(paths: Iterable[Path], known: Collection[Path]) -> dict[Path, Path]:
@@ -246,8 +285,7 @@ def places_of_gradients(paths: Iterable[Path], known: Collection[Path]) -> dict[
     else: those that mean least by themselves count where no others are there.
     """
     paths, left, found = list(paths), set(known), dict[Path, Path]()
-    ways: tuple[Ways, ...] = (twins, _in_stores, _by_letters, _in_objects)
-    for way in ways:
+    for way in WAYS:
         if found and way is _in_objects:
             break
         for path in paths:

@@ -687,3 +687,63 @@ def test_equal_numbers_of_an_object_are_parameters_each() -> None:
     for line.factor, verdict in ((1.0, "PASS"), (1.5, "FAIL")):  # type: ignore[attr-defined]
         report = check(line.cost, wrt=line, grads=lambda: line.grads, raise_exception=False)
         assert str(report.leaves["b"].verdict) == verdict
+
+
+class Counting:
+    """A layer that gives its bias a gradient of another kind than an array of floats."""
+
+    def __init__(self, of_bias):
+        rng = np.random.default_rng(0)
+        self.W, self.b, self.of_bias = rng.normal(size=(3, 2)), rng.normal(size=2), of_bias
+
+    def forward(self, x):
+        self.x = x
+        return x @ self.W + self.b
+
+    def backward(self, d):
+        self.dW, self.db = self.x.T @ d, self.of_bias(d)
+        return d @ self.W.T
+
+
+@pytest.mark.parametrize(
+    ("of_bias", "verdict"),
+    [
+        (lambda d: list(d.sum(0)), "PASS"),
+        (lambda d: list(2 * d.sum(0)), "FAIL"),
+        (lambda d: tuple(2 * d.sum(0)), "FAIL"),
+        (lambda d: np.ones(2, int), "FAIL"),
+        (lambda d: d.sum(0) > 0, "FAIL"),
+        (lambda d: [[n] for n in 2 * d.sum(0)], None),
+        (lambda d: None, None),
+        (lambda d: 3, None),
+    ],
+)
+def test_a_gradient_of_any_kind_is_one(of_bias, verdict) -> None:
+    layer, x = Counting(of_bias), np.random.default_rng(1).normal(size=(5, 3))
+    grads = layer.backward
+    report = check(lambda: layer.forward(x), wrt=layer, grads=grads, raise_exception=False)
+    expected = {"W": "PASS"} | ({"b": verdict} if verdict else {})
+    assert {name: str(leaf.verdict) for name, leaf in report.leaves.items()} == expected
+    assert verdict or any("b: no gradient was given" in text for text in report.skipped)
+
+
+def test_sizes_and_what_is_not_yet_there_are_no_gradients() -> None:
+    class Attention:
+        """Beside k lies d_k, a size; beside x the dx that nobody asks for; beside n a tuple."""
+
+        def __init__(self) -> None:
+            rng = np.random.default_rng(0)
+            self.W, self.k, self.d_k = rng.normal(size=(3, 3)), 2.0, 3
+            self.n, self.dn, self.dt, self.t = np.ones(3), (1, 1, 1), 1, 0.5
+            self.x, self.dx = rng.normal(size=(5, 3)), None
+
+        def forward(self) -> Any:
+            return np.tanh(self.x @ self.W) / self.d_k
+
+        def backward(self, d: Any) -> None:
+            hidden = np.tanh(self.x @ self.W)
+            self.dW = self.x.T @ (d * (1 - hidden**2)) / self.d_k
+
+    layer = Attention()
+    report = check(layer.forward, wrt=layer, grads=layer.backward)
+    assert report.verdict == "PASS" and [*report.leaves] == ["W"]

@@ -43,8 +43,12 @@ class Probing:
 
     def __init__(self, problem: Any, cotangent: Vector) -> None:
         self._problem, self._cotangent = problem, cotangent
-        self._leaves = [jnp.asarray(leaf) for leaf in problem._parts()]
         self._parts = [jnp.asarray(part) for part in problem._cotangents(cotangent)]
+
+    @property
+    def _leaves(self) -> list[Any]:
+        """The leaves, new ones each time: a function that is given them for good deletes them."""
+        return [jnp.array(leaf) for leaf in self._problem._parts()]
 
     # What every experiment is made of.
 

@@ -50,8 +50,8 @@ def refuse_quantised(modules: dict[str, nn.Module]) -> None:
 
 
 def drops_out(module: nn.Module) -> bool:
-    share = getattr(module, "p", None) or getattr(module, "dropout", None)
-    return module.training and isinstance(share, float | int) and share > 0
+    shares = (getattr(module, name, None) for name in ("p", "dropout"))
+    return module.training and any(isinstance(n, float | int) and n > 0 for n in shares)
 
 
 def states_of(found: list[Any], modules: dict[str, nn.Module]) -> list[State]:

@@ -289,3 +289,13 @@ def test_slopes_at_zero_that_do_not_go_together_are_seen() -> None:
     assert report.verdict is (Verdict.PASS if is_right else Verdict.FAIL)
     said = [finding.text for finding in report.findings]
     assert is_right or said[0].startswith("values of zero: x, every element")
+
+
+def test_a_function_that_is_given_its_arguments_for_good_is_audited() -> None:
+    @jax.custom_vjp
+    def product(x: Any, y: Any) -> Any:
+        return x * y
+
+    product.defvjp(lambda x, y: (x * y, (x, y)), lambda r, g: (g * r[1], g * r[0]))
+    given = jax.jit(product, donate_argnums=0)
+    assert audit(given, jnp.array([0.3, 1.0, -2.0]), jnp.array([0.5, 0.6, 1.7])).verdict == "PASS"

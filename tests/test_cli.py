@@ -260,7 +260,7 @@ def test_a_target_may_be_an_attribute_of_a_class(report):
     ("target", "instead"),
     [
         ("in_torch.py:Square", "give Square.apply"),
-        ("in_torch.py:Square.forward", "name Square.apply"),
+        ("in_torch.py:Square.forward", "name in_torch.py:Square.apply"),
         ("layers.py:Layer", "give an object of it"),
         ("layers.py:Layer.forward", "name layers.py:layer"),
     ],
@@ -606,6 +606,15 @@ def test_a_file_that_imports_both_frameworks_is_refused_unless_one_is_named(fold
 def test_a_file_that_imports_neither_framework_needs_a_gradient(refused):
     err = refused("by_hand.py:cost", "f64[3]")
     assert is_one_sentence(err) and "--grads" in err
+
+
+@pytest.mark.parametrize("name", ["square", "layer", "partly"])
+def test_what_a_file_imports_from_another_keeps_its_framework(name, folder, run):
+    layer = "class Layer:\n    def __call__(self, x):\n        return square(x)\nlayer = Layer()\n"
+    partly = "from functools import partial\npartly = partial(square)\n"
+    (folder / "origin.py").write_text(JAX + layer + partly, encoding="utf-8")
+    (folder / "shop.py").write_text("from origin import square, layer, partly\n")
+    assert run(f"{'origin' if name == 'partly' else 'shop'}.py:{name}", "f64[3]")[0] == 1
 
 
 def test_an_import_inside_a_function_counts(folder, run):

@@ -414,3 +414,17 @@ class OwnPass(torch.autograd.Function):
 def test_what_asks_for_backward_gets_it() -> None:
     x, weight = (torch.linspace(start, 1.5, 4, dtype=torch.float64) for start in (-1, 0.5))
     assert check(lambda x: OwnPass.apply(x, weight), x)
+
+
+def test_a_parameter_may_be_called_like_the_share_of_dropout():
+    class Pool(torch.nn.Module):
+        """Generalised means, each with a power of its own."""
+
+        def __init__(self):
+            super().__init__()
+            self.p = torch.nn.Parameter(torch.tensor([2.0, 3.0, 4.0]).double())
+
+        def forward(self, x):
+            return (x**self.p).mean(0) ** (1 / self.p)
+
+    assert check(Pool(), torch.rand(5, 3, dtype=torch.float64) + 0.1)

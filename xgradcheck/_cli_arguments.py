@@ -109,7 +109,9 @@ def _drawn(text: str, array: re.Match[str], rng: np.random.Generator, backend: s
     if dtype not in DTYPES.values():
         raise InvalidCase(f"{text!r} has an unknown dtype; the dtypes are {', '.join(DTYPES)}.")
     shape = tuple(int(extent) for extent in array["shape"].replace(" ", "").split(",") if extent)
-    is_bfloat16 = dtype == "bfloat16"  # which NumPy lacks
+    is_bfloat16 = dtype == "bfloat16"
+    if is_bfloat16 and backend == "numpy":
+        raise InvalidCase(f"{text!r} is for PyTorch and JAX: NumPy has no bfloat16.")
     kind = np.dtype("float32" if is_bfloat16 else dtype)
     if kind.kind in "iub":
         below = int(array["below"] or 2)

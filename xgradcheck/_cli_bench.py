@@ -69,7 +69,7 @@ def _timed(written: list[Target], options: Mapping[str, Any]) -> BenchReport:
         short = name.rpartition(":")[2]
         made |= found if isinstance(found, Mapping) else {name if short in made else short: found}
     first = next(iter(made.values()), None)
-    backend = options["backend"] or backend_of(first, loaded[0][2], loaded[0][0])
+    backend = options["backend"] or backend_of(first, loaded[0][2], loaded[0][0], False)
     seed = options["seed"]
     inputs, device = options["inputs"], options["device"]
     args, kwargs = arguments(last.arguments, {}, inputs, first, backend, seed, HERE, device)

@@ -13,7 +13,7 @@ from xgradcheck._adapters import Case
 from xgradcheck._audit import ALL_PROBES, audit
 from xgradcheck._check import check
 from xgradcheck._cli_arguments import arguments
-from xgradcheck._cli_targets import backend_of, load, named, owner_of
+from xgradcheck._cli_targets import backend_of, load, named, owner_of, refuse_part
 from xgradcheck._cli_words import NamedCase
 from xgradcheck._errors import InvalidCase
 from xgradcheck._measured import REVERSE
@@ -66,14 +66,20 @@ def _report(case: NamedCase) -> Report:
     is_named = isinstance(case.target, str)
     fn, module = load(case.target, folder) if is_named else (case.target, None)
     grads = named(options["grads"], folder)
-    backend = options["backend"] or _owner(case, fn, grads) or backend_of(fn, module, case.name)
+    backend = (
+        options["backend"]
+        or _owner(case, fn, grads)
+        or backend_of(fn, module, case.name, grads is not None)
+    )
     if backend == "numpy" and grads is None:
         raise InvalidCase(
             f"{case.name} imports neither torch nor jax, and NumPy has no backward pass: name the "
-            f"gradient's function with --grads file.py:function."
+            f"gradient's function with --grads file.py:function, or the framework with --backend."
         )
     inputs, seed, device = options["inputs"], options["seed"], options["device"]
     args, kwargs = arguments(case.args, case.kwargs, inputs, fn, backend, seed, folder, device)
+    if is_named:
+        refuse_part(fn, case.target, len(args) + len(kwargs))
     run: Callable[..., Report] = audit if case.verb == "audit" else check
     budget = options["budget"]
     return run(

@@ -13,10 +13,12 @@ from typing import Any
 
 from xgradcheck._adapters import BACKENDS, Case, adapter
 from xgradcheck._errors import InvalidCase
+from xgradcheck._tree import required_arguments
 
 FRAMEWORK_OF = {
     "torch": "torch",
     "jax": "jax",
+    "jaxlib": "jax",
     "flax": "jax",
     "equinox": "jax",
     "optax": "jax",
@@ -58,21 +60,25 @@ def load(written: str, folder: Path) -> tuple[Any, ModuleType]:
                 or "nothing"
             )
             raise InvalidCase(f"{where} has no {name!r}; what can be called there: {names}.")
-        owner, found = found, getattr(found, part)
-        if isinstance(owner, type) and isinstance(found, FunctionType):
-            _refuse_part(owner, found, name, where)
+        found = getattr(found, part)
     return found, module
 
 
-def _refuse_part(owner: type, found: FunctionType, name: str, where: str) -> None:
-    """Raise for what cannot be called by itself: a method, or one half of a custom rule."""
-    first = next(iter(signature(found).parameters), "")
+def refuse_part(fn: Any, written: str, given: int) -> None:
+    """Raise for what cannot be called by itself, and gets so many arguments: a method of no object,
+    or one half of a custom rule.
+    """
+    where, _, name = written.rpartition(":")
+    owner, _, own = name.rpartition(".")
+    if not (owner and isinstance(fn, FunctionType) and given < required_arguments(fn)):
+        return
+    first = next(iter(signature(fn).parameters), "")
     if first == "ctx":
-        raise InvalidCase(f"{name} is one half of {owner.__name__}: name {owner.__name__}.apply.")
+        raise InvalidCase(f"{own} is one half of {owner}: name {where}:{owner}.apply.")
     if first == "self":
         raise InvalidCase(
-            f"{name} belongs to objects of {owner.__name__}: make one in {where}, as "
-            f"layer = {owner.__name__}(...), and name {where}:layer."
+            f"{own} belongs to objects of {owner}: make one in {where}, as layer = {owner}(...), "
+            f"and name {where}:layer."
         )
 
 
@@ -156,18 +162,30 @@ def owner_of(case: Case) -> str | None:
     return found[0] if len(found) == 1 else None
 
 
-def backend_of(fn: Any, module: ModuleType | None, written: str) -> str:
-    """The one framework that the target's file imports; NumPy where it imports neither."""
+def backend_of(fn: Any, module: ModuleType | None, written: str, is_handed: bool) -> str:
+    """The one framework that the target is of, or that its file imports; NumPy where it imports
+    neither, or the gradient of an object is handed in.
+    """
+    if (made_of := FRAMEWORK_OF.get(type(fn).__module__.partition(".")[0])) is not None:
+        return made_of  # a custom_vjp, or a compiled function, from wherever it was imported
     owner = getattr(fn, "__self__", None)  # Function.apply belongs to the class that was written
     written_by = owner if isinstance(owner, type) else fn
-    own = isinstance(written_by, type | FunctionType)
-    home = sys.modules.get(written_by.__module__, module) if own else module
-    found = sorted({FRAMEWORK_OF[root] for root in _imports(home) if root in FRAMEWORK_OF})
+    if isinstance(written_by, type | FunctionType):
+        found = _frameworks(sys.modules.get(written_by.__module__, module))
+    else:  # an object may have been made of a class that is written elsewhere
+        found = _frameworks(module)
+        if not (found or is_handed):
+            found = _frameworks(sys.modules.get(type(fn).__module__))
     if len(found) > 1:
         raise InvalidCase(
             f"{written} imports {' and '.join(found)}: say which one is meant with --backend."
         )
     return found[0] if found else "numpy"
+
+
+def _frameworks(module: ModuleType | None) -> list[str]:
+    """The frameworks that a module imports."""
+    return sorted({FRAMEWORK_OF[root] for root in _imports(module) if root in FRAMEWORK_OF})
 
 
 def _imports(module: ModuleType | None) -> set[str]:

@@ -44,10 +44,13 @@ def lacks(what: str, package: str | None, extra: str) -> InvalidCase:
 
 
 def refuse_class(fn: Any, what: str) -> None:
-    """Raise where a class was given in the place of a function."""
-    if isinstance(fn, type):
-        is_function = inspect.ismethod(getattr(fn, "apply", None))
-        instead = f"{fn.__name__}.apply" if is_function else "an object of it"
+    """Raise where the class of a layer or of a custom rule was given in the place of a function."""
+    if not isinstance(fn, type):
+        return
+    is_rule = inspect.ismethod(getattr(fn, "apply", None))
+    is_called = any(name in vars(kind) for kind in fn.__mro__ for name in ("__call__", "forward"))
+    if is_rule or is_called:
+        instead = f"{fn.__name__}.apply" if is_rule else "an object of it"
         raise InvalidCase(f"{what} is the class {fn.__name__}: give {instead}.")
 
 

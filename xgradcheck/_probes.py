@@ -49,7 +49,7 @@ NOTHING = {
     "slices": "name the arguments that hold samples with batch=",
     "opcheck": "it calls no operator of torch.library",
     "subsets": "there is one leaf alone",
-    "aliasing": "no two arguments have one shape and dtype",
+    "aliasing": "no two arguments could lie in one memory",
     "dtypes": "there are no arguments of higher precision, or their gradient was handed in",
     "values": "there are no arguments to change, or their gradient was handed in",
     "shapes": "give shapes=, a function that makes the arguments of a size",

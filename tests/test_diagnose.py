@@ -936,3 +936,16 @@ def test_a_mistake_in_a_formula_is_not_called_rounding_in_float32_either(dtype: 
         report = report_on(function(forward, backward), x, seed=seed)
         assert report.verdict is Verdict.FAIL
         assert "precision" not in {finding.kind for finding in report.findings}, str(report)
+
+
+def test_what_is_far_too_large_makes_no_zero_of_the_truth():
+    x = np.random.default_rng(0).normal(size=(4, 3))
+
+    def gradient(x):
+        found = np.cos(x)
+        found[1:] *= 1e7
+        return found
+
+    report = check(lambda x: float(np.sum(np.sin(x))), x, grads=gradient, raise_exception=False)
+    assert "unmasked" not in {finding.kind for finding in report.findings}
+    assert "in the last 3 of 4 rows" in report.findings[0].text

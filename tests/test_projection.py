@@ -264,6 +264,30 @@ def test_a_gradient_that_is_not_finite_is_found_without_a_search() -> None:
     assert {finding.kind for finding in report.findings} == {"not finite"}
 
 
+def test_a_nan_costs_no_sweep_and_is_told_in_every_leaf() -> None:
+    def change(g: dict[str, Any]) -> None:
+        g["W"][2, 3] = np.nan
+
+    report = spoilt(3000, change)
+    assert report.evaluations < 100
+    (finding,) = report.findings
+    assert finding.kind == "not finite" and "at 1 of " in finding.text
+
+
+def test_what_is_not_finite_is_told_beside_what_is_wrong() -> None:
+    x = np.random.default_rng(0).normal(size=300)
+
+    def gradient(x: Any) -> Any:
+        with np.errstate(all="ignore"):
+            return 1 / (x > 0)
+
+    report = check(
+        lambda x: float(np.sum(np.maximum(x, 0) / 2)), x, grads=gradient, raise_exception=False
+    )
+    assert report.verdict == "FAIL"
+    assert f"not finite at {np.sum(x <= 0)} of 300 elements" in report.findings[0].text
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_a_number_that_directions_do_not_certify_beside_a_huge_leaf_is_differenced(
     seed: int,

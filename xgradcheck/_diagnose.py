@@ -467,7 +467,8 @@ def _partly(seen: Seen) -> Cause | None:
     bad = seen.bad
     if bad is None or not 0 < bad.sum() < bad.size or seen.leaf.is_complex:
         return None
-    size = max(rms(seen.truth), rms(seen.found))
+    # What is far too large makes no zero of anything.
+    size = rms(seen.truth) or rms(seen.found)
     if not seen.gradient[bad].any():
         # A zero in place of little is hard to see; where the truth is zero, too, it is right.
         hard = seen.places[(seen.found == 0) & (np.abs(seen.truth) > NOTHING * size)]
@@ -479,7 +480,8 @@ def _partly(seen: Seen) -> Cause | None:
     where = f"at {int(bad.sum())} of {bad.size} elements" if place is None else f"in {place.words}"
     known = inside[seen.places]
     truth = seen.truth[known]
-    if known.sum() >= 2 and np.abs(truth).max() <= NOTHING * size:
+    is_seen = np.abs(seen.found[known]).max(initial=0.0) > NOTHING * size
+    if known.sum() >= 2 and is_seen and np.abs(truth).max() <= NOTHING * size:
         text = f"{seen.name} is not zero {where}, where the truth is zero: a mask is missing?"
         return Cause("unmasked", text)
     is_zero = np.abs(seen.gradient[inside]).max() <= NOTHING * size

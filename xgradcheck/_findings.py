@@ -43,6 +43,10 @@ NO_DERIVATIVE = {
         MEETING,
         "several kinks meet here, and no slope along one coordinate tells which gradient is right:",
     ),
+    Kind.DROWNED: (
+        "saturated",
+        "all of it is less than the rounding of what the function is made of; move the point:",
+    ),
 }
 
 
@@ -339,12 +343,18 @@ def forward_mismatch(problem: Problem, told: Told) -> Finding | None:
     return Finding("", "forward", text)
 
 
-def suspects(leaf: Leaf, suspect: Suspect, finding: Finding) -> Finding:
+def suspects(leaf: Leaf, suspect: Suspect, finding: Finding, gradient: Vector) -> Finding:
     """A finding about some coordinates, with all that a search has found in the leaf."""
-    if finding.kind == "not finite":
-        first, bad = leaf.element(finding.indices[0]), suspect.size
-        text = f"the gradient is not finite at {bad} of {leaf.size} elements, first at {first}"
-        return replace(finding, text=f"{leaf.name}: {text}")
+    infinite = [n for n in suspect.off if not math.isfinite(gradient[n])]
+    # An infinite slope may be right, and what is no number is not.
+    endless = [n for n in infinite if math.isnan(gradient[n])] or infinite
+    at = f"{len(endless)} of {leaf.size} elements"
+    first = leaf.element(leaf.index(min(endless))) if endless else ""
+    if finding.kind == "not finite" and endless:
+        text = f"{leaf.name}: the gradient is not finite at {at}, first at {first}"
+        if (others := suspect.size - len(infinite)) > 0:
+            text += f"; others are wrong as well, about {others}"
+        return replace(finding, text=text)
     if finding.kind != "wrong gradient":
         return finding
     parts = [_named(leaf, node, suspect.probes(node)) for node in suspect.dense]
@@ -362,6 +372,8 @@ def suspects(leaf: Leaf, suspect: Suspect, finding: Finding) -> Finding:
     where = tuple(dict.fromkeys(leaf.index(position) for position in sorted(worst)))
     _, semicolon, remainder = finding.text.partition(";")
     text = f"{leaf.name}, {' and '.join(parts)}{semicolon}{remainder}"
+    if endless:
+        text += f"; not finite at {at}, first at {first}"
     return Finding(leaf.name, finding.kind, text, where)
 
 

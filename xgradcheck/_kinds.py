@@ -25,6 +25,8 @@ class Kind(IntEnum):
     JUMP = 4
     MEETING = 5
     """Several kinks meet, so that no slope along one coordinate tells what is right."""
+    DROWNED = 6
+    """The slope is less than rounding may hide of what phi is made of."""
 
 
 Kinds = npt.NDArray[np.uint8]

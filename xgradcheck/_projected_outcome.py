@@ -87,7 +87,8 @@ def _account(problem: Problem, number: int, leaf: Leaf, found: Projected, row: i
         own, said, notes = account(part, place, restricted, found.looked[row], None, row > 0)
         if suspect is not None and own.verdict is Verdict.FAIL:
             own = _with_suspect(own, leaf, suspect, run, bound)
-            said = [suspects(leaf, suspect, finding) for finding in said]
+            gradient = run.backward.gradient
+            said = [suspects(leaf, suspect, finding, gradient) for finding in said]
         elif number in projection.open and isinstance(part, Part):
             return _open(leaf, number, run, found)
         if own.verdict is Verdict.PASS:
@@ -134,7 +135,9 @@ def _suspected(leaf: Leaf, suspect: Suspect, run: Run, bound: Bound | None) -> A
         component=leaf.component(position),
     )
     own = _entry(leaf, run, Verdict.FAIL, 0.0, worst=worst)
-    finding = suspects(leaf, suspect, Finding(leaf.name, "wrong gradient", ""))
+    kind = "wrong gradient" if math.isfinite(given) else "not finite"
+    finding = Finding(leaf.name, kind, "", (worst.index,))
+    finding = suspects(leaf, suspect, finding, run.backward.gradient)
     return _with_suspect(own, leaf, suspect, run, bound), [finding], []
 
 

@@ -123,7 +123,7 @@ class Suspect:
         own = gradient[leaf.part]
         off = np.array([off.by for off in self.lone.values()])
         given = gradient[np.array([*self.lone], np.intp)]
-        if not np.isfinite(off).all():
+        if not np.isfinite(off + given).all():
             return 1.0
         more = self.drawn / len(self.lone) if self.is_drawn else 1.0
         error = float(off @ off) * more
@@ -245,9 +245,10 @@ class Projecting:
         self.gradient = np.where(finite, self.gradient, 0.0)
         owners = self.phi.problem.layout.owners(places)
         for owner in np.unique(owners):
-            own = places[owners == owner]
-            unknown = Off(math.inf, math.inf, 0.0, False)
-            self.done.suspects[int(owner)] = Suspect(dict.fromkeys(own.tolist(), unknown))
+            own = places[owners == owner].tolist()
+            # Where the slope is infinite, so may be the gradient.
+            unknown = [Off(math.inf, math.inf, 0.0, math.isnan(self.given[n])) for n in own]
+            self.done.suspects[int(owner)] = Suspect(dict(zip(own, unknown, strict=True)))
         self._without.append(places)
 
     def search(self, noise: Noise) -> None:

@@ -79,7 +79,10 @@ def worst_sentence(leaf: "LeafReport", is_stated: bool = False) -> str:
     error = abs(worst.analytic - worst.truth)
     largest = max(abs(worst.analytic), abs(worst.truth))
     digits = _digits(error, largest)
-    gives = f"{element_name(leaf, worst)}: backward gives {worst.analytic:.{digits}g}, "
+    gives = f"{element_name(leaf, worst)}: backward gives {worst.analytic:.{digits}g}"
+    if math.isnan(worst.truth):
+        return gives  # which says enough: nothing was differenced there
+    gives += ", "
     if is_stated:
         gives += f"expected is {worst.truth:.{digits}g}"
     elif leaf.mode not in ("reverse", "forward"):

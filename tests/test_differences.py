@@ -297,7 +297,7 @@ def test_elements_that_are_nothing_beside_their_leaf_cost_no_ladder(error, verdi
         raise_exception=False,
     )
     assert report.verdict == verdict
-    assert report.evaluations < 300
+    assert report.evaluations < 320
 
 
 @pytest.mark.parametrize(("threshold", "verdict"), [(0.31, "PASS"), (0.29, "FAIL")])
@@ -426,3 +426,19 @@ def test_the_way_to_a_plateau_is_no_infinite_slope(moved, kind):
     steps = np.array([0.004, 0.0085, 0.028, 0.068, 0.124, 0.222, 0.542, 0.994])[:, None]
     rungs = np.array([steps, moved(steps), -moved(steps)])
     assert kinds(rungs, np.zeros(1), 0.0, Noise(3e-15)) == kind
+
+
+def test_a_bias_beside_a_huge_input_is_not_taken_for_nothing():
+    """It is seen by wide steps alone, and is no zero for being little beside the weights."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(16, 5))
+    x[:, 0] = 1.7e9
+    u = rng.normal(size=(16, 3))
+    p = {"W": rng.normal(size=(5, 3)) / 2, "b": np.array([0.4, -0.3, 0.2])}
+
+    def cost(p):
+        return float(np.sum(u * (x @ p["W"] + p["b"])))
+
+    assert check(cost, p, grads={"dW": x.T @ u, "db": u.sum(0)}).verdict == "PASS"
+    wrong = {"dW": x.T @ u, "db": 1.01 * u.sum(0)}
+    assert check(cost, p, grads=wrong, raise_exception=False).verdict == "FAIL"

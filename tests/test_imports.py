@@ -241,13 +241,15 @@ MAY_IMPORT = {
     | {"_phi", "_progress", "_saturated", "_second_look", "_sweep", "_truth"},
     "_saturated": NUMBERS | {"_phi"},
     "_constant": NUMBERS | {"_generic", "_measured", "_phi", "_rows", "_truth"},
-    "_one_side": NUMBERS | {"_adapters", "_certificate", "_generic", "_phi", "_projection"},
+    "_one_side": NUMBERS
+    | {"_adapters", "_certificate", "_generic", "_measured", "_phi", "_projection"}
+    | {"_second_look"},
     "_projected": NUMBERS
     | {"_adapters", "_as_run", "_budget", "_directions", "_generic", "_measured", "_meetings"}
     | {"_one_side", "_phi", "_projection", "_restricted", "_rows", "_slopes", "_truth"},
     "_measure": NUMBERS
-    | {"_as_run", "_constant", "_errors", "_generic", "_measured", "_phi", "_projected"}
-    | {"_projection", "_rows"},
+    | {"_as_run", "_constant", "_errors", "_generic", "_measured", "_one_side", "_phi"}
+    | {"_projected", "_projection", "_rows"},
     "_findings": NUMBERS
     | {"_adapters", "_generic", "_localise", "_measured", "_places", "_projection", "_report"}
     | {"_slopes", "_truth"},
@@ -279,7 +281,7 @@ MAY_IMPORT = {
     "_cli_options": NUMBERS
     | {"_bench", "_constraints", "_measured", "_probes", "_stages", "_stated"},
     "_cli_inputs": {"_adapters", "_errors", "_tree"},
-    "_cli_targets": {"_adapters", "_errors"},
+    "_cli_targets": {"_adapters", "_errors", "_tree"},
     "_cli_arguments": {"_adapters", "_cli_inputs", "_errors"},
     "_cli_words": WORDS | {"_cli_inputs"},
     "_cli_case_files": WORDS | {"_cli_options", "_cli_targets", "_cli_words"},

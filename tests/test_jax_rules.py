@@ -198,3 +198,34 @@ def test_arrays_are_sharded_where_there_are_several_devices() -> None:
         [sys.executable, "-c", SHARDED], env=os.environ | flags, capture_output=True, text=True
     )
     assert run.stdout.strip() == "sharded over 4 devices PASS", run.stderr
+
+
+@pytest.mark.parametrize(("transposed", "verdict"), [(True, "PASS"), (False, "FAIL")])
+def test_a_loop_that_ends_near_the_point_alone_is_not_followed_away_from_it(transposed, verdict):
+    """A fixed point, differentiated implicitly: at one and a half times W there is none, and its
+    loop never ends.
+    """
+
+    def step(W, b, z):
+        return jnp.tanh(W @ z + b)
+
+    def solve(W, b):
+        return jax.lax.while_loop(
+            lambda c: jnp.max(jnp.abs(c[0] - c[1])) > 1e-12,
+            lambda c: (c[1], step(W, b, c[1])),
+            (b + 1, b),
+        )[1]
+
+    def backward(residuals, cotangent):
+        W, b, z = residuals
+        J = jax.jacobian(lambda z: step(W, b, z))(z)
+        u = jnp.linalg.solve(jnp.eye(len(z)) - (J.T if transposed else J), cotangent)
+        return jax.vjp(lambda W, b: step(W, b, z), W, b)[1](u)
+
+    fixed_point = jax.custom_vjp(solve)
+    fixed_point.defvjp(lambda W, b: ((z := solve(W, b)), (W, b, z)), backward)
+    rng = np.random.default_rng(0)
+    W = 0.8 * np.linalg.qr(rng.normal(size=(4, 4)))[0]
+    b = 0.05 * rng.normal(size=4)
+    report = check(fixed_point, W, b, backend="jax", raise_exception=False)
+    assert report.verdict == verdict

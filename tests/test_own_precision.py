@@ -126,3 +126,43 @@ def test_a_sweep_asks_what_rounding_does_to_all(monkeypatch: pytest.MonkeyPatch)
         report = check(fn, x, coverage="projection", raise_exception=False)
         assert report.verdict == verdict and report.coverage == "sweep"
     assert [near is None for near in asked[:2]] == [True, False]
+
+
+@pytest.mark.parametrize("seed", range(35, 65))
+@pytest.mark.parametrize(("error", "verdict"), [(0.0, "PASS"), (1e-6, "FAIL")])
+def test_constants_of_a_float32_function_may_be_float32(seed, error, verdict):
+    """Two terms cancel to nearly nothing, and each has a constant that is rounded."""
+    rng = np.random.default_rng(seed)
+    X, W = (rng.normal(size=s).astype(np.float32) for s in ((6, 3), (3, 4)))
+
+    def cost(W):
+        return -np.mean(np.tanh(X @ W) ** 2) + 0.05 * np.sum(W**2)
+
+    def gradient(W):
+        t = np.tanh(X @ W)
+        found = np.float32(0.1) * W - X.T @ (np.float32(2 / 24) * t * (1 - t * t))
+        found[0, 0] += error * np.sqrt(np.mean(found**2)) + error * abs(found[0, 0])
+        return found
+
+    report = check(cost, W, grads=gradient, raise_exception=False)
+    assert report.verdict == verdict
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("wrong", [False, True])
+def test_numbers_that_tie_in_16_bits_are_no_mistake(seed, wrong):
+    """Of numbers next to 1 another one is the largest once they are rounded; a row that 16 bits
+    lose is one all the same.
+    """
+    x = torch.randn(4, 3, 8, generator=torch.Generator().manual_seed(seed)) * 0.01
+
+    def lost(ctx: Any, cotangent: Tensor) -> Tensor:
+        if wrong and cotangent.dtype == torch.bfloat16:
+            return torch.cat([0 * cotangent[:1], cotangent[1:]])
+        return cotangent
+
+    through = function(lambda ctx, x: x.clone(), lost)
+    largest = check(lambda x: (1 + x).amax(-1), x.bfloat16(), raise_exception=False)
+    assert largest.verdict in ("PASS", "INCONCLUSIVE")
+    report = check(lambda x: torch.tanh(through(x)), x.bfloat16(), raise_exception=False)
+    assert report.verdict == ("FAIL" if wrong else "PASS")

@@ -102,3 +102,62 @@ def test_what_a_coarse_sum_inside_rounds_is_no_mistake(dtype):
         x = 0.05 * torch.randn(3, 5, generator=generator)
         report = check(lambda x: F.layer_norm(x + 1, (5,)), x.to(dtype), raise_exception=False)
         assert report.verdict != "FAIL"
+
+
+def test_what_rounding_hides_in_a_saturated_unit_is_not_called_wrong():
+    """Next to p = 1, p log(p) is lost, and it is a part of the slope: by mpmath autograd is right
+    to its last digits, and differences are off by 1 in 138.
+    """
+
+    def entropy(x):
+        return -(x.softmax(-1) * x.log_softmax(-1)).sum(-1)
+
+    report = check(entropy, torch.tensor([0.0, -138.0]).double(), raise_exception=False)
+    assert report.verdict == "INCONCLUSIVE"
+    assert [finding.kind for finding in report.findings] == ["saturated"]
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_kinks_far_off_are_no_noise(seed):
+    """Where all is clipped phi stands still, and it is a kink that wide steps meet."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(4, 6, generator=generator) * 20
+    x = torch.where(x.abs() < 2, 2 + x.abs(), x)
+    for wrong in (False, True):
+        report = check(
+            lambda x, off=wrong / 10: torch.nn.functional.hardtanh(
+                Changed.apply(x, lambda g: g + off)
+            ),
+            x,
+            raise_exception=False,
+        )
+        assert report.verdict == ("FAIL" if wrong else "PASS")
+
+
+@pytest.mark.parametrize(
+    "fn",
+    [
+        lambda x: 1 / (x + 1e-12),
+        lambda x: 1 / (x * x + 1e-6) ** 6,
+        lambda x: torch.exp(60 * x),
+        lambda x: x**-20,
+    ],
+)
+@pytest.mark.parametrize("factor", [1.0, 1.003, -1.0])
+def test_what_is_far_larger_elsewhere_hides_nothing_here(fn, factor):
+    x = torch.tensor([0.9, 1.3, 1.7, 2.1], dtype=torch.float64)
+    report = check(lambda x: fn(Changed.apply(x, lambda g: factor * g)), x, raise_exception=False)
+    assert report.verdict == ("PASS" if factor == 1 else "FAIL")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("factor", [1.0, 0.0, -1.0, 2.0])
+def test_tails_beside_ordinary_elements_are_judged(dtype, factor):
+    x = torch.tensor([-17.0, -15.0, 0.3, 1.2], dtype=dtype)
+    change = torch.tensor([factor, factor, 1.0, 1.0], dtype=torch.float64)
+    report = check(
+        lambda x: torch.sigmoid(Changed.apply(x, lambda g: (change * g).to(g))),
+        x,
+        raise_exception=False,
+    )
+    assert report.verdict == ("PASS" if factor == 1 else "FAIL")

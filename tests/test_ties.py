@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from audited import Changed
 
 from xgradcheck import check
 
@@ -208,20 +209,29 @@ def at(*values):
 
 ORDERS = {
     "median": (torch.median, at(0, 1, 1, 1, 2)),
-    "topk": (lambda x: x.topk(2).values, at(0, 0, 0, 0, 0)),
-    "kthvalue": (lambda x: x.kthvalue(2).values, at(1, 1, 1, 2)),
-    "quantile": (lambda x: x.quantile(0.5), at(2, 2, 2, 2, 2)),
     "clip": (lambda x, low, high: x.maximum(low).minimum(high), at(1, 0.5), at(1, 1), at(1, 1)),
 }
 
 
 @pytest.mark.parametrize("name", ORDERS)
 def test_an_order_of_equal_numbers_is_left_open(name):
-    """Moving one of three that are equal moves no median, and autograd picks one of them."""
+    """Moving one of three that are equal moves no median, and torch's own gives each a third."""
     fn, *args = ORDERS[name]
     report = check(fn, *args, raise_exception=False)
     assert report.verdict == "INCONCLUSIVE"
     assert "kinks meet" in [finding.kind for finding in report.findings]
+
+
+@pytest.mark.parametrize(
+    ("fn", "values"),
+    [
+        (lambda x: x.topk(2).values, (0, 0, 0, 0, 0)),
+        (lambda x: x.kthvalue(2).values, (1, 1, 1, 2)),
+        (lambda x: x.quantile(0.5), (2, 2, 2, 2, 2)),
+    ],
+)
+def test_a_choice_among_equal_numbers_is_right(fn, values):
+    assert check(fn, at(*values))
 
 
 def test_a_choice_among_the_slopes_of_every_kink_is_right():
@@ -387,3 +397,63 @@ def test_shares_of_many_ties_at_one_value_have_to_add_up(count, share):
     drawn = np.maximum(np.random.default_rng(3).normal(size=2 * count), 0)
     report = check(Larger.apply, torch.from_numpy(drawn), share, raise_exception=False)
     assert report.verdict == ("PASS" if share == 0.5 else "FAIL")
+
+
+ORDERED = {
+    "topk": lambda x: x.topk(2)[0],
+    "sort": lambda x: x.sort(-1)[0],
+    "median": lambda x: x.median(-1)[0],
+    "kthvalue": lambda x: x.kthvalue(3)[0],
+}
+WRONG_ORDERS = {
+    "right": lambda g: g,
+    "negative": lambda g: -g,
+    "1 % too much": lambda g: 1.01 * g,
+    "rows exchanged": lambda g: g.flip(0),
+    "one along": lambda g: g.roll(1, -1),
+    "a row zeroed": lambda g: torch.cat([0 * g[:1], g[1:]]),
+}
+
+
+@pytest.mark.parametrize("change", WRONG_ORDERS)
+@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("name", ORDERED)
+def test_equal_numbers_that_are_ordered_take_the_gradients_of_their_places(name, seed, change):
+    generator = torch.Generator().manual_seed(seed)
+    zeros = torch.randn(4, 6, generator=generator).double().relu()
+    one_hot = torch.eye(6, dtype=torch.float64)[torch.randint(0, 6, (4,), generator=generator)]
+    for x in (zeros, one_hot, torch.full((4, 6), 0.7, dtype=torch.float64)):
+        report = check(
+            lambda x: ORDERED[name](Changed.apply(x, WRONG_ORDERS[change])),
+            x.requires_grad_(),
+            seed=seed,
+            raise_exception=False,
+        )
+        assert report.verdict == ("PASS" if change == "right" else "FAIL")
+
+
+class FlipsNearTies(torch.autograd.Function):
+    """A sort that takes numbers for equal that are nearly so, and turns the signs of those."""
+
+    @staticmethod
+    def forward(ctx, x):
+        values, order = torch.sort(x, stable=True)
+        ctx.save_for_backward(x, order)
+        return values
+
+    @staticmethod
+    def backward(ctx, g):
+        x, order = ctx.saved_tensors
+        found = torch.zeros_like(x)
+        found[order] = g
+        found[((x[:, None] - x[None]).abs() < 1e-5).sum(1) > 1] *= -1
+        return found
+
+
+@pytest.mark.parametrize("large", [1.0, 1e5, 1e7])
+def test_a_mistake_at_ties_is_not_acquitted_beside_a_large_leaf(large):
+    x, z = at(0.3, 0.3, 0.3, 0.3, 0.9, -0.5), at(0.7, 1.2, 0.9)
+    report = check(
+        lambda x, z: (FlipsNearTies.apply(x), large * z.square()), x, z, raise_exception=False
+    )
+    assert report.verdict != "PASS"

@@ -36,6 +36,10 @@ MOVES, SAMPLES = 3, 4
 """How often the arguments are moved to the next floats, and to others near by."""
 NEAR = 2.0**-9
 """How near, as a share of the point."""
+AWAY, AWAYS = 1.0, 4
+"""How far away, as a share of the point, it is other numbers that tie in 16 bits; and at how many
+such points one looks.
+"""
 USUAL = 0.9
 """Of how many elements of a leaf the least rounding is what is usual in it."""
 SAFETY = 4.0
@@ -66,6 +70,10 @@ def _near(values: Vector, bits: int) -> Vector:
     return np.fmax(NEAR * np.abs(values), 2 * ulps(values, bits))
 
 
+def _away(values: Vector, bits: int) -> Vector:
+    return AWAY * np.abs(values)
+
+
 def _far(values: Vector, bits: int) -> Vector:
     return FAR * np.abs(values)
 
@@ -87,10 +95,13 @@ class Errors:
 
     errors: Vector
     exact: Vector
+    away: tuple[Vector, Vector]
+    """The same at points farther away, below 24 bits; else at none."""
 
     def of(self, places: Positions) -> "Errors":
         """Those of some coordinates."""
-        return Errors(self.errors[:, places], self.exact[:, places])
+        off, exact = (part[:, places] for part in self.away)
+        return Errors(self.errors[:, places], self.exact[:, places], (off, exact))
 
     def beside_factors(self) -> Vector:
         """The errors without what is in proportion to each element from point to point, as where
@@ -158,7 +169,8 @@ def near(phi: Phi, seed: int, places: Positions | None = None) -> Near:
     of some.
     """
     found = {}
-    for turn in range(SAMPLES):
+    is_short = phi.problem.bits < BITS["float32"]
+    for turn in range(SAMPLES + AWAYS * is_short):
         gradient = gradient_at(phi, _near_by(phi, seed, turn))
         if gradient is not None:
             found[turn] = gradient if places is None else gradient[places]
@@ -170,22 +182,25 @@ def errors_near_by(phi: Phi, own: Vector, wide: Vector, found: Near, bits: int) 
     whose gradient went through a shorter format: that is no rounding of its own arithmetic.
     """
     some = slice(None) if found.places is None else found.places
-    errors = [own[some] - wide[some]]
-    exact = [wide[some]]
+    errors, exact = [own[some] - wide[some]], [wide[some]]
+    away: tuple[list[Vector], list[Vector]] = [], []
     for turn, gradient in found.gradients.items():
         if (there := gradient_at(phi, _near_by(phi, found.seed, turn))) is not None:
-            errors.append(gradient - there[some])
-            exact.append(there[some])
-    off = np.array(errors)
+            off, right = (errors, exact) if turn < SAMPLES else away
+            off.append(gradient - there[some])
+            right.append(there[some])
+    known = np.array(errors)
     for leaf in phi.problem.layout:
         if went_through(own[leaf.part], wide[leaf.part], bits):
             places = np.arange(own.size) if found.places is None else found.places
-            off[:, (places >= leaf.start) & (places < leaf.start + leaf.size)] = 0.0
-    return Errors(off, np.array(exact))
+            known[:, (places >= leaf.start) & (places < leaf.start + leaf.size)] = 0.0
+    shape = len(away[0]), known.shape[1]
+    return Errors(known, np.array(exact), (np.reshape(away[0], shape), np.reshape(away[1], shape)))
 
 
 def _near_by(phi: Phi, seed: int, turn: int) -> Vector:
-    return _moved(phi, _near, seed, MOVES + 1 + turn, uniform=True)
+    reach = _near if turn < SAMPLES else _away
+    return _moved(phi, reach, seed, MOVES + 1 + turn, uniform=True)
 
 
 def _moved(phi: Phi, reach: Reach, seed: int, turn: int, uniform: bool = False) -> Vector:

@@ -102,6 +102,10 @@ where noise shows no more; and up to which share of its leaf's rms that one.
 """
 
 
+CANCELS = 1e-2
+"""Up to which share of itself an element may err that is what is left of larger terms."""
+
+
 @dataclass(frozen=True, slots=True)
 class Tolerance:
     """What error a gradient is allowed, by default one of float64.
@@ -116,12 +120,17 @@ class Tolerance:
     of_rms: float = 1e-9
     atol: float = 0.0
     distance: float = 1e-6
+    of_constants: float = 0.0
+    """Of a leaf's rms, where that is little beside the element: what rounded constants leave."""
 
     def allowed(self, gradient: Vector, truth: Vector, leaf_rms: float | Vector) -> Vector:
         """The allowed error of each element."""
         # A gradient that is not finite excuses nothing.
         largest = np.fmax(np.where(np.isfinite(gradient), np.abs(gradient), 0.0), np.abs(truth))
-        return np.asarray(self.rtol * largest + self.of_rms * leaf_rms + self.atol)
+        allowed = self.rtol * largest + self.of_rms * leaf_rms + self.atol
+        if self.of_constants:
+            allowed = allowed + np.fmin(self.of_constants * leaf_rms, CANCELS * np.abs(truth))
+        return np.asarray(allowed)
 
     def is_near(
         self,
@@ -152,12 +161,23 @@ gradients of networks were measured to be off by up to 4e-6 of their leaf's rms.
 """
 
 
+OF_CONSTANTS, OF_RMS = 2.0**-22, 2e-9
+"""Of a leaf's rms, what an element may err by in float64 that was given below, where that is little
+beside itself, and in any case: its constants, as ``np.float32(0.1)``, and tables were rounded to
+float32, and may cancel.
+"""
+
+
 @functools.cache
-def tolerance(rtol: float | None, atol: float, bits: int = DOUBLE) -> Tolerance:
+def tolerance(
+    rtol: float | None, atol: float, bits: int = DOUBLE, given: int = DOUBLE
+) -> Tolerance:
     """What an arithmetic of ``bits`` bits is allowed, with the user's ``rtol`` in the place of both
-    relative bounds.
+    relative bounds; ``given`` are those of what it was raised from.
     """
     own = replace(TOLERANCES[bits], atol=atol)
+    if given < bits == DOUBLE:
+        own = replace(own, of_rms=OF_RMS, of_constants=OF_CONSTANTS)
     return own if rtol is None else replace(own, rtol=rtol, distance=rtol)
 
 

@@ -25,6 +25,7 @@ from xgradcheck._errors import InvalidCase, short
 from xgradcheck._generic import LARGE
 from xgradcheck._layout import BITS, DOUBLE, Leaf, Vector
 from xgradcheck._measured import REVERSE, Measured, Run
+from xgradcheck._one_side import acquit_by_one_side
 from xgradcheck._phi import Phi, noise_of
 from xgradcheck._projected import (
     Lost,
@@ -105,7 +106,7 @@ def measure(phi: Phi, asked: Asked) -> Outcome:
                         continue
                     wide_value, wide_spread = settled_value(phi)
                     wide = run_of(phi, asked.modes[0], once=problem.layout.size > LARGE)
-                    wide = replace(wide, bits=bits if bits < DOUBLE else None)
+                    wide = replace(wide, bits=bits if bits < DOUBLE else None, given=found.bits)
                     gradients = run.backward.gradient, wide.backward.gradient
                     if not is_kept(found, phi, *gradients, is_turned=raised in turning):
                         raise InvalidCase("its outputs are others then")
@@ -224,6 +225,8 @@ def _rows(
     if any(run.bits is not None and _is_unknown(run.near) for run in others):
         raise NeedsNear()
     measured = swept(phi, value, spread, first, asked)
+    if first.bits is None:
+        acquit_by_one_side(measured, asked.seed)
     if is_open(measured, asked):
         found = projected(phi, value, spread, [first, *others], asked, None, lost, is_swept=True)
         if found is not None:

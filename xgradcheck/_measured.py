@@ -31,6 +31,8 @@ class Run:
     """The gradients at points near by; None where they were not asked for."""
     bits: int | None = None
     """The significant bits that it ran in, where it is judged as it runs, below float64."""
+    given: int = DOUBLE
+    """The significant bits that it was raised from."""
     mode: str = REVERSE
     grows: bool = False
     """Whether every run added as much to some element as the one before: this is not the first."""

@@ -23,6 +23,8 @@ _PROBE = np.array([17393, 60397, 105479, 154619, 216061, 269317, 338947, 406529]
 _PROBE_24 = np.array([17, 59, 103, 151, 211, 263, 331, 397]) / 64.0
 _PROBE_8 = np.array([1, 2, 4, 5, 7, 8, 10, 12]) / 2.0
 _USUAL, _WIDER, _NARROWER = -22, (-14, -7, -4), (-32, -42)
+_OUT = 12.0
+"""How far out a spacing reaches."""
 _WIDEST = -2
 _BENDS, GROWS = -16, 8.0
 """Over wider steps rounding is no more, and what kinks near by add to a line is: where it is looked
@@ -59,6 +61,8 @@ SINGLE = 0.3 * 2.0**-24
 """The least noise of a part that is rounded to float32, by how steep that is: 0.7 to 6 of these
 2^-24 were measured, of numbers that cancel 0.07 to 0.2.
 """
+FEW_COORDINATES = 256
+"""Up to so many are swept, and it is worth to tell kinks far off from noise."""
 TREADS = 64
 """Of so many coordinates some are on the edge of a tread."""
 LOUD = 50.0
@@ -86,7 +90,8 @@ def measure_noise(
     exponent of two of steps over which phi does not move, if it is a staircase; None where it is
     none. Noise above ``coarse`` is that of arithmetic in float32, wherever it is.
     """
-    lines, least = _Lines(along, value, point, scale, rng), _of_rounding(value)
+    is_raised = coarse < np.inf and point.size <= FEW_COORDINATES
+    lines, least = _Lines(along, value, point, scale, rng, is_raised), _of_rounding(value)
     first = lines.draw()
     sigma, values = _agreed(lines, first, coarse)
     fine, at_zeros = np.inf, None
@@ -198,12 +203,15 @@ class _Lines:
     point: Vector
     scale: Vector
     rng: np.random.Generator
+    is_raised: bool = False
+    """Whether there are few coordinates, and phi may compute in float32 although it was raised."""
 
     def draw(self, mask: Any = 1.0) -> "_Line":
         """Another line, along which only the coordinates of a mask move."""
         size = self.point.size
         signs = self.rng.choice([-1.0, 1.0], size) * self.rng.uniform(0.5, 1.0, size)
-        return _Line(self.along, self.value, self.point, self.scale * mask * signs)
+        direction = self.scale * mask * signs
+        return _Line(self.along, self.value, self.point, direction, self.is_raised)
 
 
 @dataclass(slots=True)
@@ -214,6 +222,7 @@ class _Line:
     value: float
     point: Vector
     direction: Vector
+    is_raised: bool = False
     seen: list[Vector] = field(default_factory=list)
 
     def stands_still(self, exponent: int) -> bool:
@@ -248,7 +257,7 @@ class _Line:
                     break
                 probe, values = wider, found
                 if not _stands_still(values):
-                    break
+                    return self._unless_smooth(self._left_over(probe, values), exponent)
             else:
                 # Only to see which numbers phi can take: so far out it may bend or jump.
                 self._scan(_WIDEST)
@@ -263,6 +272,18 @@ class _Line:
                     break
                 probe, values = narrower, found
         return self._left_over(probe, values) if np.isfinite(values).all() else 0.0
+
+    def _unless_smooth(self, sigma: float, exponent: int) -> float:
+        """The noise ``sigma`` at a wide spacing of what stands still at the point, unless it is as
+        smooth out there as anything: it is a kink that lies between, as of a clip.
+        """
+        if not self.is_raised or sigma <= LOUD * _of_rounding(self.value):
+            return sigma
+        exact = snapped(self.point, self.direction, exponent + 4, _USUAL - 16, DOUBLE)
+        values = self.along(exact, _OUT * 2.0**exponent + _PROBE * 2.0**_USUAL)
+        if _stands_still(values) or not np.isfinite(values).all():
+            return sigma
+        return min(sigma, self._left_over(_PROBE, values))
 
     def divided(self, narrow: float) -> Noise | None:
         """The noise over wide steps of what is as noisy as ``narrow`` over the usual ones; None

@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -19,9 +20,12 @@ from xgradcheck._certificate import ROUNDINGS
 from xgradcheck._differences import UNIT, norm, rms
 from xgradcheck._generic import LARGE
 from xgradcheck._judge import Tolerance, zero_below
+from xgradcheck._kinds import Kind
 from xgradcheck._layout import Mask, Vector
+from xgradcheck._measured import Measured
 from xgradcheck._phi import Phi
 from xgradcheck._projection import Bound, Projecting
+from xgradcheck._second_look import accused_by
 
 NEAR, SHORT, FAR = 2.0**-36, 2.0**-20, (2.0**-6, 2.0**-3)
 """How far from the point a gradient has to be the same, how far phi has to go there as it says, and
@@ -32,6 +36,10 @@ CURVED = 32.0
 """How much a gradient may change over a full step, in sizes of itself."""
 LITTLE = 1e-6
 """A share of a side that is none."""
+WAYS, TURNS = 5, 8
+"""How many ways are tried whatever the gradient is, and how many of all."""
+EXCHANGED = 1024
+"""So many elements change places at most."""
 SLACK = 1e-4
 """By what share of its size a move to a side may miss what its gradient says of it."""
 
@@ -47,19 +55,38 @@ class OneSide:
 
 
 def on_one_side(
-    phi: Phi, backward: Backward, value: float, allowance: Tolerance, seed: int
+    phi: Phi,
+    backward: Backward,
+    value: float,
+    allowance: Tolerance,
+    seed: int,
+    kinked: Mask | bool = False,
 ) -> OneSide | None:
     """What the side of all kinks tells whose gradient this is; None where there are no kinks, or no
-    such side is found.
+    such side is found. Some elements may be known to be ``kinked``.
     """
     problem = phi.problem
     is_finite = np.isfinite(backward.gradient).all()
     if problem.layout.size > LARGE or not problem.can_move or phi.is_bound or not is_finite:
         return None
     try:
-        return _Sides(phi, backward, value, allowance, seed).sought()
+        return _Sides(phi, backward, value, allowance, seed, kinked).sought()
     except Exception:  # the points were only guessed to lie in the domain
         return None
+
+
+def acquit_by_one_side(row: Measured, seed: int) -> None:
+    """Where kinks meet and a sweep leaves a gradient open, acquit the one of a side, as where equal
+    numbers are sorted in their order.
+    """
+    work, truth = row.work, row.truth
+    met = truth.kinds == Kind.MEETING
+    if not met.any() or accused_by(work, truth).any():
+        return
+    side = on_one_side(work.phi, row.run.backward, work.value, work.allowance, seed, met)
+    if side is not None:
+        truth.value[met], truth.bar[met], truth.settled[met] = work.gradient[met], 0.0, True
+        truth.kinds[met] = Kind.KINK
 
 
 def _share(given: Vector, ahead: Vector, behind: Vector) -> float:
@@ -83,20 +110,28 @@ class _Sides:
     value: float
     allowance: Tolerance
     seed: int
+    kinked: Any
+    """Which elements were seen to differ from side to side."""
     scale: Vector = field(init=False)
     below: Vector = field(init=False)
-    kinked: Mask = field(init=False)
-    """Which elements were seen to differ from side to side."""
+    is_met: bool = field(init=False)
+    """Whether elements were known to be kinked."""
 
     def __post_init__(self) -> None:
         scale = self.scale = self.phi.scales()[0]
         self.below = zero_below(self.phi.problem.layout, scale, (self.backward.gradient,))
-        self.kinked = np.zeros(scale.size, bool)
+        self.is_met = self.kinked is not False
+        self.kinked = np.zeros(scale.size, bool) | self.kinked
 
     def sought(self) -> OneSide | None:
         """Both sides of each way, until the gradient is made of theirs."""
-        given = self.backward.gradient
-        for way in self._ways():
+        given, ways = self.backward.gradient, self._ways()
+        way = ahead = np.empty(0)
+        for turn in range(TURNS):
+            found = next(ways, None) if turn < WAYS else self._exchanged(way, ahead)
+            if found is None:
+                return None
+            way = found
             ahead, behind = self._at(NEAR * way), self._at(-NEAR * way)
             self.kinked |= self._differ(ahead, behind)
             if not self.kinked.any():
@@ -108,9 +143,9 @@ class _Sides:
             if not self._goes(way, ahead, behind) or not self._goes(-way, behind, ahead):
                 return None
             sides = [way] * (share > LITTLE) + [-way] * (share < 1 - LITTLE)
-            found = [self._certified(side) for side in sides]
-            if all(found):
-                worst = {n: max((own[n] for own in found), key=_floor) for n in found[0]}
+            bounds = [self._certified(side) for side in sides]
+            if all(bounds):
+                worst = {n: max((own[n] for own in bounds), key=_floor) for n in bounds[0]}
                 return OneSide(worst, self._counted())
         return None
 
@@ -133,6 +168,22 @@ class _Sides:
         yield reach * outward
         yield reach * chosen * outward
         yield ramp
+
+    def _exchanged(self, way: Vector, ahead: Vector) -> Vector | None:
+        """The way on which equal numbers change places until each has the gradient that it was
+        given, going by the one that it has ``ahead``: of a sort those of the places they come to.
+        """
+        point, given = self.phi.problem.point, self.backward.gradient
+        off = np.flatnonzero(self._differ(given, ahead))
+        if not 0 < off.size <= EXCHANGED:
+            return None
+        way, ahead = way.copy(), ahead.copy()
+        for place in off[given[off] != 0]:
+            tied = off[point[off] == point[place]]
+            other = tied[np.argmin(np.abs(ahead[tied] - given[place]))]
+            for part in (way, ahead):
+                part[[place, other]] = part[[other, place]]
+        return None if self._differ(given, ahead).any() else way
 
     @contextmanager
     def _moved(self, way: Vector) -> Iterator[Phi]:
@@ -165,6 +216,7 @@ class _Sides:
         """Whether phi goes to one side as the gradient there says, without a jump, as far as its
         rounding lets that be seen.
         """
+        way = self._of_kinks(way) if self.is_met else way
         step = SHORT * way * self.scale
         with self._moved(SHORT * way) as there:
             value = float(there.here(1)[0])
@@ -172,13 +224,18 @@ class _Sides:
         noise = ROUNDINGS * UNIT * max(abs(value), abs(self.value))
         return noise <= most and abs(value - self.value - float(own @ step)) <= most + noise
 
+    def _of_kinks(self, way: Vector) -> Vector:
+        """The way of the leaves that have kinks, alone: others may drown what those do."""
+        way = way.copy()
+        for leaf in self.phi.problem.layout:
+            way[leaf.part] *= self.kinked[leaf.part].any()
+        return way
+
     def _certified(self, way: Vector) -> dict[int, Bound]:
         """The bounds of the leaves some way off, clear of all that lies at the point; none where
         the gradient is not certified there. Leaves without kinks stay where they are.
         """
-        way = way.copy()
-        for leaf in self.phi.problem.layout:
-            way[leaf.part] *= self.kinked[leaf.part].any()
+        way = self._of_kinks(way)
         for far in FAR:
             with self._moved(far * way) as there:
                 gradient, value = self._gradient(there), float(there.here(1)[0])

@@ -151,7 +151,7 @@ def projected(
     is_low = phi.problem.bits < DOUBLE or runs[0].bits is not None
     if work is None or not work.is_about(value, gradient):
         bits = runs[0].bits or DOUBLE
-        allowance = tolerance(asked.rtol, asked.atol, bits)
+        allowance = tolerance(asked.rtol, asked.atol, bits, runs[0].given)
         work = Projecting(phi, gradient, value, allowance, asked.seed, bits)
         if not is_low:
             _certify(work, asked)
@@ -311,7 +311,7 @@ def _measure_slopes(
     phi.phase = "slopes"
     layout, gradient = phi.problem.layout, run.backward.gradient
     bits = min(noise.bits, run.bits or DOUBLE)
-    allowance = tolerance(asked.rtol, asked.atol, bits)
+    allowance = tolerance(asked.rtol, asked.atol, bits, run.given)
     whole = np.broadcast_to(run.excused, gradient.shape)
     for number in tuple(done.open):
         leaf = layout.leaves[number]

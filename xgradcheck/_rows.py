@@ -34,8 +34,18 @@ LARGEST, FEW = 8, 4
 """How many of a leaf tell what is lost in the rest, and at least how many a common factor."""
 FEW_CHANGES = 2
 """How many other values a gradient takes at the points near by where it is counted in units."""
-WAY = np.array([-1.0, -0.5, 0.5])
-"""How far to go, as a multiple of the point."""
+WAY, FAR_FROM_NOTHING = (-0.5, 0.5, -1.0), 1e6
+"""How far to go, as a multiple of the point; and how many times what is nothing beside a step of
+those no other one will make nothing.
+"""
+HIDDEN = 2.0**-40
+"""What may be lost inside next to 1, and to what a leaf can do to phi, if less: some units of
+rounding, over a full change of many units.
+"""
+STAYS = 0.5
+"""At which share of other points what is wrong as it runs is so, too, at most, where it may be no
+mistake.
+"""
 RUNS, STEADY = 4, 1e-3
 """Of a backward pass that does not repeat itself; and how much what each of them adds may differ,
 where it is the same but for rounding.
@@ -156,7 +166,8 @@ def swept(
     if noise is None:
         noise = noise_of(phi, value, asked.seed)
         noise = replace(noise, sigma=max(noise.sigma, spread))
-    allowance = tolerance(asked.rtol, asked.atol, min(noise.bits, run.bits or DOUBLE))
+    bits = min(noise.bits, run.bits or DOUBLE)
+    allowance = tolerance(asked.rtol, asked.atol, bits, run.given)
     slack, influence = run.excused, asked.influence
     work = Sweep(phi, gradient, value, noise, allowance, slack, asked.method, asked.tick, influence)
     truth = look_at(work) if is_suspect else sweep(work, asked.steps, asked.seed)
@@ -165,7 +176,8 @@ def swept(
         run = replace(run, rounding=np.fmax(run.rounding, dust))
     doubtful = [x for x in problem.layout if x.size and suspicious(work, truth, x.part).any()]
     if doubtful:
-        truth.faint = faint(work, doubtful)
+        truth.faint = faint(work, truth, doubtful)
+        _leave_drowned_open(work, truth)
     if phi.refusal is not None and not phi.answers:
         raise phi.refusal
     near_by = NearBy({}, None, True)
@@ -183,6 +195,17 @@ def swept(
         spaces=asked.spaces,
         held=problem.moving,
     )
+
+
+def _leave_drowned_open(work: Sweep, truth: Truth) -> None:
+    """Nothing is called wrong by less than rounding may hide without a trace, as p log(p) is lost
+    next to p = 1, in leaves that can do far more to phi.
+    """
+    error = np.abs(work.gradient - truth.value) * work.scale
+    most = np.fmin(truth.faint * work.scale / ZERO[DOUBLE], 1.0)
+    drowned = accused_by(work, truth) & (error <= HIDDEN * most)
+    truth.bar[drowned], truth.settled[drowned] = np.inf, False
+    truth.kinds[drowned] = Kind.DROWNED
 
 
 def judged_beside(
@@ -217,12 +240,17 @@ def judged_beside(
     settle_suspicious(work, truth)
     if own.bits is not None:
         alone = accused_by(work, truth) & ~accused_by(wide.work, wide.truth)
-        alone &= _stands_still(own)
-        if alone.any():
-            own = replace(own, rounding=own.rounding + _lost(work, truth, alone, own.bits))
+        still = alone & _stands_still(own)
+        if still.any():
+            own = replace(own, rounding=own.rounding + _lost(work, truth, still, bits))
+        if errors is not None:
+            left = alone & accused_by(replace(work, slack=own.excused), truth)
+            leaping = _leaping(work, errors, left)
+            truth.bar[leaping], truth.settled[leaping] = np.inf, False
+            truth.kinds[leaping] = Kind.MEETING
         excused = [x for x in layout if x.size and (own.excused[x.part] > SMALLEST[bits]).any()]
         if excused:
-            truth.faint = faint(work, excused)
+            truth.faint = faint(work, truth, excused)
     below = wide.near_by.zero_below
     if below is not None:
         below = below * (ZERO[bits] / ZERO[wide.bits])
@@ -230,15 +258,39 @@ def judged_beside(
     return replace(wide, run=own, work=work, truth=truth, near_by=near_by)
 
 
-def faint(work: Sweep, leaves: Sequence[Leaf]) -> Vector:
+def _leaping(work: Sweep, errors: Errors, alone: Mask) -> Mask:
+    """Of the elements that are wrong only as they run, those of leaves in which it is others at
+    points farther away: numbers that 16 bits do not tell apart tie, and another one of them is the
+    largest than in float64. A mistake stays where it is.
+    """
+    off, exact = errors.away
+    found = np.zeros_like(alone)
+    for leaf in work.layout if len(off) else ():
+        chosen, right = alone[leaf.part], exact[:, leaf.part]
+        if not chosen.any():
+            continue
+        size = np.array([rms(row) for row in right])[:, None]
+        allowed = work.allowance.allowed(right + off[:, leaf.part], right, size)
+        stays = np.abs(off[:, leaf.part]) > allowed
+        found[leaf.part] = chosen & (np.mean(stays[:, chosen]) <= STAYS)
+    return found
+
+
+def faint(work: Sweep, truth: Truth, leaves: Sequence[Leaf]) -> Vector:
     """What is nothing beside all that each of these leaves can do to phi, on the way to the origin
     or as far in the other direction: the slope of a saturated unit. A large constant in phi is no
-    such thing.
+    such thing. So far out a loop may never end: what is wrong by far more than nothing is not asked
+    on.
     """
     found = np.zeros_like(work.point)
     for leaf in leaves if work.noise.bits == DOUBLE else ():
-        moved = np.abs(work.phi.along(work.point[leaf.part], WAY, leaf.start) - work.value)
-        size = float(np.max(moved[np.isfinite(moved)], initial=0.0))
+        error = np.abs(work.gradient - truth.value)[leaf.part] - truth.bar[leaf.part]
+        off, size = float(np.nanmax(error * work.scale[leaf.part], initial=0.0)), 0.0
+        for share in WAY:
+            moved = work.phi.along(work.point[leaf.part], np.array([share]), leaf.start)
+            size = max(size, float(np.nan_to_num(abs(moved[0] - work.value), posinf=0.0)))
+            if off > FAR_FROM_NOTHING * ZERO[DOUBLE] * size > 0:
+                break
         found[leaf.part] = ZERO[DOUBLE] * size / work.scale[leaf.part]
     return found
 

@@ -17,7 +17,7 @@ from xgradcheck._differences import (
     rms,
 )
 from xgradcheck._extrapolation import Estimate
-from xgradcheck._judge import Tolerance, exceeds, stand_still
+from xgradcheck._judge import NEGLIGIBLE, Tolerance, exceeds, stand_still
 from xgradcheck._kinds import Kind, remainder_order
 from xgradcheck._ladder import climb
 from xgradcheck._layout import Leaf, Mask, Positions, Vector
@@ -36,7 +36,7 @@ WIDER, SAFE = 2.0, 4.0
 """How much wider the steps of one more pair are; and how many times more than both pairs tell the
 first one is taken to be cut short.
 """
-NOTHING = 1e-3
+NOTHING = 2e-4
 """Of how much an element may err that is right as far as noise tells: no steps tell that better.
 """
 FAR, HALVED, LITTLE = range(2, 28, 2), 30, 1e-6
@@ -53,11 +53,8 @@ def settle_suspicious(work: Sweep, truth: Truth) -> None:
     _narrow_bars(work, truth)
     for leaf in work.layout:
         queue = leaf.start + np.flatnonzero(suspicious(work, truth, leaf.part))
-        queue = queue[
-            ~truth.analytic[queue]
-            & differ[queue]
-            & ~_could_err_by_nothing(work, truth, leaf, queue)
-        ]
+        queue = queue[~truth.analytic[queue] & differ[queue]]
+        queue = queue[~_could_err_by_nothing(work, truth, leaf, queue)]
         if truth.scored is not None and not _eps_suffices(
             truth, work.gradient, leaf, work.allowance
         ):
@@ -299,10 +296,15 @@ def _climbed(
         near, bar = best.near(gradient), best.bar
         error, allowed = np.abs(gradient - near), work.allowed(gradient, near, leaf_rms, index)
         with np.errstate(invalid="ignore"):
+            between = (best.low + bar < gradient) & (gradient < best.high - bar)
             null = np.abs(gradient) + np.abs(near) + bar <= below
-            null |= (best.low + bar < gradient) & (gradient < best.high - bar)
-            wrong = ~null & best.settled & exceeds(error, bar, allowed)
-            return wrong, ~wrong & ~null & ~((error + bar <= allowed) & (bar <= room))
+            wrong = ~(null | between) & best.settled & exceeds(error, bar, allowed)
+            if len(index) <= BATCH:
+                # What is seen to be no zero is judged like any other; of many that would cost much.
+                seen = np.abs(near) + np.abs(gradient)
+                null &= (np.abs(near) <= bar) | (seen <= NEGLIGIBLE * below)
+            known = null | between | (error + bar <= allowed) & (bar <= room)
+            return wrong, ~wrong & ~known
 
     climbed = climb(
         work.phi.pairs,

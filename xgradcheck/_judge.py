@@ -132,22 +132,19 @@ class Tolerance:
             allowed = allowed + np.fmin(self.of_constants * leaf_rms, CANCELS * np.abs(truth))
         return np.asarray(allowed)
 
+    @property
+    def little(self) -> float:
+        """What share of its leaf's rms an element may err by unseen."""
+        return min(WORTH * self.distance, LITTLE)
+
     def is_near(
-        self,
-        gradient: Vector,
-        truth: Vector,
-        bar: Vector,
-        allowed: Vector,
-        leaf_rms: float,
-        part: float = 1.0,
+        self, gradient: Vector, truth: Vector, bar: Vector, allowed: Vector, leaf_rms: float
     ) -> Mask:
-        """Elements that are right as far as differences tell, and could not err by much, or by a
-        ``part`` of that: those of queries and keys beside values in a fresh network, or where kinks
-        keep steps short.
+        """Elements that are right as far as differences tell, and could not err by much: those of
+        queries and keys beside values in a fresh network, or where kinks keep steps short.
         """
         within = np.abs(gradient - truth) <= allowed + bar
-        share = part * min(WORTH * self.distance, LITTLE)
-        return np.asarray(within & (bar <= share * np.fmax(np.abs(truth), leaf_rms)))
+        return np.asarray(within & (bar <= self.little * np.fmax(np.abs(truth), leaf_rms)))
 
 
 TOLERANCES = {

@@ -38,9 +38,9 @@ WAY, FAR_FROM_NOTHING = (-0.5, 0.5, -1.0), 1e6
 """How far to go, as a multiple of the point; and how many times what is nothing beside a step of
 those no other one will make nothing.
 """
-HIDDEN = 2.0**-40
+HIDDEN, PART = 2.0**-40, 0.1
 """What may be lost inside next to 1, and to what a leaf can do to phi, if less: some units of
-rounding, over a full change of many units.
+rounding, over a full change of many units; and as what part of a slope.
 """
 STAYS = 0.5
 """At which share of other points what is wrong as it runs is so, too, at most, where it may be no
@@ -199,11 +199,12 @@ def swept(
 
 def _leave_drowned_open(work: Sweep, truth: Truth) -> None:
     """Nothing is called wrong by less than rounding may hide without a trace, as p log(p) is lost
-    next to p = 1, in leaves that can do far more to phi.
+    next to p = 1, in leaves that can do far more to phi. What is lost is a part of the slope.
     """
-    error = np.abs(work.gradient - truth.value) * work.scale
+    error = np.abs(work.gradient - truth.value)
     most = np.fmin(truth.faint * work.scale / ZERO[DOUBLE], 1.0)
-    drowned = accused_by(work, truth) & (error <= HIDDEN * most)
+    drowned = accused_by(work, truth) & (error * work.scale <= HIDDEN * most)
+    drowned &= error <= PART * np.fmax(np.abs(work.gradient), np.abs(truth.value))
     truth.bar[drowned], truth.settled[drowned] = np.inf, False
     truth.kinds[drowned] = Kind.DROWNED
 

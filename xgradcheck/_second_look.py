@@ -36,9 +36,8 @@ WIDER, SAFE = 2.0, 4.0
 """How much wider the steps of one more pair are; and how many times more than both pairs tell the
 first one is taken to be cut short.
 """
-NOTHING = 2e-4
-"""Of how much an element may err that is right as far as noise tells: no steps tell that better.
-"""
+NOTHING = 1e-3
+"""Of how much an element may err unseen: where it agrees, more steps would tell little more."""
 FAR, HALVED, LITTLE = range(2, 28, 2), 30, 1e-6
 """Exponents of two, of a coordinate's scale: how far out to look for a phi that does not move; how
 often the place is halved at which it begins to; and which share of its moves is little.
@@ -114,11 +113,12 @@ def _open_coordinates(work: Sweep, truth: Truth, leaf: Leaf) -> Positions:
 
 
 def _could_err_by_nothing(work: Sweep, truth: Truth, leaf: Leaf, index: Positions) -> Mask:
-    """What is right beside its leaf, and would not be known better by more steps."""
+    """What agrees with its slope, and could err by nothing beside its leaf."""
     gradient, value, size = work.gradient[index], truth.value[index], rms(truth.value[leaf.part])
-    allowed = work.allowed(gradient, value, size, index)
-    near = work.allowance.is_near(gradient, value, truth.bar[index], allowed, size, NOTHING)
-    return np.asarray(near & ~_uneven(work, truth, leaf.part)[index - leaf.start])
+    agrees = np.abs(gradient - value) <= work.allowed(gradient, value, size, index)
+    most = NOTHING * work.allowance.little * np.fmax(np.abs(value), size)
+    is_straight = ~_uneven(work, truth, leaf.part)[index - leaf.start]
+    return np.asarray(agrees & (truth.bar[index] <= most) & is_straight)
 
 
 def accused_by(work: Sweep, truth: Truth) -> Mask:

@@ -5,7 +5,7 @@ it was written, as closely as rounding the arguments lets them be. What a backwa
 rounding is told by how its error, beside the same pass in float64, changes between points near by.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -95,13 +95,17 @@ class Errors:
 
     errors: Vector
     exact: Vector
-    away: tuple[Vector, Vector]
-    """The same at points farther away, below 24 bits; else at none."""
+    away: Callable[[], tuple[Vector, Vector]]
+    """The same at points farther away, below 24 bits; else at none. Few ask."""
 
     def of(self, places: Positions) -> "Errors":
         """Those of some coordinates."""
-        off, exact = (part[:, places] for part in self.away)
-        return Errors(self.errors[:, places], self.exact[:, places], (off, exact))
+
+        def away() -> tuple[Vector, Vector]:
+            off, exact = self.away()
+            return off[:, places], exact[:, places]
+
+        return Errors(self.errors[:, places], self.exact[:, places], away)
 
     def beside_factors(self) -> Vector:
         """The errors without what is in proportion to each element from point to point, as where
@@ -182,20 +186,25 @@ def errors_near_by(phi: Phi, own: Vector, wide: Vector, found: Near, bits: int) 
     whose gradient went through a shorter format: that is no rounding of its own arithmetic.
     """
     some = slice(None) if found.places is None else found.places
-    errors, exact = [own[some] - wide[some]], [wide[some]]
-    away: tuple[list[Vector], list[Vector]] = [], []
-    for turn, gradient in found.gradients.items():
-        if (there := gradient_at(phi, _near_by(phi, found.seed, turn))) is not None:
-            off, right = (errors, exact) if turn < SAMPLES else away
-            off.append(gradient - there[some])
-            right.append(there[some])
-    known = np.array(errors)
+
+    def at(turns: Iterable[int]) -> tuple[Vector, Vector]:
+        exact = {
+            turn: there[some]
+            for turn in turns
+            if turn in found.gradients
+            and (there := gradient_at(phi, _near_by(phi, found.seed, turn))) is not None
+        }
+        off = [found.gradients[turn] - right for turn, right in exact.items()]
+        shape = len(exact), wide[some].size
+        return np.reshape(off, shape), np.reshape([*exact.values()], shape)
+
+    off, exact = at(range(SAMPLES))
+    off, exact = np.vstack([(own - wide)[some], off]), np.vstack([wide[some], exact])
     for leaf in phi.problem.layout:
         if went_through(own[leaf.part], wide[leaf.part], bits):
             places = np.arange(own.size) if found.places is None else found.places
-            known[:, (places >= leaf.start) & (places < leaf.start + leaf.size)] = 0.0
-    shape = len(away[0]), known.shape[1]
-    return Errors(known, np.array(exact), (np.reshape(away[0], shape), np.reshape(away[1], shape)))
+            off[:, (places >= leaf.start) & (places < leaf.start + leaf.size)] = 0.0
+    return Errors(off, exact, lambda: at(range(SAMPLES, SAMPLES + AWAYS)))
 
 
 def _near_by(phi: Phi, seed: int, turn: int) -> Vector:

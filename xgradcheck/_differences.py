@@ -1,6 +1,7 @@
 """What all differences share: how long a step may be, where it lands, and what noise it carries."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -91,6 +92,11 @@ def further(influence: float, enough: float, step: float, furthest: float) -> fl
     have ``enough``: no further than others are moved, or zeros.
     """
     return max(min(enough / influence, min(furthest, 1.0) / step), 1.0)
+
+
+def multiples(exponents: Sequence[int]) -> Vector:
+    """The steps of a ladder at these exponents of two, as multiples of a scale."""
+    return np.asarray(np.resize(FACTORS, len(exponents)) * 2.0 ** np.array(exponents))
 
 
 def representable(x: Vector, step: Vector, bits: int = DOUBLE) -> Vector:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from xgradcheck._differences import FACTORS, NOISE_SIGMAS, Noise, even_part, representable
+from xgradcheck._differences import NOISE_SIGMAS, Noise, even_part, multiples, representable
 from xgradcheck._extrapolation import Estimate, chosen_from, estimate, widest_first
 from xgradcheck._kinds import Kind, Kinds, kinds, may_jump
 from xgradcheck._layout import Mask, Positions, Vector
@@ -115,8 +115,7 @@ def climb(
     rungs = np.where(rungs[0] < noise.least, np.nan, rungs)
 
     def lengthened(rungs: Vector, chosen: Positions, wished: Vector, exponents: Any) -> Vector:
-        factors = np.resize(FACTORS, len(exponents)) * 2.0 ** np.array(exponents)
-        units = factors[:, None] * wished[chosen]
+        units = multiples(exponents)[:, None] * wished[chosen]
         steps = representable(point[index[chosen]], units, noise.bits)
         level, place = np.nonzero((steps > 0) & (steps >= noise.least))
         told = steps[level, place]

@@ -244,7 +244,7 @@ def judged_beside(
         still = alone & _stands_still(own)
         if still.any():
             own = replace(own, rounding=own.rounding + _lost(work, truth, still, bits))
-        if errors is not None:
+        if errors is not None and alone.any():
             left = alone & accused_by(replace(work, slack=own.excused), truth)
             leaping = _leaping(work, errors, left)
             truth.bar[leaping], truth.settled[leaping] = np.inf, False
@@ -264,8 +264,10 @@ def _leaping(work: Sweep, errors: Errors, alone: Mask) -> Mask:
     points farther away: numbers that 16 bits do not tell apart tie, and another one of them is the
     largest than in float64. A mistake stays where it is.
     """
-    off, exact = errors.away
     found = np.zeros_like(alone)
+    if not alone.any():
+        return found
+    off, exact = errors.away()
     for leaf in work.layout if len(off) else ():
         chosen, right = alone[leaf.part], exact[:, leaf.part]
         if not chosen.any():

@@ -17,6 +17,7 @@ from xgradcheck._differences import (
     UNIT,
     Noise,
     even_part,
+    multiples,
     representable,
     rms,
 )
@@ -117,8 +118,8 @@ def _best_exponent(bend: float, noise: Noise) -> int:
 
 def _curvature(work: Sweep, index: Positions, exponents: tuple[int, ...]) -> Vector:
     """The third derivative at each coordinate, times scale^3 / 6, from slopes at a few steps."""
-    factors = np.array(FACTORS[: len(exponents)]) * 2.0 ** np.array(exponents)
-    steps = representable(work.point[index], factors[:, None] * work.scale[index], work.noise.bits)
+    units = multiples(exponents)[:, None] * work.scale[index]
+    steps = representable(work.point[index], units, work.noise.bits)
     work.tick(0, work.point.size, "sweep")
     plus, minus = work.phi.pairs(np.tile(index, len(exponents)), steps.ravel())
     with np.errstate(invalid="ignore", over="ignore"):

@@ -74,6 +74,7 @@ class Pass:
         what: str,
         run: Callable[[], Vector],
         expected: Vector | None = None,
+        beside: Vector | None = None,
         leaves: Sequence[int] | None = None,
         refuses: bool = False,
     ) -> Trial:
@@ -84,7 +85,7 @@ class Pass:
             return Trial(what, error=error, refuses=refuses)
         finally:
             self._problem._world.watch()
-        return Trial(what, got, expected, None if leaves is None else tuple(leaves))
+        return Trial(what, got, expected, beside, None if leaves is None else tuple(leaves))
 
     @contextmanager
     def called_with(self, others: dict[int, torch.Tensor]) -> Iterator[None]:

@@ -156,7 +156,8 @@ class Probing:
 
     def _expanded(self, number: int, what: str, moved: torch.Tensor) -> Iterator[Trial]:
         """An input whose elements share memory, beside one of the same values. Of elements that tie
-        the sum of their gradients counts.
+        the sum of their gradients counts. Where all rows are the same a matrix is singular, and
+        what its gradient is there may be up to rounding.
         """
         base = moved[tuple(slice(1) if not by else slice(None) for by in moved.stride())].clone()
         base.requires_grad_()
@@ -175,13 +176,16 @@ class Probing:
         with torch.enable_grad():
             shared = base.expand(moved.shape)
             dense = shared.clone(memory_format=torch.contiguous_format)
+            uneven = torch.arange(dense.numel(), dtype=dense.dtype).cos().view(dense.shape)
+            rounded = dense * (1 + torch.finfo(dense.dtype).eps * uneven.sign())
         try:
-            expected = of_base(dense)
+            expected, beside = of_base(dense), of_base(rounded)
         except Exception:  # these values are not meant to be the same
             return
         if not np.isfinite(expected).all():
             return
-        yield self._pass.tried(what, lambda: of_base(shared), expected, [number], refuses=True)
+        run = partial(of_base, shared)
+        yield self._pass.tried(what, run, expected, beside, [number], refuses=True)
 
     def _cotangents_laid(self) -> Iterator[Trial]:
         for number, name in enumerate(self._names):

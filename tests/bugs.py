@@ -111,6 +111,30 @@ def exp_ignoring_its_cotangent(broken: bool, seed: int) -> Report:
     return report_on(Exp.apply, x, seed=seed)
 
 
+@bug(
+    "a loss takes the size of the cotangent",
+    kind="cotangent",
+    backend="torch",
+    leaf="args[0]",
+)
+def energy_of_the_cotangents_size(broken: bool, seed: int) -> Report:
+    """A loss is trained with a positive weight until it is subtracted, as in a minimax game."""
+
+    class Energy(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            ctx.save_for_backward(x)
+            return x.square().sum()
+
+        @staticmethod
+        def backward(ctx, grad):
+            (x,) = ctx.saved_tensors
+            return 2 * x * (grad.abs() if broken else grad)
+
+    (x,) = tensors(seed, (3, 4))
+    return report_on(Energy.apply, x, seed=seed)
+
+
 # B13: linkedin/Liger-Kernel#1298
 @bug(
     "every token is weighted by the cotangent of the first",

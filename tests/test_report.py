@@ -570,6 +570,8 @@ def test_a_cotangent_is_signed_and_uneven_and_never_near_one():
     size = np.abs(drawn)
     assert (drawn < 0).any() and (drawn > 0).any() and len(set(size)) == len(size)
     assert ((size >= 0.5) & (size <= 2.0) & (np.abs(size - 1) >= 0.1)).all()
+    few = [cotangent_of(seed, outputs) for seed in range(8) for outputs in (1, 2, 3)]
+    assert all((u < 0).any() for u in few)
 
 
 class Terminal(io.StringIO):

@@ -99,6 +99,8 @@ class Trial:
     """The gradient then."""
     expected: Vector | None = None
     """What it has to be; None for the usual one."""
+    beside: Vector | None = None
+    """What that is a rounding away: leaves that are others there are not known well enough."""
     leaves: tuple[int, ...] | None = None
     """The numbers of the leaves in which it was asked for; None for all."""
     phi: tuple[float, float, float] | None = None

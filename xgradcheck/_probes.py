@@ -103,7 +103,8 @@ class Usual:
         if trial.got is None:
             return ""
         expected = self.gradient if trial.expected is None else trial.expected
-        wrong, first = self._wrong(trial.got, expected, trial.leaves)
+        beside = expected if trial.beside is None else trial.beside
+        wrong, first = self._wrong(trial.got, expected, beside, trial.leaves)
         if not wrong:
             return ""
         layout = self.problem.layout
@@ -118,7 +119,7 @@ class Usual:
         return ""
 
     def _wrong(
-        self, got: Vector, expected: Vector, leaves: tuple[int, ...] | None
+        self, got: Vector, expected: Vector, beside: Vector, leaves: tuple[int, ...] | None
     ) -> tuple[int, int]:
         """How many elements are not what they have to be, and the position of the worst."""
         layout, bits = self.problem.layout, self.problem.bits
@@ -128,6 +129,9 @@ class Usual:
             if not leaf.size or (leaves is not None and number not in leaves):
                 continue
             part = leaf.part
+            least = min(rms(beside[part]), rms(expected[part]))
+            if rms(beside[part] - expected[part]) > 2.0 ** (-bits / 2) * least:
+                continue  # rounding alone decides
             allowed = tolerance(None, 0.0, bits).allowed(
                 got[part], expected[part], rms(expected[part])
             )

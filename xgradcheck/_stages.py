@@ -348,6 +348,9 @@ def cotangent_of(problem: Problem, seed: int) -> Vector:
         size *= 0.8
         size += 0.5
         np.copysign(size, drawn, out=size)
+        # One is negative at least: a backward that takes |u| is seen.
+        if size.min(initial=0.0) >= 0:
+            np.negative(size, out=size)
         # The backward has to get the very cotangent that phi is made of.
         bits = bits_of(leaf.dtype)
         cotangent[leaf.part] = size if bits == DOUBLE else to_bits(size, bits)

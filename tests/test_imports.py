@@ -226,7 +226,7 @@ MAY_IMPORT = {
     "_localise": NUMBERS | {"_certificate", "_directions", "_phi"},
     "_projection": NUMBERS | {"_certificate", "_directions", "_localise", "_phi", "_slopes"},
     "_restricted": {"_adapters", "_layout"},
-    "_generic": NUMBERS | {"_adapters", "_as_run", "_phi", "_projection", "_slopes"},
+    "_generic": NUMBERS | {"_adapters", "_as_run", "_phi", "_projection", "_saturated", "_slopes"},
     "_complex": NUMBERS | {"_phi"},
     "_sides": NUMBERS | {"_phi", "_restricted"},
     "_ties": NUMBERS | {"_phi", "_sides"},

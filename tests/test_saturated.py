@@ -161,3 +161,16 @@ def test_tails_beside_ordinary_elements_are_judged(dtype, factor):
         raise_exception=False,
     )
     assert report.verdict == ("PASS" if factor == 1 else "FAIL")
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("seed", [4, 5, 9])
+def test_what_is_next_to_nothing_near_by_too_is_no_mistake_there(seed, dtype):
+    def entropies(x):
+        logs = F.log_softmax(x, -1)
+        return -(logs.exp() * logs).sum(-1)
+
+    pixels = torch.randint(0, 256, (4, 8), generator=torch.Generator().manual_seed(seed)).to(dtype)
+    assert check(entropies, pixels, seed=seed).verdict == "PASS"
+    wrong = check(lambda x: entropies(times(x, 1.01)), pixels, seed=seed, raise_exception=False)
+    assert wrong.verdict == "FAIL"

@@ -18,6 +18,7 @@ from xgradcheck._ladder import bear_out
 from xgradcheck._layout import BITS, DOUBLE, Layout, Leaf, Vector, bits_of
 from xgradcheck._phi import Phi, noise_of
 from xgradcheck._projection import is_certified
+from xgradcheck._saturated import nothing_beside
 from xgradcheck._slopes import Mistake, slope_along
 
 NEAR = (0.4, 0.01)
@@ -350,7 +351,11 @@ def _wrong_here(
             lost = rounded(gradient, leaf) if is_low else np.zeros(leaf.size)
             own = gradient[leaf.part], lost
             mistake = slope_along(phi, leaf, *own, direction, value, noise, allowance).mistake
-            if mistake is None or _is_borne_out(phi, leaf, direction, value, mistake):
+            if (
+                mistake is None
+                or _is_borne_out(phi, leaf, direction, value, mistake)
+                or _is_saturated(phi, leaf, value, mistake)
+            ):
                 break
             mistakes.append(mistake)
         if len(mistakes) == TRIES:
@@ -365,3 +370,9 @@ def _is_borne_out(phi: Phi, leaf: Leaf, direction: Vector, value: float, mistake
     moved = phi.along(direction, np.concatenate([WIDE, -WIDE]), leaf.start)
     slopes = (moved[: len(WIDE)] - moved[len(WIDE) :]) / (2 * WIDE)
     return bool(bear_out(slopes, mistake.analytic, mistake.truth).all())
+
+
+def _is_saturated(phi: Phi, leaf: Leaf, value: float, mistake: Mistake) -> bool:
+    """Whether all that is left of a slope is next to nothing: rounding may hide a part of that."""
+    size = max(abs(mistake.analytic), abs(mistake.truth))
+    return size <= nothing_beside(phi, leaf, value, size)

@@ -18,7 +18,7 @@ from xgradcheck._layout import BITS, DOUBLE, Layout, Leaf, Mask, Vector
 from xgradcheck._measured import FORWARD, REVERSE, SMALLEST, Measured, Run
 from xgradcheck._phi import Phi, noise_of
 from xgradcheck._progress import Tick
-from xgradcheck._saturated import saturated
+from xgradcheck._saturated import nothing_beside, saturated
 from xgradcheck._second_look import accused_by, settle_suspicious, suspicious
 from xgradcheck._sweep import look_at, sweep
 from xgradcheck._truth import Sweep, Truth
@@ -34,10 +34,6 @@ LARGEST, FEW = 8, 4
 """How many of a leaf tell what is lost in the rest, and at least how many a common factor."""
 FEW_CHANGES = 2
 """How many other values a gradient takes at the points near by where it is counted in units."""
-WAY, FAR_FROM_NOTHING = (-0.5, 0.5, -1.0), 1e6
-"""How far to go, as a multiple of the point; and how many times what is nothing beside a step of
-those no other one will make nothing.
-"""
 HIDDEN, PART = 2.0**-40, 0.1
 """What may be lost inside next to 1, and to what a leaf can do to phi, if less: some units of
 rounding, over a full change of many units; and as what part of a slope.
@@ -280,21 +276,15 @@ def _leaping(work: Sweep, errors: Errors, alone: Mask) -> Mask:
 
 
 def faint(work: Sweep, truth: Truth, leaves: Sequence[Leaf]) -> Vector:
-    """What is nothing beside all that each of these leaves can do to phi, on the way to the origin
-    or as far in the other direction: the slope of a saturated unit. A large constant in phi is no
-    such thing. So far out a loop may never end: what is wrong by far more than nothing is not asked
-    on.
+    """What is nothing beside all that each of these leaves can do to phi: the slope of a saturated
+    unit.
     """
     found = np.zeros_like(work.point)
     for leaf in leaves if work.noise.bits == DOUBLE else ():
-        error = np.abs(work.gradient - truth.value)[leaf.part] - truth.bar[leaf.part]
-        off, size = float(np.nanmax(error * work.scale[leaf.part], initial=0.0)), 0.0
-        for share in WAY:
-            moved = work.phi.along(work.point[leaf.part], np.array([share]), leaf.start)
-            size = max(size, float(np.nan_to_num(abs(moved[0] - work.value), posinf=0.0)))
-            if off > FAR_FROM_NOTHING * ZERO[DOUBLE] * size > 0:
-                break
-        found[leaf.part] = ZERO[DOUBLE] * size / work.scale[leaf.part]
+        part = leaf.part
+        error = np.abs(work.gradient - truth.value)[part] - truth.bar[part]
+        off = float(np.nanmax(error * work.scale[part], initial=0.0))
+        found[part] = nothing_beside(work.phi, leaf, work.value, off) / work.scale[part]
     return found
 
 

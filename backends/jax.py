@@ -334,6 +334,7 @@ class JaxProblem:
     def _kept(self) -> Iterator[None]:
         """All that is known of the function in one world, for as long as it is in another."""
         names = (
+            "skipped",
             "_nodes",
             "_dtypes",
             "_is_wide",
@@ -509,12 +510,12 @@ class JaxProblem:
 
     @contextmanager
     def at(self, point: Vector) -> Iterator[None]:
-        found = self.point
+        found = self.point, self._is_moved
         try:
             self.point, self._is_moved = point, True
             yield
         finally:
-            self.point, self._is_moved = found, False
+            self.point, self._is_moved = found
 
     def pushed(self, cotangent: Vector) -> Backward:
         if self.is_handed:
@@ -704,7 +705,7 @@ class JaxProblem:
             refuse_unless_known(node.suffix, dtype, CONVERT)
         left = [node for node in self._seen if not _is_output(node.value)]
         said = [f"{node.suffix}: {_kind(node.value)}, not differentiable" for node in left]
-        self.skipped += [text for text in said if text not in self.skipped]
+        self.skipped = list(dict.fromkeys([*self.skipped, *said]))
         self.outputs = lay_out(
             Entry((n.suffix,), n.path, np.shape(n.value), dtype)
             for n, dtype in zip(kept, dtypes, strict=True)
@@ -1004,9 +1005,8 @@ class JaxProblem:
         values = [node.value for node in self._nodes]
         if self._is_moved:
             moved = _handed.cut(self.point, self.layout)
-            for number, part in zip(self._numbers, moved, strict=True):
+            for number, dtype, part in zip(self._numbers, self._dtypes, moved, strict=True):
                 is_jax = isinstance(values[number], jax.Array)
-                dtype = self._dtypes[self._numbers.index(number)]
                 values[number] = (
                     jnp.asarray(part, dtype) if is_jax else part.astype(values[number].dtype)
                 )

@@ -44,7 +44,7 @@ class Raised:
     def __init__(self, to: torch.dtype) -> None:
         self.to, self.wider = to, WIDER[to]
         self._found: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]] = []
-        self._storages: dict[int, tuple[Any, torch.Tensor]] = {}
+        self._storages: dict[Any, tuple[Any, torch.Tensor]] = {}
 
     def raise_in_place(self, tensor: torch.Tensor) -> None:
         """Put a wider storage under a tensor, the same one under all that share theirs."""
@@ -53,7 +53,8 @@ class Raised:
         storage = found.untyped_storage()
         # Another dtype over the same bytes would be another storage; kept alive, its address is
         # nobody else's.
-        key = hash((storage.data_ptr(), tensor.dtype)) if storage.nbytes() else id(storage)
+        address = storage.data_ptr() if storage.nbytes() else id(storage)
+        key = address, tensor.dtype, found.device
         if key not in self._storages:
             length = storage.nbytes() // tensor.dtype.itemsize
             flat = torch.empty(0, dtype=tensor.dtype, device=found.device)

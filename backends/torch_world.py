@@ -1,6 +1,7 @@
 """What of PyTorch a call can change: modes, modules, buffers, tensors and their ``.grad``."""
 
 from collections.abc import Callable, Iterator
+from itertools import chain, count
 from typing import Any
 
 import torch
@@ -17,14 +18,18 @@ OWN = {*vars(nn.Module())}
 
 
 def named_modules(found: list[Any]) -> dict[str, nn.Module]:
-    """Every module that a call can reach, by its dotted name; the outermost by its class."""
+    """Every module that a call can reach, by its dotted name; the outermost by its class. Parts of
+    two networks may have the same name: the second is "0 (2)".
+    """
     named: dict[str, nn.Module] = {}
     seen: set[int] = set()
     for node in found:
         for name, part in node.named_modules() if isinstance(node, nn.Module) else ():
             if id(part) not in seen:
                 seen.add(id(part))
-                named[name or type(part).__name__] = part
+                own = name or type(part).__name__
+                others = (f"{own} ({number})" for number in count(2))
+                named[next(free for free in chain([own], others) if free not in named)] = part
     return named
 
 

@@ -9,10 +9,11 @@ import ctypes
 import functools
 import operator
 import random
+import struct
 import sys
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from types import BuiltinFunctionType, CellType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
@@ -61,6 +62,8 @@ def same(a: Any, b: Any) -> bool:
         return (
             isinstance(b, dict) and a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
         )
+    if isinstance(a, float) and isinstance(b, float):
+        return struct.pack("d", a) == struct.pack("d", b)
     return bool(a == b)
 
 
@@ -95,11 +98,15 @@ class World:
         try:
             yield
         finally:
-            for number in [] if self.is_settled else self._changed():
-                self.states[number].restore(self._found[number])
-            for state, found in zip(self.books, self._found_books, strict=True):
-                if not state.same(found):
-                    state.restore(found)
+            with ExitStack() as rest:  # which is put back even where one cannot be
+                rest.callback(self._put_books_back)
+                for number in reversed([] if self.is_settled else self._changed()):
+                    rest.callback(self.states[number].restore, self._found[number])
+
+    def _put_books_back(self) -> None:
+        for state, found in zip(self.books, self._found_books, strict=True):
+            if not state.same(found):
+                state.restore(found)
 
     @property
     def is_moving(self) -> bool:

@@ -554,6 +554,31 @@ def test_batchnorm_in_training_mode_does_not_drift():
     assert len(seen) == 1
 
 
+def test_two_networks_whose_parts_have_the_same_names_are_both_held_still():
+    torch.manual_seed(0)
+    encoder = nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5)).double()
+    decoder = nn.Sequential(nn.Linear(5, 3), nn.BatchNorm1d(3)).double()
+    x = torch.randn(6, 4, dtype=torch.float64)
+    before = fingerprint([encoder.state_dict(), decoder.state_dict()])
+    report = check(lambda: decoder(encoder(x)).square(), wrt=[encoder, decoder])
+    assert report.verdict == "PASS"
+    assert fingerprint([encoder.state_dict(), decoder.state_dict()]) == before
+
+
+def test_what_can_be_put_back_is_where_something_else_cannot():
+    locked, counts = np.zeros(2), np.zeros(2)
+
+    def fn(x):
+        locked[0] += 1.0
+        locked.flags.writeable = False
+        counts[0] += 1.0
+        return (x**2).sum() + 0 * locked[0] + 0 * counts[0]
+
+    with suppress(ValueError):
+        check(fn, np.ones(3), grads=lambda x: 2 * x)
+    assert counts[0] == 0.0
+
+
 def test_a_batchnorm_that_uses_what_it_just_updated_sees_the_same_buffers_every_time():
     class Running(nn.Module):
         def __init__(self):

@@ -117,6 +117,8 @@ def _drawn(text: str, array: re.Match[str], rng: np.random.Generator, backend: s
         below = int(array["below"] or 2)
         if below < 1:
             raise InvalidCase(f"{text!r} has no integer to draw: give a bound of 1 or more.")
+        if kind.kind != "b" and below - 1 > (largest := np.iinfo(kind).max):
+            raise InvalidCase(f"{text!r}: {dtype} holds no integers above {largest}.")
         return rng.integers(below, size=shape).astype(kind)
     if array["below"]:
         raise InvalidCase(f"{text!r}: only integers have a bound.")

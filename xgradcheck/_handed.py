@@ -195,7 +195,7 @@ def _is_pair(returned: Any, layout: Layout, where: Places, to_array: ToArray) ->
         ):
             return False
         return bool(np.size(to_array(returned[0])) == 1)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, RuntimeError):
         return np.ndim(returned[0]) == 0
 
 

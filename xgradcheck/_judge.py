@@ -84,6 +84,11 @@ def grade(value: float) -> Grade:
     return Grade.WRONG if value > 1e-3 else Grade.SUSPICIOUS
 
 
+def largest_distance(distances: Iterable[float]) -> float:
+    """That of all together; NaN where one of them is not known."""
+    return float(np.max([*distances], initial=0.0))
+
+
 def largest_floor(floors: Iterable[float]) -> float:
     """The smallest error that would have been seen whatever these belong to; NaN where none has a
     floor.

@@ -294,7 +294,7 @@ class Search:
         probed: dict[int, Off] = {}
         again = any(other.leaf is not node.leaf for other in self.found.dense)
         count = min(PROBES_AGAIN if again else PROBES, node.size)
-        inside = self.rng.choice(np.arange(1, node.size - 1), max(count - 2, 0), replace=False)
+        inside = 1 + self.rng.choice(node.size - 2, max(count - 2, 0), replace=False)
         # Both ends first: what is right at one of them is larger than what is wrong.
         for place in (0, node.size - 1, *inside.tolist())[:count]:
             position = node.position(place)

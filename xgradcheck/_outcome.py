@@ -26,6 +26,7 @@ from xgradcheck._judge import (
     Verdict,
     distance,
     grade,
+    largest_distance,
 )
 from xgradcheck._layout import DOUBLE, Vector
 from xgradcheck._measured import Measured, Told
@@ -189,7 +190,7 @@ def joined(first: Report, second: Report) -> Report:
         )
         for finding in second.findings
     ]
-    worse = max(first.distance, second.distance)
+    worse = largest_distance([first.distance, second.distance])
     return replace(
         first,
         verdict=Verdict.of([first.verdict, second.verdict]),
@@ -214,8 +215,7 @@ def within_budget(report: Report, budget: Budget) -> Report:
     )
     kept = [finding for finding in report.findings if finding.kind not in OPEN]
     leaves = Leaves({name: _not_looked_at(leaf) for name, leaf in report.leaves.items()})
-    known = [leaf.distance for leaf in leaves.values() if leaf.distance == leaf.distance]
-    distance = max(known) if len(known) == len(leaves) else float("nan")
+    distance = largest_distance(leaf.distance for leaf in leaves.values())
     return replace(
         report,
         leaves=leaves,

@@ -183,9 +183,12 @@ class Phi:
 
     def batched(self, direction: Vector, steps: Vector, start: int) -> Vector | None:
         """phi on a line in one leaf, computed together; None where that is not done."""
-        if self.is_bound:
+        if self.is_bound or self.budget.allows(len(steps)) < len(steps):
             return None
-        return self.problem.batched(direction, steps, start, self.cotangent)
+        found = self.problem.batched(direction, steps, start, self.cotangent)
+        if found is not None:
+            self._count(len(steps))
+        return found
 
     @property
     def can_be_complex(self) -> bool:

@@ -87,6 +87,8 @@ class Projected:
     """What the function changes whenever it runs, held still."""
     bits: int = DOUBLE
     """The significant bits of the arithmetic that was differenced."""
+    rtol: float | None = None
+    """The tolerance that was asked for in the place of the usual one."""
     unraised: str = ""
     """Why the truth was not computed in float64, where the function runs below that."""
 
@@ -370,7 +372,9 @@ def _finished(
         near_by = look_near_by(phi, runs[0].backward, [], work.allowance, asked.seed)
     bits = DOUBLE if work.done.noise is None else work.done.noise.bits
     held = phi.problem.moving
-    return Projected(phi, *at, runs, work.done, fine, restricted, looked, near_by, held, bits)
+    return Projected(
+        phi, *at, runs, work.done, fine, restricted, looked, near_by, held, bits, asked.rtol
+    )
 
 
 def _is_any_wrong(

@@ -17,7 +17,7 @@ from xgradcheck._findings import (
     precision,
     suspects,
 )
-from xgradcheck._judge import Verdict, grade, impostors, percent, tolerance
+from xgradcheck._judge import Verdict, grade, impostors, largest_distance, percent, tolerance
 from xgradcheck._kinds import Kind
 from xgradcheck._layout import DOUBLE, Leaf
 from xgradcheck._measured import Run, Told
@@ -42,7 +42,7 @@ def projected_outcome(problem: Problem, found: Projected, frame: dict[str, Any])
         findings += said
         notes += noted
     notes += _floors(problem, found, leaves)
-    worst = max((leaf.distance for leaf in leaves.values()), default=0.0)
+    worst = largest_distance(leaf.distance for leaf in leaves.values())
     return concluded(problem, leaves, findings, notes, _told(problem, found), worst, frame)
 
 
@@ -56,8 +56,8 @@ def _told(problem: Problem, found: Projected) -> Told:
         sigma=float(noise.of(np.array(found.value))),
         bits=found.bits,
         runs=found.runs,
-        rtol=tolerance(None, 0.0, found.bits).rtol,
-        allowance=tolerance(None, 0.0, min(found.bits, last.bits or DOUBLE)),
+        rtol=tolerance(found.rtol, 0.0, found.bits).rtol,
+        allowance=tolerance(found.rtol, 0.0, min(found.bits, last.bits or DOUBLE)),
         influence=lambda: influence(problem.layout, problem.point, first),
         near_by=found.near_by,
         held=found.held,

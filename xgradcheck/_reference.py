@@ -22,7 +22,7 @@ from xgradcheck._differences import norm, rms
 from xgradcheck._errors import InvalidCase
 from xgradcheck._evidence import evidence_of
 from xgradcheck._findings import precision
-from xgradcheck._judge import Judged, Verdict, distance, grade, percent
+from xgradcheck._judge import Judged, Verdict, distance, grade, largest_distance, percent
 from xgradcheck._layout import BITS, DOUBLE, Layout, Leaf, Mask, Vector, bits_of
 from xgradcheck._precision import looks_like, said_of
 from xgradcheck._report import Finding, Leaves, Report, Sensitivity
@@ -208,7 +208,7 @@ def beside_reference(
         leaves[name] = together(own)[0]
         findings += [finding for _, told, _ in own for finding in told]
     verdicts += [leaf.verdict for leaf in leaves.values()]
-    score = max((leaf.distance for leaf in leaves.values()), default=0.0)
+    score = largest_distance(leaf.distance for leaf in leaves.values())
     return replace(
         proven,
         verdict=Verdict.of(verdicts),
@@ -379,7 +379,8 @@ class Three:
         score = distance(found, truth)
         judged = Judged(verdict, failed, none, score, 0.0, 0.0, not truth.any())
         worst = element_at(leaf, found, truth, zeros, allowed, judged, none)
-        floor = float(np.max(allowed)) / rms(truth) if rms(truth) > 0 else np.nan
+        seen = float(np.max(_seen(truth, units, factors)))
+        floor = seen / rms(truth) if rms(truth) > 0 else np.nan
         entry = leaf_entry(
             leaf,
             verdict,
@@ -399,14 +400,19 @@ class Three:
         return entry, said, []
 
 
+def _seen(truth: Vector, units: Units, factors: Mapping[str, float]) -> Vector:
+    """From which error on of a single element a kernel is wrong."""
+    worst = factors["worst"] * units.worst * (np.abs(truth) + rms(truth))
+    return np.fmin(worst, factors["norm"] * units.norm)
+
+
 def _sensitivity(
     leaf: Leaf, truth: Vector, units: Units, factors: Mapping[str, float]
 ) -> Sensitivity | None:
     """From which errors on a kernel is wrong."""
-    whole = factors["norm"] * units.norm
-    seen = np.fmin(factors["worst"] * units.worst * (np.abs(truth) + rms(truth)), whole)
-    if (found := of_elements(leaf, truth, seen)) is None:
+    if (found := of_elements(leaf, truth, _seen(truth, units, factors))) is None:
         return None
+    whole = factors["norm"] * units.norm
     scale = min(whole / norm(truth), factors["bias"] * min(units.bias / norm(truth), units.shift))
     return replace(found, scale=min(found.scale, scale))
 

@@ -199,6 +199,41 @@ def test_mistakes_all_over_a_leaf_are_counted_by_some_of_them(size: int, share: 
     assert leaf.distance == pytest.approx(math.sqrt(share / 4) / (1 + given), rel=0.25)
 
 
+def tanh_wrong_by(factor: np.ndarray, x: np.ndarray) -> Report:
+    """The report on a sum of tanh whose gradient is wrong by a factor in each element."""
+
+    def gradient(x: np.ndarray) -> np.ndarray:
+        return factor / np.cosh(x) ** 2
+
+    return check(lambda x: np.tanh(x).sum(), x, grads=gradient, raise_exception=False)
+
+
+@pytest.mark.parametrize("size", [20_000, 200_000])
+@pytest.mark.parametrize("share", [0.01, 0.03, 0.08, 0.12])
+def test_mistakes_too_many_to_find_them_all_are_counted_by_some_of_them(
+    size: int, share: float
+) -> None:
+    rng = np.random.default_rng(size)
+    x = rng.normal(size=size)
+    wrong = rng.random(size) < share
+    report = tanh_wrong_by(np.where(wrong, 0.7, 1.0), x)
+    (leaf,) = report.leaves.values()
+    # A hundred and more are found, in parts that are not quite all alike: three tenths hold three
+    # standard deviations of such a count.
+    assert leaf.wrong == pytest.approx(wrong.sum(), rel=0.3)
+    assert report.evaluations < 3000
+
+
+@pytest.mark.parametrize("first", [0, 1, 3])
+def test_ends_of_parts_that_are_all_right_hide_nothing(first: int) -> None:
+    x = np.random.default_rng(first).normal(size=(128, 128))
+    factor = np.where(np.arange(128) % 4 == first, 0.5, 1.0)
+    report = tanh_wrong_by(factor, x)
+    (leaf,) = report.leaves.values()
+    assert leaf.wrong == pytest.approx(x.size / 4, rel=0.35)
+    assert report.evaluations < 2000
+
+
 def test_a_block_is_counted_for_what_it_is() -> None:
     def change(found: dict[str, Any]) -> None:
         found["W"][15:31, 12:26] *= 1.3

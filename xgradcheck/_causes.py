@@ -387,28 +387,28 @@ class _Looked:
         is_part = suspect is not None and (suspect.is_cut or suspect.is_drawn)
         if not known or (is_part and may_run):
             # Of what a search has left nothing is known, neither that it is right.
-            places, truth, bar = self._sampled(leaf)
-            where = _where_zero(gradient, places, truth, bar)
-            if where is not None or suspect is None or not suspect.lone:
-                return _Known(places, truth, bar, where)
-            known = dict(zip(places.tolist(), zip(truth, bar, strict=True), strict=True)) | known
-            bad = np.isin(np.arange(leaf.size), np.array([*suspect.lone]) - leaf.start)
+            known = self._sampled(leaf) | known
+            if (where := _where_zero(gradient, known)) is not None:
+                bad = where
+            elif suspect is None or not suspect.lone:
+                bad = None
+            else:
+                bad = np.isin(np.arange(leaf.size), np.array([*suspect.lone]) - leaf.start)
         elif bad is not None:
             # What directions certify without these is right.
             some = _some(leaf.size, 4 * RIGHT)
             for place in some[~bad[some]][:RIGHT]:
                 known.setdefault(int(place), (float(gradient[place]), 0.0))
-        places = np.array(sorted(known), np.intp)
-        values = np.array([known[int(place)] for place in places])
-        return _Known(places, values[:, 0], values[:, 1], bad)
+        return _Known(*_in_order(known), bad)
 
-    def _sampled(self, leaf: Leaf) -> tuple[Positions, Vector, Vector]:
-        """Differences at some elements."""
+    def _sampled(self, leaf: Leaf) -> dict[int, tuple[float, float]]:
+        """Differences at some elements, and how well they are known."""
         places = _some(leaf.size, SAMPLED)
         slopes = [_slopes(self.phi, leaf.start + places, wide) for wide in (1.0, 2.0)]
         if slopes[0] is None or slopes[1] is None:
-            return np.empty(0, np.intp), np.empty(0), np.empty(0)
-        return places, slopes[0], np.abs(slopes[1] - slopes[0])
+            return {}
+        bars = np.abs(slopes[1] - slopes[0]).tolist()
+        return dict(zip(places.tolist(), zip(slopes[0].tolist(), bars, strict=True), strict=True))
 
     def _others(self, number: int, row: int) -> Iterator[tuple[str, Vector]]:
         """What a gradient may be instead of the truth."""
@@ -499,8 +499,16 @@ def _some(size: int, count: int) -> Positions:
     return np.unique(np.random.default_rng(0xCA05E).integers(size, size=count))
 
 
-def _where_zero(gradient: Vector, places: Positions, truth: Vector, bar: Vector) -> Mask | None:
+def _in_order(known: dict[int, tuple[float, float]]) -> tuple[Positions, Vector, Vector]:
+    """Places, and what is known there: truths and bars."""
+    places = sorted(known)
+    truth, bar = np.array([known[place] for place in places]).reshape(-1, 2).T
+    return np.array(places, np.intp), truth, bar
+
+
+def _where_zero(gradient: Vector, known: dict[int, tuple[float, float]]) -> Mask | None:
     """All zeros of a gradient, where those that were looked at are what is wrong with it."""
+    places, truth, bar = _in_order(known)
     found = gradient[places]
     wrong = np.abs(found - truth) > 0.01 * np.abs(truth) + bar
     if wrong.sum() < 3 or found[wrong].any() or (np.abs(truth) > bar)[~wrong & (found == 0)].any():

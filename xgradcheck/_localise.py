@@ -5,6 +5,7 @@ The position of a lone error follows from two measurements, since weights ``1 + 
 residual by its place. Nothing is called wrong from here alone: what is found is looked at again.
 """
 
+import math
 from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -27,9 +28,9 @@ ALLOWED = 1e-7
 """What share of a part's own slope may be missing without anybody looking."""
 ENOUGH = 128
 """Of so many single coordinates that are wrong more would tell nothing new."""
-PROBES, PROBES_AGAIN = 6, 3
-"""So many coordinates that are wrong one after the other: the whole part is; fewer where another
-leaf was found to be wrong as a whole.
+PROBES, PROBES_OF_ALL, PROBES_AGAIN = 6, 10, 3
+"""So many coordinates that are wrong one after the other: the whole part is. More of a whole leaf,
+as half of it may be wrong, and fewer where another one was found to be wrong as a whole.
 """
 SMALLER = 4
 """A box that holds all errors is worth while where it is so many times smaller than its leaf."""
@@ -37,10 +38,14 @@ FURTHER = 4
 """So many directions show nothing before nothing is wrong: the first one again, and others."""
 FEW = 3
 """Parts of so few coordinates are looked at one by one."""
+MANY = 64
+"""So many parts that are wrong are not all taken apart any more."""
 SCATTERED, LOOKS, DRAWN = 0.125, 8, 1024
 """Where such a share of a leaf's coordinates is wrong, of so many that were looked at at least, it
 takes less to look at one after the other than to halve: at so many of them.
 """
+CHANCE = 2.0
+"""By how many standard deviations fewer are wrong where they lie in some places alone."""
 TELLING = 32
 """Fewer that were drawn tell no share."""
 SLICED = 16
@@ -125,8 +130,8 @@ class Found:
     sliced: set[int] = field(default_factory=set)
     """Where leaves start of which whole slices are wrong; whatever else is, is looked for again."""
     drawn: dict[int, float] = field(default_factory=dict)
-    """What share of the coordinates of a leaf is wrong that were drawn by chance, by where it
-    starts: what is wrong lies all over it.
+    """What share of the coordinates of a leaf is wrong, going by those that were drawn by chance,
+    by where it starts: too many to be all found.
     """
 
     @property
@@ -172,17 +177,41 @@ class Search:
         return self.take(nodes)
 
     def take(self, nodes: list[Node]) -> Found:
-        """Take parts apart that are wrong."""
-        while nodes:
-            following: list[Node] = []
-            for place, node in enumerate(nodes):
-                if self.is_over() or len(self.found.lone) >= ENOUGH:
-                    left = {part.leaf.start for part in nodes[place:] + following}
-                    self.found.cut |= left - self.found.drawn.keys() - self.found.sliced
-                    return self.found
-                following += self._apart(node)
-            nodes = following
+        """Take parts apart that are wrong: all of one size, as long as they are few."""
+        while nodes and len(nodes) < MANY and not self._is_done():
+            nodes = [part for node in nodes for part in self._apart(node)]
+        if nodes:
+            self._take_some(nodes)
         return self.found
+
+    def _is_done(self) -> bool:
+        return len(self.found.lone) >= ENOUGH or self.is_over()
+
+    def _take_some(self, nodes: list[Node]) -> None:
+        """Take parts apart to their ends, in random order; what is found in some of them tells how
+        much there is in all.
+        """
+        left = [nodes[place] for place in self.rng.permutation(len(nodes))]
+        before = {node.leaf.start: self._count_in(node.leaf) for node in nodes}
+        while left and not self._is_done():
+            parts = self._apart(left.pop())
+            left += [parts[place] for place in self.rng.permutation(len(parts))]
+        for leaf in {node.leaf.start: node.leaf for node in left}.values():
+            if self._is_told(leaf):
+                continue
+            whole, rest = (sum(n.size for n in own if n.leaf is leaf) for own in (nodes, left))
+            found = self._count_in(leaf) - before[leaf.start]
+            if found < TELLING:
+                self.found.cut.add(leaf.start)
+                continue
+            count = before[leaf.start] + found * whole / (whole - rest)
+            self.found.drawn[leaf.start] = count / leaf.size
+
+    def _count_in(self, leaf: Leaf) -> int:
+        """How many coordinates of a leaf are known to be wrong."""
+        own = range(leaf.start, leaf.start + leaf.size)
+        dense = sum(node.size for node in self.found.dense if node.leaf is leaf)
+        return dense + sum(position in own for position in self.found.lone)
 
     def _wrong_leaves(self, numbers: list[int], residual: float, bar: float) -> list[Node]:
         if not self._is_wrong(residual, bar, [self._slope(number) for number in numbers]):
@@ -293,10 +322,12 @@ class Search:
     def _is_dense(self, node: Node) -> bool:
         probed: dict[int, Off] = {}
         again = any(other.leaf is not node.leaf for other in self.found.dense)
-        count = min(PROBES_AGAIN if again else PROBES, node.size)
+        first = PROBES_OF_ALL if node.size == node.leaf.size else PROBES
+        count = min(PROBES_AGAIN if again else first, node.size)
         inside = 1 + self.rng.choice(node.size - 2, max(count - 2, 0), replace=False)
-        # Both ends first: what is right at one of them is larger than what is wrong.
-        for place in (0, node.size - 1, *inside.tolist())[:count]:
+        # One of any place first, as ends may all be right by how they lie; then both ends: what is
+        # right at one of them is larger than what is wrong.
+        for place in (*inside[:1].tolist(), 0, node.size - 1, *inside[1:].tolist())[:count]:
             position = node.position(place)
             off = self._look(node.leaf, position)
             if off is None:
@@ -329,6 +360,12 @@ class Search:
         count, wrong = len(looks), sum(looks.values())
         return count >= LOOKS and wrong >= SCATTERED * count and count - wrong > 1
 
+    def _is_surely_local(self, leaf: Leaf) -> bool:
+        """Whether too few are wrong of those that chance has chosen."""
+        looks = self._looks[leaf.start]
+        wrong = sum(looks.values())
+        return wrong + CHANCE * math.sqrt(wrong + 1) < SCATTERED * len(looks)
+
     def _draw(self, leaf: Leaf) -> None:
         """Look at the coordinates of a leaf in random order, until enough of them are wrong or
         hardly any turns out to be. What is wrong may be some of its slices.
@@ -339,7 +376,7 @@ class Search:
         for position in dict.fromkeys((leaf.start + order).tolist()):
             if self.is_over() or len(wrong) >= ENOUGH:
                 break
-            if not self._is_scattered(leaf):
+            if self._is_surely_local(leaf):
                 self.found.lone |= wrong
                 self._local.add(leaf.start)
                 return

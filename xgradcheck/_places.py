@@ -1,10 +1,12 @@
-"""The places of some elements of an array, in words: rows, columns, the tail, every fourth."""
+"""The places of some elements of an array, in words: rows, columns, the tail, every fourth, what
+lies above the diagonal or at the rim.
+"""
 
 from dataclasses import dataclass
 
 import numpy as np
 
-from xgradcheck._layout import Mask
+from xgradcheck._layout import Mask, Positions
 
 FULL, FEW = 0.75, 32
 """What share of a place has to be wrong: some elements are right by chance, as zeros are. All of it
@@ -17,6 +19,8 @@ LARGEST = 0.5
 """What share of an array a block is at most: nearly all of it is no pattern."""
 LISTED = 4
 """How many rows are named one by one."""
+SMALLEST = 3
+"""How many rows and columns matrices have at least whose diagonals or rim are a pattern."""
 FEWEST = 8
 """Elements that an array has at least where a part of it is a pattern."""
 
@@ -47,6 +51,8 @@ def place_of(mask: Mask, shape: tuple[int, ...]) -> Place | None:
         _end(mask, shape),
         _stride(mask, shape),
         _box(mask.reshape(shape)),
+        _diagonals(mask.reshape(shape)),
+        _rim(mask.reshape(shape)),
     )
     found = [place for place in ways if place is not None]
     # The first that is full; a smaller place where that has gaps.
@@ -162,6 +168,58 @@ def _box(mask: Mask) -> Place | None:
     whole = zip(sides, mask.shape, strict=True)
     words = ", ".join(":" if side == (0, n) else f"{side[0]}:{side[1]}" for side, n in whole)
     return Place("block", f"[{words}]", inside.ravel())
+
+
+def _diagonals(mask: Mask) -> Place | None:
+    """Neighbouring diagonals of matrices: what lies on the diagonal, above it, below it."""
+    if mask.ndim < 2 or min(mask.shape[-2:]) < SMALLEST:
+        return None
+    rows, columns = np.indices(mask.shape[-2:])
+    number = np.asarray(columns - rows)  # 0 on the diagonal, more above it
+    lowest, highest = int(number.min()), int(number.max())
+    on = _labels(mask, number - lowest)
+    if on is None or not (np.diff(np.flatnonzero(on)) == 1).all():
+        return None
+    low, high = (int(end) + lowest for end in np.flatnonzero(on)[[0, -1]])
+    inside = on[_spread(number - lowest, mask.shape)]
+    return Place("diagonals", _diagonal_words(low, high, lowest, highest), inside)
+
+
+def _diagonal_words(low: int, high: int, lowest: int, highest: int) -> str:
+    """What diagonals from one to another are called, of those that there are."""
+    if low == high:
+        return f"diagonal {low:+d}" if low else "the diagonal"
+    if high == highest and low in (0, 1):
+        return "the part above the diagonal" if low else "the diagonal and the part above it"
+    if low == lowest and high in (0, -1):
+        return "the part below the diagonal" if high else "the diagonal and the part below it"
+    return f"diagonals {low:+d} to {high:+d}"
+
+
+def _rim(mask: Mask) -> Place | None:
+    """The outermost rows and columns of matrices, as those that a convolution pads."""
+    if mask.ndim < 2 or min(mask.shape[-2:]) < 2 * SMALLEST:
+        return None
+    sides = [np.fmin(n, n[::-1]) for n in map(np.arange, mask.shape[-2:])]
+    number = np.asarray(np.fmin.outer(*sides))  # 0 at the rim
+    on = _labels(mask, number)
+    if on is None or not on[: (wide := int(on.sum()))].all():
+        return None
+    words = f"the rim, {wide} wide" if wide > 1 else "the rim"
+    return Place("rim", words, on[_spread(number, mask.shape)])
+
+
+def _labels(mask: Mask, label: Positions) -> Mask | None:
+    """The labels of matrices that a mask fills, and no others; None where there are none such."""
+    share = np.bincount(_spread(label, mask.shape), mask.ravel()) / np.bincount(
+        _spread(label, mask.shape)
+    )
+    on = share >= _full(mask)
+    return None if not on.any() or on.all() or share[~on].any() else on
+
+
+def _spread(label: Positions, shape: tuple[int, ...]) -> Positions:
+    return np.broadcast_to(label, shape).ravel()
 
 
 def _run(mask: Mask) -> Place | None:

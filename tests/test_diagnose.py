@@ -82,7 +82,7 @@ def seen(found: np.ndarray, truth: np.ndarray, theta: np.ndarray, **more: Any) -
     leaf = Leaf("W", (0,), truth.shape, "float64", 0, ("W",))
     flat, true = np.ravel(found).astype(float), truth.ravel()
     bad = np.abs(flat - true) > 1e-5 * np.abs(true) + 1e-6
-    return Seen(leaf, flat, theta.ravel(), np.arange(flat.size), true, bad, 1e-6, **more)
+    return Seen(leaf, flat, theta.ravel(), np.arange(flat.size), true, bad, noise=1e-6, **more)
 
 
 def drawn(rng: np.random.Generator, longest: int = 40) -> tuple[np.ndarray, np.ndarray]:
@@ -178,6 +178,7 @@ def test_a_gradient_that_is_right_within_noise_has_no_cause() -> None:
         (np.s_[:, [1, 4]], (4, 5), "columns 1 and 4"),
         (np.s_[-3:], (6, 5), "the last 3 of 6 rows"),
         (np.s_[:, ::4], (3, 16), "every 4th column from 0"),
+        (np.s_[:, 4:10], (3, 16), "columns 4 to 9"),
         (np.s_[:, 2], (3, 4, 5), "[:, 2, :]"),
         (np.s_[1:3], (4, 4, 5), "slices 1 and 2 along axis 0"),
         (np.s_[-7:], (40,), "the last 7 of 40 elements"),

@@ -262,11 +262,12 @@ MAY_IMPORT = {
     | {"_account", "_adapters", "_directions", "_findings", "_measured", "_outcome", "_projected"}
     | {"_projection", "_report", "_restricted", "_sensitivity"},
     "_places": NUMBERS,
+    "_guess": NUMBERS,
     "_diagnose": NUMBERS | {"_places"},
     "_evidence": NUMBERS,
     "_causes": NUMBERS
-    | {"_diagnose", "_evidence", "_findings", "_generic", "_measured", "_phi", "_projected"}
-    | {"_projection", "_report"},
+    | {"_diagnose", "_evidence", "_findings", "_generic", "_guess", "_measured", "_phi"}
+    | {"_projected", "_projection", "_report"},
     "_memory": {"_budget", "_errors"},
     "_probes": NUMBERS | {"_adapters", "_report"},
     "_pytest_traceback": set(),

@@ -234,6 +234,58 @@ def test_ends_of_parts_that_are_all_right_hide_nothing(first: int) -> None:
     assert report.evaluations < 2000
 
 
+def patterns() -> dict[str, tuple[np.ndarray, str]]:
+    """Masks of what is wrong, and what they have to be called."""
+    rows, columns = np.indices((160, 200))
+    batch, head, _, column = np.indices((2, 4, 40, 100))
+    some = np.random.default_rng(0).permutation(160)
+    lengths = np.random.default_rng(1).integers(10, 200, 160)
+    return {
+        "a triangle": (columns > rows, "in the part above the diagonal"),
+        "a diagonal": (columns == rows, "in the diagonal"),
+        "a rim": ((rows % 159 == 0) | (columns % 199 == 0), "in the rim"),
+        "columns": (columns % 7 == 3, "in every 7th column from 3"),
+        "edges": (columns % 199 == 0, "in columns 0 and 199"),
+        "a head": ((head == 2) & (batch < 2), "in [:, 2, :, :]"),
+        "half a head's columns": (column >= 50, "in the last 50 of 100 slices along axis 3"),
+        "few rows": (np.isin(rows, some[:9]), "in 9 of 160 rows"),
+        "many rows": (np.isin(rows, some[:40]), "in whole rows"),
+        "padding": (columns >= lengths[:, None], "where it is wrong"),
+    }
+
+
+@pytest.mark.parametrize("factor", [0.5, 0.0, -1.0])
+@pytest.mark.parametrize("name", patterns())
+def test_where_mistakes_lie_is_told_by_some_of_them(name: str, factor: float) -> None:
+    wrong, words = patterns()[name]
+    x = np.random.default_rng(7).normal(size=wrong.shape)
+    report = tanh_wrong_by(np.where(wrong, factor, 1.0), x)
+    causes = [finding.text for finding in report.findings if finding.kind != "wrong gradient"]
+    if factor == 0:
+        # All zeros of a gradient are known, whatever was looked at.
+        words = {"in whole rows": "in 40 of 160 rows"}.get(words, words)
+        words = words.replace("where it is wrong", f"at {wrong.sum()} of {wrong.size} elements")
+        assert causes and causes[0].startswith(f"dx is zero {words}"), causes
+    else:
+        told = {0.5: "truth / 2: half is missing", -1.0: "-truth: the sign is wrong"}[factor]
+        signs = "dx has the truth's sizes and, at some elements, the wrong sign"
+        assert causes == [f"{words} dx = {told}"] or (causes == [signs] and name == "padding")
+    assert report.evaluations < 4500
+
+
+def test_zeros_that_are_right_make_a_place_no_larger() -> None:
+    x = np.random.default_rng(8).normal(size=(60, 80))
+    used = np.random.default_rng(9).random(x.shape) < 0.5
+    factor = used * np.where(np.arange(80) < 48, 1.0, 0.0)
+    report = check(
+        lambda x: (used * np.tanh(x)).sum(),
+        x,
+        grads=lambda x: factor / np.cosh(x) ** 2,
+        raise_exception=False,
+    )
+    assert "dx is zero in the last 32 of 80 columns" in [f.text for f in report.findings]
+
+
 def test_a_block_is_counted_for_what_it_is() -> None:
     def change(found: dict[str, Any]) -> None:
         found["W"][15:31, 12:26] *= 1.3
@@ -255,7 +307,8 @@ def test_wrong_columns_of_a_tall_leaf_are_named(rows: int, columns: int, first: 
     report = check(lambda x: np.sin(x).sum(), values, grads=gradient, raise_exception=False)
     assert report.verdict is Verdict.FAIL
     assert report.evaluations < 500
-    assert any(f"[:, {first}:{columns}]" in finding.text for finding in report.findings)
+    last = "column 2" if columns == 3 else "the last 3 of 6 columns"
+    assert any(f"x, {last} (" in finding.text for finding in report.findings)
     assert report.leaves["x"].wrong == rows * (columns - first)
 
 

@@ -5,6 +5,7 @@ cotangent or another point shows.
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
@@ -14,6 +15,7 @@ from xgradcheck._differences import norm, rms
 from xgradcheck._evidence import Evidence, Steps, evidence_of
 from xgradcheck._findings import held_to, right_only
 from xgradcheck._generic import LARGE, what_it_keeps
+from xgradcheck._guess import guesses
 from xgradcheck._judge import Verdict
 from xgradcheck._kinds import Kind
 from xgradcheck._layout import BITS, DOUBLE, Leaf, Mask, Positions, Vector
@@ -21,6 +23,7 @@ from xgradcheck._measured import REVERSE, Measured, Run
 from xgradcheck._noise import TREADS_OF_A_GRID
 from xgradcheck._phi import Phi
 from xgradcheck._projected import Projected
+from xgradcheck._projection import Suspect
 from xgradcheck._report import Finding, Leaves, Report
 
 TERMS, TURNED, TURNED_LOW = ("L2 term", "L1 term"), 1e-3, 0.1
@@ -47,6 +50,11 @@ CLOSE = 0.01
 SAMPLED, RIGHT = 32, 256
 """Elements of a leaf that are differenced where a search has found none, and those that are looked
 at, where the others are right.
+"""
+
+GUESSES, LOOKED_AT, SEEN = 3, 12, 1e-6
+"""How many places are tried that hold all of what was found; how many elements are looked at inside
+and outside of each; and by which share of itself at least one is off that is wrong.
 """
 
 
@@ -137,6 +145,8 @@ class _Known(NamedTuple):
     truth: Vector
     bar: Vector
     bad: Mask | None
+    is_sample: bool = False
+    """Whether others may be wrong as well."""
 
 
 class _Looked:
@@ -346,6 +356,7 @@ class _Looked:
             known.places,
             known.truth,
             known.bad,
+            known.is_sample,
             max(norm(known.bar) / size, 2.0**-bits),
             self.phi.unit or 1.0,
             self.extents,
@@ -359,7 +370,8 @@ class _Looked:
         usable = np.isfinite(found.truth) & np.isfinite(found.bar)
         if not usable.any():
             return None
-        return _Known(found.places[usable], found.truth[usable], found.bar[usable], found.bad)
+        known = found.truth[usable], found.bar[usable], found.bad, found.is_sample
+        return _Known(found.places[usable], *known)
 
     def _found(self, number: int, row: int, may_run: bool) -> _Known:
         leaf, found = self.layout.leaves[number], self.found
@@ -367,7 +379,7 @@ class _Looked:
             return _swept(found[row], leaf)
         gradient = self._gradient(number, row)
         known: dict[int, tuple[float, float]] = {}
-        suspect, bad = found.projection.suspects.get(number), None
+        suspect, bad, is_sample = found.projection.suspects.get(number), None, False
         if suspect is not None:
             bad = suspect.mask(leaf)
             for position, off in suspect.off.items():
@@ -376,7 +388,7 @@ class _Looked:
         restricted = found.restricted
         if restricted is not None and number in restricted.numbers:
             part = restricted.layout.leaves[restricted.numbers.index(number)]
-            places, truth, bar, wrong = _swept(found.looked[row], part)
+            places, truth, bar, wrong, _ = _swept(found.looked[row], part)
             if part.size == leaf.size:
                 return _Known(places, truth, bar, wrong)
             positions = restricted.places[part.part] - leaf.start
@@ -388,18 +400,62 @@ class _Looked:
         if not known or (is_part and may_run):
             # Of what a search has left nothing is known, neither that it is right.
             known = self._sampled(leaf) | known
-            if (where := _where_zero(gradient, known)) is not None:
-                bad = where
-            elif suspect is None or not suspect.lone:
-                bad = None
-            else:
-                bad = np.isin(np.arange(leaf.size), np.array([*suspect.lone]) - leaf.start)
+            zeros = _where_zero(gradient, known)
+            bad = None if _are_some_right(zeros, known) else zeros
+            if bad is None and suspect is not None and suspect.lone:
+                lone = np.array([*suspect.lone]) - leaf.start
+                bad, is_all = self._guessed(leaf, gradient, suspect)
+                is_sample = not is_all
+                if bad is None:
+                    bad = np.isin(np.arange(leaf.size), lone) if zeros is None else zeros
         elif bad is not None:
             # What directions certify without these is right.
             some = _some(leaf.size, 4 * RIGHT)
             for place in some[~bad[some]][:RIGHT]:
                 known.setdefault(int(place), (float(gradient[place]), 0.0))
-        return _Known(*_in_order(known), bad)
+        return _Known(*_in_order(known), bad, is_sample)
+
+    def _guessed(self, leaf: Leaf, gradient: Vector, suspect: Suspect) -> tuple[Mask | None, bool]:
+        """The place of what is wrong in a leaf, by what was found of it, and whether that is all;
+        None where there is none.
+        """
+        if leaf.is_complex or leaf.size > LARGE:
+            return None, False
+        wrong = np.array([*suspect.lone]) - leaf.start
+        right = np.array(suspect.right, np.intp) - leaf.start
+        # A zero may be right in the midst of what is wrong.
+        right = right[gradient[right] != 0]
+
+        def are_wrong(places: Positions) -> Mask:
+            slopes = [_slopes(self.phi, leaf.start + places, wide) for wide in (1.0, 2.0)]
+            if self.phi.budget.is_cut or slopes[0] is None or slopes[1] is None:
+                return np.zeros(places.size, bool)
+            bar = 4 * np.abs(slopes[1] - slopes[0]) + SEEN * np.abs(slopes[0])
+            return np.asarray(np.abs(gradient[places] - slopes[0]) > bar)
+
+        def is_wrong(place: int) -> bool:
+            return bool(are_wrong(np.array([place])).all())
+
+        for guess in islice(guesses(wrong, right, leaf.shape, is_wrong), GUESSES):
+            if _is_full(guess.inside, gradient, are_wrong):
+                is_all = self._is_right(leaf, gradient, ~guess.inside)
+                if is_all or guess.may_be_more:
+                    return guess.inside, is_all
+        return None, False
+
+    def _is_right(self, leaf: Leaf, gradient: Vector, part: Mask) -> bool:
+        """Whether a gradient is right along a direction in a part of its leaf."""
+        drawn = np.random.default_rng(0xD1EC7).normal(size=leaf.size)
+        direction = part * drawn * self.phi.scales()[0][leaf.part]
+        steps = 2.0 ** (-self.phi.problem.bits / 3) * np.array([1.0, -1.0, 2.0, -2.0])
+        try:
+            found = self.phi.along(direction, steps, leaf.start)
+        except Exception:  # nothing that was only tried may hide what was found
+            return False
+        narrow, wide = (found[::2] - found[1::2]) / (2 * steps[::2])
+        terms = gradient * direction
+        bar = 4 * abs(wide - narrow) + SEEN * norm(terms)
+        return bool(abs(float(terms.sum()) - narrow) <= bar)
 
     def _sampled(self, leaf: Leaf) -> dict[int, tuple[float, float]]:
         """Differences at some elements, and how well they are known."""
@@ -497,6 +553,21 @@ def _some(size: int, count: int) -> Positions:
     if size <= count:
         return np.arange(size)
     return np.unique(np.random.default_rng(0xCA05E).integers(size, size=count))
+
+
+def _is_full(inside: Mask, gradient: Vector, are_wrong: Callable[[Positions], Mask]) -> bool:
+    """Whether nearly all is wrong in a place, but for zeros."""
+    places = np.flatnonzero(inside)
+    count = min(LOOKED_AT, places.size)
+    some = np.sort(np.random.default_rng(0x401D5).choice(places, count, replace=False))
+    wrong = are_wrong(some)
+    return int(wrong.sum()) > 1 and int((~wrong & (gradient[some] != 0)).sum()) <= 1
+
+
+def _are_some_right(zeros: Mask | None, known: dict[int, tuple[float, float]]) -> bool:
+    """Whether the truth is zero at some zeros of a gradient as well."""
+    places, truth, bar = _in_order(known)
+    return zeros is not None and bool((zeros[places] & (np.abs(truth) <= bar)).any())
 
 
 def _in_order(known: dict[int, tuple[float, float]]) -> tuple[Positions, Vector, Vector]:

@@ -59,6 +59,8 @@ class Seen:
     """At these places."""
     bad: Mask | None = None
     """Which elements are wrong, of the whole leaf; None where that is not known."""
+    is_sample: bool = False
+    """Whether others may be wrong as well."""
     noise: float = 0.0
     """How well the truth is known, relative to its norm."""
     unit: float = 1.0
@@ -124,7 +126,7 @@ def beside(
     leaf: Leaf, gradient: Vector, truth: Vector, point: Vector, wrong: Mask, noise: float
 ) -> Cause | None:
     """The mistake that explains a gradient beside one that is known."""
-    return cause_of(Seen(leaf, gradient, point, np.arange(leaf.size), truth, wrong, noise))
+    return cause_of(Seen(leaf, gradient, point, np.arange(leaf.size), truth, wrong, noise=noise))
 
 
 def cause_of(seen: Seen) -> Cause | None:
@@ -475,9 +477,9 @@ def _partly(seen: Seen) -> Cause | None:
         wider = bad.copy()
         wider[hard] = True
         bad = wider if place_of(wider, seen.leaf.shape) is not None else bad
-    place = place_of(bad, seen.leaf.shape)
+    place = _place(seen, bad)
     inside = bad if place is None else place.inside
-    where = f"at {int(bad.sum())} of {bad.size} elements" if place is None else f"in {place.words}"
+    where = _at(seen, bad) if place is None else f"in {place.words}"
     known = inside[seen.places]
     truth = seen.truth[known]
     is_seen = np.abs(seen.found[known]).max(initial=0.0) > NOTHING * size
@@ -497,11 +499,38 @@ def _partly(seen: Seen) -> Cause | None:
     return None
 
 
+def _place(seen: Seen, bad: Mask) -> Place | None:
+    """The place that elements fill; of some rows of many others nothing is known."""
+    place = place_of(bad, seen.leaf.shape)
+    if place is None or not seen.is_sample:
+        return place
+    return replace(place, words=f"whole {place.kind}") if place.kind in SLICES else None
+
+
+SLICES = ("rows", "columns", "slices")
+
+
+def _at(seen: Seen, bad: Mask) -> str:
+    """Where elements are wrong that fill no place."""
+    return "where it is wrong" if seen.is_sample else f"at {int(bad.sum())} of {bad.size} elements"
+
+
+def _scattered(seen: Seen) -> Cause | None:
+    """Wrong in one way wherever it is wrong."""
+    if seen.bad is None or seen.leaf.is_complex or not 0 < seen.bad.sum() < seen.bad.size:
+        return None
+    known = seen.bad[seen.places]
+    own = replace(seen, places=seen.places[known], truth=seen.truth[known], bad=None, others={})
+    if known.sum() < FEWEST or (found := _factor(own)) is None:
+        return None
+    return Cause(found.kind, f"{_at(seen, seen.bad)} {found.text}")
+
+
 def _placed(seen: Seen) -> Cause | None:
     """Wrong in one place, whatever it is that is wrong there."""
     if seen.bad is None or seen.leaf.is_complex:
         return None
-    place = place_of(seen.bad, seen.leaf.shape)
+    place = _place(seen, seen.bad)
     if place is None:
         return None
     return Cause(place.kind, f"{seen.name} is wrong in {place.words} alone")
@@ -564,5 +593,13 @@ def _factors(seen: Seen) -> Cause | None:
 Rule = Callable[[Seen], Cause | None]
 OF_ALL: tuple[Rule, ...] = (_zero, _factor, _conjugate, _terms, _moved, _instead, _reduced)
 """What holds for a whole leaf."""
-OF_SOME: tuple[Rule, ...] = (_permuted, _partly, _magnitudes, _factors, _terms, _placed)
+OF_SOME: tuple[Rule, ...] = (
+    _permuted,
+    _partly,
+    _magnitudes,
+    _factors,
+    _terms,
+    _placed,
+    _scattered,
+)
 """What may leave most of a leaf right."""

@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 
 from xgradcheck._adapters import Problem
-from xgradcheck._generic import DIAGONAL, NORM, SUM, SYMMETRIC, NearBy
+from xgradcheck._generic import DIAGONAL, LARGE, NORM, SUM, SYMMETRIC, NearBy
 from xgradcheck._judge import Judged, percent
 from xgradcheck._kinds import Kind, Kinds
 from xgradcheck._layout import BITS, DOUBLE, Leaf, Mask, Operands, Vector
 from xgradcheck._localise import Node
 from xgradcheck._measured import Measured, Told
-from xgradcheck._places import place_of
+from xgradcheck._places import Place, place_of
 from xgradcheck._projection import Suspect
 from xgradcheck._report import Finding
 from xgradcheck._slopes import Mistake
@@ -358,7 +358,12 @@ def suspects(leaf: Leaf, suspect: Suspect, finding: Finding, gradient: Vector) -
     if finding.kind != "wrong gradient":
         return finding
     parts = [_named(leaf, node, suspect.probes(node)) for node in suspect.dense]
-    if len(parts) > NAMED or suspect.is_drawn:
+    if (place := _whole_place(leaf, suspect)) is not None:
+        tell = f", as far as {len(suspect.off)} tell" if suspect.is_estimate else ""
+        count = "" if place.kind in ("head", "tail") else f"{suspect.size} elements"
+        told = f"{count}{tell}".removeprefix(", ")
+        parts = [f"{place.words} ({told})" if told else place.words]
+    elif len(parts) > NAMED or suspect.is_drawn:
         mask = np.zeros(leaf.size, bool)
         mask[np.array([*suspect.off], np.intp) - leaf.start] = True
         parts = [f"about {suspect.size} of {leaf.size} elements, {_places(leaf, mask)}"]
@@ -375,6 +380,15 @@ def suspects(leaf: Leaf, suspect: Suspect, finding: Finding, gradient: Vector) -
     if endless:
         text += f"; not finite at {at}, first at {first}"
     return Finding(leaf.name, finding.kind, text, where)
+
+
+def _whole_place(leaf: Leaf, suspect: Suspect) -> Place | None:
+    """The one place that all of what was found makes up together."""
+    if suspect.is_cut or suspect.is_drawn or leaf.is_complex or leaf.size > LARGE:
+        return None
+    mask = suspect.mask(leaf)
+    place = place_of(mask, leaf.shape)
+    return place if place is not None and (place.inside == mask).all() else None
 
 
 def _named(leaf: Leaf, node: Node, probes: int) -> str:

@@ -125,6 +125,8 @@ class Found:
     """Parts of which every coordinate that was looked at is wrong."""
     probed: dict[int, Off] = field(default_factory=dict)
     """The coordinates that were looked at in them."""
+    right: set[int] = field(default_factory=set)
+    """Coordinates that were looked at and are right."""
     cut: set[int] = field(default_factory=set)
     """Where leaves start of which parts are left that are wrong."""
     sliced: set[int] = field(default_factory=set)
@@ -288,6 +290,7 @@ class Search:
         allowed = self.allowance.rtol * unit * size + self.allowance.of_rms * usual
         allowed += self.allowance.atol * unit
         if not abs(residual) > self.bar + allowed:
+            self.found.right.add(position)
             return None
         is_far = abs(residual) > FAR * (self.bar + allowed)
         is_plain = is_far and gap <= STRAIGHT * abs(residual) + self.bar

@@ -115,6 +115,8 @@ def _words(where: np.ndarray, axis: int, shape: tuple[int, ...]) -> str:
     steps = np.diff(where)
     if count > LISTED - 1 and (steps == steps[0]).all() and steps[0] > 1:
         return f"every {_nth(int(steps[0]))} {name} from {where[0]}{along}"
+    if count > LISTED and (steps == 1).all():
+        return f"{names} {where[0]} to {where[-1]}{along}"
     if count <= LISTED:
         return f"{names} {', '.join(map(str, where[:-1]))} and {where[-1]}{along}"
     return f"{count} of {length} {names}{along}"

@@ -67,6 +67,8 @@ class Suspect:
     """Rows, columns, blocks of which every coordinate looked at is wrong."""
     probed: dict[int, Off] = field(default_factory=dict)
     """Those coordinates."""
+    right: list[int] = field(default_factory=list)
+    """Coordinates that were looked at as well, and are right."""
     is_cut: bool = False
     """Whether parts are left that are wrong."""
     drawn: int = 0
@@ -400,15 +402,17 @@ class Projecting:
             owner = next(n for n, leaf in enumerate(layout) if leaf is node.leaf)
             suspect = self.done.suspects.setdefault(owner, Suspect())
             suspect.dense.append(node)
-            last = node.leaf.start + node.leaf.size
+            stop = node.leaf.start + node.leaf.size
             suspect.probed |= {
-                p: off for p, off in found.probed.items() if node.leaf.start <= p < last
+                p: off for p, off in found.probed.items() if node.leaf.start <= p < stop
             }
             self._without.append(node.places)
         if found.lone:
             self._without.append(np.array(sorted(found.lone), np.intp))
         for number, suspect in self.done.suspects.items():
             leaf = layout.leaves[number]
+            last = leaf.start + leaf.size
+            suspect.right += [p for p in found.right if leaf.start <= p < last]
             suspect.is_cut |= leaf.start in found.cut
             if leaf.start in found.drawn:
                 suspect.drawn = round(found.drawn[leaf.start] * leaf.size)

@@ -4,7 +4,7 @@ import io
 import math
 import os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from rich.console import Console, Group, RenderableType
@@ -17,6 +17,8 @@ from xgradcheck._judge import Grade, Verdict, largest_floor, percent
 if TYPE_CHECKING:
     from xgradcheck._report import Element, Finding, LeafReport, ProbeReport, Report
 
+WIDTH = 80
+"""How wide a text is, unless COLUMNS says something else."""
 SHOWN = 3
 """Of how many leaves the text shows the worst element."""
 ROWS, LINES = 12, 12
@@ -31,9 +33,9 @@ STYLES = {
 
 
 def plain(report: RenderableType) -> str:
-    """A report without colours, as wide as COLUMNS says, else 80."""
+    """A report without colours, as wide as COLUMNS says."""
     columns = os.environ.get("COLUMNS", "")
-    width = max(int(columns), 60) if columns.isdecimal() else 80
+    width = max(int(columns), 60) if columns.isdecimal() else WIDTH
     console = Console(file=io.StringIO(), width=width, color_system=None, force_terminal=False)
     console.print(report, crop=False)
     assert isinstance(console.file, io.StringIO)
@@ -248,20 +250,30 @@ def _table(report: "Report", verbose: bool) -> list[RenderableType]:
     table.add_column("grade", no_wrap=True)
     table.add_column("floor", justify="right", no_wrap=True)
     table.add_column("wrong", justify="right", no_wrap=True)
-    for leaf in shown:
-        for number, row in enumerate(leaf.rows or (leaf,)):
-            shape = str(list(leaf.shape))
-            name = [leaf.name, f"  {shape}", ""][min(number, 2)]
-            table.add_row(
-                Text(printable(name)),
-                row.judged if low else shape,
-                Text(str(row.verdict), STYLES[row.verdict]),
-                measured(row.distance),
-                _grade(row, low) if row.distance == row.distance else "-",
-                measured(row.floor, 0),
-                row.wrong_of,
-            )
+    rows = [cells for leaf in shown for cells in _cells(leaf, low)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    is_wide = sum(widths) + 2 * (len(widths) - 1) > WIDTH
+    for name, judged, verdict, *numbers, wrong in rows:
+        # Of how many they are the shape tells, too.
+        short = wrong.partition(" of ")[0] if is_wide else wrong
+        table.add_row(Text(name), judged, Text(verdict, STYLES[Verdict(verdict)]), *numbers, short)
     return [table, Text(_rest(others), style="dim")] if others else [table]
+
+
+def _cells(leaf: "LeafReport", low: bool) -> Iterator[tuple[str, ...]]:
+    """What stands in the rows of one leaf."""
+    shape = str(list(leaf.shape))
+    for number, row in enumerate(leaf.rows or (leaf,)):
+        name = [leaf.name, f"  {shape}", ""][min(number, 2)]
+        yield (
+            printable(name),
+            row.judged if low else shape,
+            str(row.verdict),
+            measured(row.distance),
+            _grade(row, low) if row.distance == row.distance else "-",
+            measured(row.floor, 0),
+            row.wrong_of,
+        )
 
 
 def _probes(report: "Report") -> Table:

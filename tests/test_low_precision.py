@@ -363,3 +363,28 @@ def test_a_divergence_from_itself_has_gradient_zero(shape, dtype):
         report = check(lambda p, q: divergence(p, q, 0.01), *args, raise_exception=False)
         assert report.verdict == "FAIL", str(report)
         assert report.leaves["p"].verdict == "PASS"
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("part", [slice(None), 3])
+@pytest.mark.parametrize("factor", [1.0, 1.01])
+def test_numbers_that_are_equal_once_they_are_rounded_hide_no_mistake(dtype, part, factor):
+    class Linear(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x, weight):
+            ctx.save_for_backward(x, weight)
+            return x @ weight.T
+
+        @staticmethod
+        def backward(ctx, cotangent):
+            x, weight = ctx.saved_tensors
+            slope = cotangent.T @ x
+            slope[part] *= factor
+            return cotangent @ weight, slope
+
+    for seed in (1, 3, 5):
+        draws = torch.Generator().manual_seed(seed)
+        x = torch.randn(64, 128, generator=draws).to(dtype)
+        weight = (torch.randn(96, 128, generator=draws) / 11).to(dtype)
+        report = check(Linear.apply, x, weight, seed=seed, raise_exception=False)
+        assert report.verdict == ("PASS" if factor == 1 else "FAIL")

@@ -260,6 +260,8 @@ def _choices(
         suspect = done.suspects.get(number)
         if suspect is None or not isinstance(part, Part) or not _is_wrong(row, part):
             continue
+        if suspect.is_plain:
+            continue  # a choice is one at a kink, and there is none
         leaf, accused = phi.problem.layout.leaves[number], np.array([*suspect.off], np.intp)
         if is_a_choice(phi, gradient, scale, leaf, accused, suspect.size):
             found.append(number)

@@ -115,7 +115,7 @@ def check(
         bytes, or ``"4GiB"``; by default a quarter of what is free. What would take more is refused
         before it starts.
     seed
-        Of the cotangent and of every other random choice. Same seed, same report, to the bit.
+        Of the cotangent and the directions. Same seed, same report, to the bit.
     name, backend, raise_exception
         A title for the report; ``"numpy"``, ``"torch"`` or ``"jax"`` where the arguments do not
         tell; whether FAIL and INCONCLUSIVE raise.

@@ -285,8 +285,7 @@ def _contraction(powers: Vector, slopes: Vector, change: Vector, jitter: Vector)
 
 
 def _best(entries: list[tuple[Vector, Vector, Vector, Any, int]]) -> Estimate:
-    if not entries:
-        raise ValueError("a table needs at least two levels")
+    assert entries
     value, truncation, noise, settled = (
         np.array([entry[part] for entry in entries]) for part in range(4)
     )

@@ -30,7 +30,7 @@ LIKELY = 1.6
 
 @dataclass(frozen=True, slots=True)
 class Mistake:
-    """A leaf that is wrong away from the point, along one direction."""
+    """A leaf that is wrong along one direction, at the point or away from it."""
 
     analytic: float
     truth: float

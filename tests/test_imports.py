@@ -223,8 +223,10 @@ MAY_IMPORT = {
     "_certificate": NUMBERS,
     "_directions": NUMBERS,
     "_slopes": NUMBERS | {"_certificate", "_directions", "_phi"},
-    "_localise": NUMBERS | {"_certificate", "_directions", "_phi"},
-    "_projection": NUMBERS | {"_certificate", "_directions", "_localise", "_phi", "_slopes"},
+    "_parts": {"_directions", "_layout"},
+    "_localise": NUMBERS | {"_certificate", "_directions", "_parts", "_phi"},
+    "_projection": NUMBERS
+    | {"_certificate", "_directions", "_localise", "_parts", "_phi", "_slopes"},
     "_restricted": {"_adapters", "_layout"},
     "_generic": NUMBERS | {"_adapters", "_as_run", "_phi", "_projection", "_saturated", "_slopes"},
     "_complex": NUMBERS | {"_phi"},
@@ -251,7 +253,7 @@ MAY_IMPORT = {
     | {"_as_run", "_constant", "_errors", "_generic", "_measured", "_one_side", "_phi"}
     | {"_projected", "_projection", "_rows"},
     "_findings": NUMBERS
-    | {"_adapters", "_generic", "_localise", "_measured", "_places", "_projection", "_report"}
+    | {"_adapters", "_generic", "_measured", "_parts", "_places", "_projection", "_report"}
     | {"_slopes", "_truth"},
     "_precision": NUMBERS,
     "_sensitivity": NUMBERS | {"_report"},

@@ -12,8 +12,8 @@ from xgradcheck._generic import DIAGONAL, LARGE, NORM, SUM, SYMMETRIC, NearBy
 from xgradcheck._judge import Judged, percent
 from xgradcheck._kinds import Kind, Kinds
 from xgradcheck._layout import BITS, DOUBLE, Leaf, Mask, Operands, Vector
-from xgradcheck._localise import Node
 from xgradcheck._measured import Measured, Told
+from xgradcheck._parts import Node
 from xgradcheck._places import Place, place_of
 from xgradcheck._projection import Suspect
 from xgradcheck._report import Finding

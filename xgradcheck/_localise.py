@@ -11,7 +11,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
-from typing import NamedTuple
 
 import numpy as np
 
@@ -19,7 +18,8 @@ from xgradcheck._certificate import Rung
 from xgradcheck._differences import NOISE_SIGMAS, Noise, dot, rms
 from xgradcheck._directions import Band, Places
 from xgradcheck._judge import Tolerance
-from xgradcheck._layout import Direction, Leaf, Mask, Positions, Vector
+from xgradcheck._layout import Direction, Leaf, Mask, Vector
+from xgradcheck._parts import Found, Node, Off, boxed, counted_from, lines
 from xgradcheck._phi import Phi
 
 CLEAR = 5.0
@@ -60,86 +60,6 @@ NEAREST = 0.4
 """A position that is known so well is that of one coordinate."""
 TRUSTED = 6.0
 """A difference of residuals that is uncertain by so many bars is measured instead."""
-
-
-@dataclass(frozen=True, slots=True)
-class Node:
-    """A part of a leaf, by its positions in the flat vector: every one or every n-th of a range, or
-    those of a box.
-    """
-
-    leaf: Leaf
-    places: Places
-    residual: float
-    bar: float
-    depth: int = 0
-    streak: int = 0
-    """How often in a row both halves were wrong."""
-    box: tuple[tuple[int, int], ...] | None = None
-    """Of a box, where it begins and ends along each axis of the leaf."""
-
-    @property
-    def size(self) -> int:
-        """How many coordinates it has."""
-        if isinstance(self.places, slice):
-            return len(range(self.places.start, self.places.stop, self.places.step))
-        return self.places.size
-
-    def position(self, place: int) -> int:
-        """Where one of its coordinates lies in the flat vector."""
-        if isinstance(self.places, slice):
-            return int(self.places.start) + place * int(self.places.step)
-        return int(self.places[place])
-
-    def cut(self, first: int, last: int) -> Places:
-        """The positions of its coordinates from ``first`` up to ``last``."""
-        if isinstance(self.places, slice):
-            start, step = self.places.start, self.places.step
-            return slice(start + first * step, start + last * step, step)
-        return self.places[first:last]
-
-    def holds(self, position: int) -> bool:
-        """Whether a position is one of its coordinates."""
-        if isinstance(self.places, slice):
-            return position in range(self.places.start, self.places.stop, self.places.step)
-        return bool((self.places == position).any())
-
-
-class Off(NamedTuple):
-    """What is missing from the gradient at one coordinate."""
-
-    by: float
-    bar: float
-    allowed: float
-    is_plain: bool
-    """Whether it is so by far, where phi is straight: a kink would be seen."""
-
-
-@dataclass(slots=True)
-class Found:
-    """What is wrong."""
-
-    lone: dict[int, Off] = field(default_factory=dict)
-    """Positions of single coordinates."""
-    dense: list[Node] = field(default_factory=list)
-    """Parts of which every coordinate that was looked at is wrong."""
-    probed: dict[int, Off] = field(default_factory=dict)
-    """The coordinates that were looked at in them."""
-    right: set[int] = field(default_factory=set)
-    """Coordinates that were looked at and are right."""
-    cut: set[int] = field(default_factory=set)
-    """Where leaves start of which parts are left that are wrong."""
-    sliced: set[int] = field(default_factory=set)
-    """Where leaves start of which whole slices are wrong; whatever else is, is looked for again."""
-    drawn: dict[int, float] = field(default_factory=dict)
-    """What share of the coordinates of a leaf is wrong, going by those that were drawn by chance,
-    by where it starts: too many to be all found.
-    """
-
-    @property
-    def anything(self) -> bool:
-        """Whether there is anything."""
-        return bool(self.lone or self.dense)
 
 
 @dataclass(slots=True)
@@ -264,7 +184,7 @@ class Search:
         """The residual of a part along its direction, each coordinate by its weight."""
         start, stop = node.position(0), node.position(node.size - 1) + 1
         direction = np.zeros(stop - start)
-        direction[_less(node.places, start)] = self._direction(node) * weights
+        direction[counted_from(node.places, start)] = self._direction(node) * weights
         return self._residual(start, direction)
 
     def _direction(self, node: Node) -> Vector:
@@ -272,7 +192,7 @@ class Search:
             first = node.leaf.start - self.band.start
             own = self.band.direction(self.number)[first : first + node.leaf.size]
             self._leaf = node.leaf, own.astype(float)
-        return self._leaf[1][_less(node.places, node.leaf.start)]
+        return self._leaf[1][counted_from(node.places, node.leaf.start)]
 
     def _unit(self, leaf: Leaf, position: int) -> float:
         found = next(
@@ -433,7 +353,7 @@ class Search:
             last += bisect_left(range(last, high), True, key=is_right)
             box = [(0, size) for size in leaf.grid]
             box[axis] = (first, last)
-            return _boxed(leaf, box, 0.0, self.bar)
+            return boxed(leaf, box, 0.0, self.bar)
         return None
 
     def _is_slice_right(self, leaf: Leaf, axis: int, number: int) -> bool:
@@ -489,7 +409,7 @@ class Search:
         columns = node.leaf.grid[-1]
         blur = 3 * self.bar / abs(node.residual) + 1e-9
         for axis, count in enumerate((node.size // columns, columns)):
-            weight = self._lines(node.leaf, axis, 0, count)[1] / count
+            weight = lines(node.leaf, axis, 0, count)[1] / count
             first = self._weighted(node, weight) / node.residual
             second = self._weighted(node, weight**2) / node.residual
             if abs(second - first**2) > 4 * blur:
@@ -512,30 +432,14 @@ class Search:
         if reach > NEAREST and -reach <= place <= count - 1 + reach:
             low, high = max(0, int(place - reach)), min(count, int(place + reach) + 2)
             count = high - low
-            places, number = self._lines(node.leaf, axis, low, high)
+            places, number = lines(node.leaf, axis, low, high)
             weights = (1 + number / count) / 2
             near = Node(node.leaf, places, node.residual, node.bar)
             place = (2 * self._weighted(near, weights) / node.residual - 1) * count
         nearest = round(place)
         if not 0 <= nearest < count or abs(place - nearest) > blur * count + 1e-6:
             return None
-        return self._lines(node.leaf, axis, low + nearest, low + nearest + 1)[0]
-
-    @staticmethod
-    def _lines(leaf: Leaf, axis: int, low: int, high: int) -> tuple[Places, Positions]:
-        """The positions of neighbouring rows or columns of a leaf, in order, and the number that
-        each has among them.
-        """
-        columns = leaf.grid[-1]
-        if axis == 0:
-            first, last = leaf.start + low * columns, leaf.start + high * columns
-            return slice(first, last, 1), np.repeat(np.arange(high - low), columns)
-        rows = leaf.size // columns
-        number = np.tile(np.arange(high - low), rows)
-        if high - low == 1:
-            return slice(leaf.start + low, leaf.start + leaf.size, columns), number
-        starts = np.repeat(np.arange(rows) * columns, high - low)
-        return leaf.start + low + starts + number, number
+        return lines(node.leaf, axis, low + nearest, low + nearest + 1)[0]
 
     def _box(self, node: Node) -> list[Node] | None:
         """The box in which all errors lie, from halving one axis after the other; None where it is
@@ -558,7 +462,7 @@ class Search:
                     break
                 residual, bar = (left, self.bar) if wrong[0] else (right, right_bar)
                 box[axis] = (first, middle) if wrong[0] else (middle, last)
-        found = _boxed(node.leaf, box, residual, bar)
+        found = boxed(node.leaf, box, residual, bar)
         return [found] if found.size <= node.size / SMALLER else None
 
     def _trimmed(self, leaf: Leaf, box: list[tuple[int, int]], axis: int) -> tuple[int, int]:
@@ -585,7 +489,7 @@ class Search:
     ) -> float:
         """The residual of what of a box lies between two places along an axis."""
         part = [*box[:axis], (first, last), *box[axis + 1 :]]
-        return self._weighted(_boxed(leaf, part, 0.0, self.bar))
+        return self._weighted(boxed(leaf, part, 0.0, self.bar))
 
     def _halves(self, node: Node) -> list[Node]:
         middle = node.size // 2
@@ -603,20 +507,6 @@ class Search:
             for (cut, residual, bar), is_wrong in zip(found, wrong, strict=True)
             if is_wrong
         ]
-
-
-def _less(places: Places, start: int) -> Places:
-    """Positions counted from another start."""
-    if isinstance(places, slice):
-        return slice(places.start - start, places.stop - start, places.step)
-    return places - start
-
-
-def _boxed(leaf: Leaf, box: list[tuple[int, int]], residual: float, bar: float) -> Node:
-    """The part of a leaf in a box."""
-    ranges = np.ix_(*(np.arange(first, last) for first, last in box))
-    places = np.ravel_multi_index(np.broadcast_arrays(*ranges), leaf.grid).ravel()
-    return Node(leaf, (leaf.start + places).astype(np.intp), residual, bar, box=tuple(box))
 
 
 def step_and_bar(rungs: list[Rung], noise: Noise, value: float) -> tuple[float, float]:

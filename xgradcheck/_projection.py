@@ -17,7 +17,8 @@ from xgradcheck._differences import NOISE_SIGMAS, Noise, dot, norm, rms
 from xgradcheck._directions import Band, Places, bands, influence, power_near
 from xgradcheck._judge import WORTH, ZERO, Tolerance
 from xgradcheck._layout import DOUBLE, Direction, Leaf, Mask, Vector
-from xgradcheck._localise import Found, Node, Off, Search, step_and_bar
+from xgradcheck._localise import Search, step_and_bar
+from xgradcheck._parts import Found, Node, Off
 from xgradcheck._phi import Phi
 from xgradcheck._slopes import Mistake
 

@@ -268,8 +268,9 @@ MAY_IMPORT = {
     "_diagnose": NUMBERS | {"_places"},
     "_evidence": NUMBERS,
     "_causes": NUMBERS
-    | {"_diagnose", "_evidence", "_findings", "_generic", "_guess", "_measured", "_phi"}
-    | {"_projected", "_projection", "_report"},
+    | {"_diagnose", "_evidence", "_findings", "_generic", "_known", "_measured", "_phi"}
+    | {"_projected", "_report"},
+    "_known": NUMBERS | {"_generic", "_guess", "_measured", "_phi", "_projected", "_projection"},
     "_memory": {"_budget", "_errors"},
     "_probes": NUMBERS | {"_adapters", "_report"},
     "_pytest_traceback": set(),

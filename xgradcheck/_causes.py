@@ -5,25 +5,21 @@ cotangent or another point shows.
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from itertools import islice
-from typing import NamedTuple
 
 import numpy as np
 
 from xgradcheck._diagnose import MANY, Cause, Seen, cause_of
-from xgradcheck._differences import norm, rms
+from xgradcheck._differences import norm
 from xgradcheck._evidence import Evidence, Steps, evidence_of
 from xgradcheck._findings import held_to, right_only
 from xgradcheck._generic import LARGE, what_it_keeps
-from xgradcheck._guess import guesses
 from xgradcheck._judge import Verdict
-from xgradcheck._kinds import Kind
-from xgradcheck._layout import BITS, DOUBLE, Leaf, Mask, Positions, Vector
+from xgradcheck._known import Known, known_of, slopes_at
+from xgradcheck._layout import BITS, DOUBLE, Positions, Vector
 from xgradcheck._measured import REVERSE, Measured, Run
 from xgradcheck._noise import TREADS_OF_A_GRID
 from xgradcheck._phi import Phi
 from xgradcheck._projected import Projected
-from xgradcheck._projection import Suspect
 from xgradcheck._report import Finding, Leaves, Report
 
 TERMS, TURNED, TURNED_LOW = ("L2 term", "L1 term"), 1e-3, 0.1
@@ -47,15 +43,6 @@ PLAIN = (*NOTHING, "kink")
 STALE = "it is that of an earlier call (stale), or a constant"
 CLOSE = 0.01
 """By which share of itself an element may be off where a backward pass is only an approximation."""
-SAMPLED, RIGHT = 32, 256
-"""Elements of a leaf that are differenced where a search has found none, and those that are looked
-at, where the others are right.
-"""
-
-GUESSES, LOOKED_AT, SEEN = 3, 12, 1e-6
-"""How many places are tried that hold all of what was found; how many elements are looked at inside
-and outside of each; and by which share of itself at least one is off that is wrong.
-"""
 
 
 def with_causes(
@@ -91,7 +78,7 @@ def with_causes(
         is_plain = not kinds.isdisjoint(PLAIN)
         if kinds.isdisjoint(NOTHING) and (own := looked.kept(number, row, entry.distance)):
             findings.insert(place, right_only(leaf, own))
-        known = looked.known(number, row, may_run=not is_plain)
+        known = known_of(phi, found, number, row, may_run=not is_plain)
         if known is None:
             off.append(np.inf)
             continue
@@ -136,17 +123,6 @@ def _wrong_in_double(phi: Phi, report: Report) -> set[str]:
         except Exception:  # what cannot be raised that way
             continue
     return set()
-
-
-class _Known(NamedTuple):
-    """Where the truth of a leaf is known, what it is, its bars, and which elements are wrong."""
-
-    places: Positions
-    truth: Vector
-    bar: Vector
-    bad: Mask | None
-    is_sample: bool = False
-    """Whether others may be wrong as well."""
 
 
 class _Looked:
@@ -203,7 +179,7 @@ class _Looked:
 
         return _tried(there)
 
-    def cause(self, number: int, row: int, known: _Known) -> Cause | None:
+    def cause(self, number: int, row: int, known: Known) -> Cause | None:
         """What is wrong with one leaf."""
         if not known.truth.any() and self.is_staircase and self._stands_still(number):
             text = (
@@ -252,7 +228,7 @@ class _Looked:
         except Exception:  # nothing that was only tried may hide what was found
             return ""
 
-    def off(self, number: int, row: int, known: _Known) -> float:
+    def off(self, number: int, row: int, known: Known) -> float:
         """How much an element of a leaf is off by, as a share of itself, at most; infinite where
         not all are known, or rounding may have a part in it.
         """
@@ -272,7 +248,7 @@ class _Looked:
             return False
         part, some = self.layout.leaves[number].part, _spread(seen.places.size)
         with self.phi.anew(self.another()) as other:
-            slopes = _slopes(other, part.start + seen.places[some])
+            slopes = slopes_at(other, part.start + seen.places[some])
         if slopes is None:
             return False
         before = seen.truth[some] - seen.found[some]
@@ -288,7 +264,7 @@ class _Looked:
         chosen = np.sort(np.argpartition(-size, some - 1)[:some])
         slopes = None
         if not self.phi.budget.is_cut:
-            slopes = _slopes(self.phi, seen.leaf.start + chosen)
+            slopes = slopes_at(self.phi, seen.leaf.start + chosen)
         if slopes is None:
             return None
         places, truth = np.append(seen.places, chosen), np.append(seen.truth, slopes)
@@ -303,7 +279,7 @@ class _Looked:
         own = last.backward.gradient[part]
         return norm(other[part] - own) <= SAME * norm(own) > 0
 
-    def evidence(self, number: int, row: int, known: _Known) -> Evidence:
+    def evidence(self, number: int, row: int, known: Known) -> Evidence:
         """What a leaf was judged by, with the steps that were taken at its worst element."""
         gradient = self._gradient(number, row)
         steps = self._steps(number, row, gradient)
@@ -342,7 +318,7 @@ class _Looked:
             float(truth.bar[worst]),
         )
 
-    def _seen(self, number: int, row: int, known: _Known) -> Seen | None:
+    def _seen(self, number: int, row: int, known: Known) -> Seen | None:
         """A leaf as the rules see it; None for what none of them can speak of."""
         leaf, gradient = self.layout.leaves[number], self._gradient(number, row)
         size = norm(known.truth)
@@ -363,108 +339,6 @@ class _Looked:
             [other.path[-1:] for other in self.layout].count(leaf.path[-1:]) == 1,
             dict(self._others(number, row)),
         )
-
-    def known(self, number: int, row: int, may_run: bool) -> _Known | None:
-        """What is known of one leaf; where nothing is, and it ``may_run``, some is differenced."""
-        found = self._found(number, row, may_run)
-        usable = np.isfinite(found.truth) & np.isfinite(found.bar)
-        if not usable.any():
-            return None
-        known = found.truth[usable], found.bar[usable], found.bad, found.is_sample
-        return _Known(found.places[usable], *known)
-
-    def _found(self, number: int, row: int, may_run: bool) -> _Known:
-        leaf, found = self.layout.leaves[number], self.found
-        if not isinstance(found, Projected):
-            return _swept(found[row], leaf)
-        gradient = self._gradient(number, row)
-        known: dict[int, tuple[float, float]] = {}
-        suspect, bad, is_sample = found.projection.suspects.get(number), None, False
-        if suspect is not None:
-            bad = suspect.mask(leaf)
-            for position, off in suspect.off.items():
-                given = float(gradient[position - leaf.start])
-                known[position - leaf.start] = given + off.by, off.bar
-        restricted = found.restricted
-        if restricted is not None and number in restricted.numbers:
-            part = restricted.layout.leaves[restricted.numbers.index(number)]
-            places, truth, bar, wrong, _ = _swept(found.looked[row], part)
-            if part.size == leaf.size:
-                return _Known(places, truth, bar, wrong)
-            positions = restricted.places[part.part] - leaf.start
-            for place, value, width in zip(positions[places], truth, bar, strict=True):
-                known[int(place)] = float(value), float(width)
-        if not known and not may_run:
-            return _Known(np.empty(0, np.intp), np.empty(0), np.empty(0), None)
-        is_part = suspect is not None and (suspect.is_cut or suspect.is_drawn)
-        if not known or (is_part and may_run):
-            # Of what a search has left nothing is known, neither that it is right.
-            known = self._sampled(leaf) | known
-            zeros = _where_zero(gradient, known)
-            bad = None if _are_some_right(zeros, known) else zeros
-            if bad is None and suspect is not None and suspect.lone:
-                lone = np.array([*suspect.lone]) - leaf.start
-                bad, is_all = self._guessed(leaf, gradient, suspect)
-                is_sample = not is_all
-                if bad is None:
-                    bad = np.isin(np.arange(leaf.size), lone) if zeros is None else zeros
-        elif bad is not None:
-            # What directions certify without these is right.
-            some = _some(leaf.size, 4 * RIGHT)
-            for place in some[~bad[some]][:RIGHT]:
-                known.setdefault(int(place), (float(gradient[place]), 0.0))
-        return _Known(*_in_order(known), bad, is_sample)
-
-    def _guessed(self, leaf: Leaf, gradient: Vector, suspect: Suspect) -> tuple[Mask | None, bool]:
-        """The place of what is wrong in a leaf, by what was found of it, and whether that is all;
-        None where there is none.
-        """
-        if leaf.is_complex or leaf.size > LARGE:
-            return None, False
-        wrong = np.array([*suspect.lone]) - leaf.start
-        right = np.array(suspect.right, np.intp) - leaf.start
-        # A zero may be right in the midst of what is wrong.
-        right = right[gradient[right] != 0]
-
-        def are_wrong(places: Positions) -> Mask:
-            slopes = [_slopes(self.phi, leaf.start + places, wide) for wide in (1.0, 2.0)]
-            if self.phi.budget.is_cut or slopes[0] is None or slopes[1] is None:
-                return np.zeros(places.size, bool)
-            bar = 4 * np.abs(slopes[1] - slopes[0]) + SEEN * np.abs(slopes[0])
-            return np.asarray(np.abs(gradient[places] - slopes[0]) > bar)
-
-        def is_wrong(place: int) -> bool:
-            return bool(are_wrong(np.array([place])).all())
-
-        for guess in islice(guesses(wrong, right, leaf.shape, is_wrong), GUESSES):
-            if _is_full(guess.inside, gradient, are_wrong):
-                is_all = self._is_right(leaf, gradient, ~guess.inside)
-                if is_all or guess.may_be_more:
-                    return guess.inside, is_all
-        return None, False
-
-    def _is_right(self, leaf: Leaf, gradient: Vector, part: Mask) -> bool:
-        """Whether a gradient is right along a direction in a part of its leaf."""
-        drawn = np.random.default_rng(0xD1EC7).normal(size=leaf.size)
-        direction = part * drawn * self.phi.scales()[0][leaf.part]
-        steps = 2.0 ** (-self.phi.problem.bits / 3) * np.array([1.0, -1.0, 2.0, -2.0])
-        try:
-            found = self.phi.along(direction, steps, leaf.start)
-        except Exception:  # nothing that was only tried may hide what was found
-            return False
-        narrow, wide = (found[::2] - found[1::2]) / (2 * steps[::2])
-        terms = gradient * direction
-        bar = 4 * abs(wide - narrow) + SEEN * norm(terms)
-        return bool(abs(float(terms.sum()) - narrow) <= bar)
-
-    def _sampled(self, leaf: Leaf) -> dict[int, tuple[float, float]]:
-        """Differences at some elements, and how well they are known."""
-        places = _some(leaf.size, SAMPLED)
-        slopes = [_slopes(self.phi, leaf.start + places, wide) for wide in (1.0, 2.0)]
-        if slopes[0] is None or slopes[1] is None:
-            return {}
-        bars = np.abs(slopes[1] - slopes[0]).tolist()
-        return dict(zip(places.tolist(), zip(slopes[0].tolist(), bars, strict=True), strict=True))
 
     def _others(self, number: int, row: int) -> Iterator[tuple[str, Vector]]:
         """What a gradient may be instead of the truth."""
@@ -506,8 +380,8 @@ class _Looked:
         some = _spread(seen.places.size)
         places, truth = seen.leaf.start + seen.places[some], seen.truth[some]
         with self.phi.problem.at(self.moved), self.phi.anew() as there:
-            slopes = _slopes(there, places)
-        here = None if slopes is None else _slopes(self.phi, places)
+            slopes = slopes_at(there, places)
+        here = None if slopes is None else slopes_at(self.phi, places)
         if slopes is None or here is None:
             return False
         # By no more than such differences err by it may be the same there.
@@ -528,7 +402,7 @@ class _Looked:
             alone = np.zeros_like(self.phi.cotangent)
             alone[place] = self.phi.cotangent[place]
             with self.phi.anew(alone) as other:
-                slope = _slopes(other, np.array([leaf.start + int(place)]))
+                slope = slopes_at(other, np.array([leaf.start + int(place)]))
             if slope is None:
                 return None
             own[n] = slope[0]
@@ -546,70 +420,6 @@ class _Looked:
 def _spread(count: int) -> Positions:
     """A few of so many, from the first to the last."""
     return np.unique(np.linspace(0, count - 1, FEW).astype(np.intp))
-
-
-def _some(size: int, count: int) -> Positions:
-    """Some elements of a leaf of that size, always the same."""
-    if size <= count:
-        return np.arange(size)
-    return np.unique(np.random.default_rng(0xCA05E).integers(size, size=count))
-
-
-def _is_full(inside: Mask, gradient: Vector, are_wrong: Callable[[Positions], Mask]) -> bool:
-    """Whether nearly all is wrong in a place, but for zeros."""
-    places = np.flatnonzero(inside)
-    count = min(LOOKED_AT, places.size)
-    some = np.sort(np.random.default_rng(0x401D5).choice(places, count, replace=False))
-    wrong = are_wrong(some)
-    return int(wrong.sum()) > 1 and int((~wrong & (gradient[some] != 0)).sum()) <= 1
-
-
-def _are_some_right(zeros: Mask | None, known: dict[int, tuple[float, float]]) -> bool:
-    """Whether the truth is zero at some zeros of a gradient as well."""
-    places, truth, bar = _in_order(known)
-    return zeros is not None and bool((zeros[places] & (np.abs(truth) <= bar)).any())
-
-
-def _in_order(known: dict[int, tuple[float, float]]) -> tuple[Positions, Vector, Vector]:
-    """Places, and what is known there: truths and bars."""
-    places = sorted(known)
-    truth, bar = np.array([known[place] for place in places]).reshape(-1, 2).T
-    return np.array(places, np.intp), truth, bar
-
-
-def _where_zero(gradient: Vector, known: dict[int, tuple[float, float]]) -> Mask | None:
-    """All zeros of a gradient, where those that were looked at are what is wrong with it."""
-    places, truth, bar = _in_order(known)
-    found = gradient[places]
-    wrong = np.abs(found - truth) > 0.01 * np.abs(truth) + bar
-    if wrong.sum() < 3 or found[wrong].any() or (np.abs(truth) > bar)[~wrong & (found == 0)].any():
-        return None
-    return np.asarray(gradient == 0)
-
-
-def _swept(row: Measured, leaf: Leaf) -> _Known:
-    """What the differences of one leaf say, where they are slopes."""
-    part, truth = leaf.part, row.truth
-    gradient, value, bar = row.backward.gradient[part], truth.value[part], truth.bar[part]
-    allowed = row.allowance.allowed(gradient, value, rms(value)) + row.run.excused[part]
-    with np.errstate(invalid="ignore"):
-        bad = ~(np.abs(gradient - value) - bar <= allowed)
-    # What was right at once was not looked at again.
-    is_slope = (truth.settled[part] | ~bad) & (truth.kinds[part] <= Kind.EDGE)
-    places = np.flatnonzero(is_slope)
-    return _Known(places, value[places], bar[places], bad)
-
-
-def _slopes(phi: Phi, index: Positions, wide: float = 1.0) -> Vector | None:
-    """Central differences, good enough to know a cause by; None where there are none."""
-    try:
-        scale, _ = phi.scales()
-        steps = wide * 2.0 ** (-phi.problem.bits / 3) * scale[index]
-        above, below = phi.pairs(index, steps)
-    except Exception:  # nothing that was only tried may hide what was found
-        return None
-    slope = (above - below) / (2 * steps)
-    return slope if np.isfinite(slope).all() else None
 
 
 def _tried(run: Callable[[], Vector]) -> Vector | None:

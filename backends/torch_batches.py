@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 from xgradcheck._layout import Positions, Vector
 
 from .torch_exchanged import Exchanged, eager, functions_applied
-from .torch_tensors import Watching
+from .torch_watched import Watching
 
 BATCH_BYTES = 3 << 23
 """How much all that is computed on the way may take: larger batches only wait for the memory."""

@@ -1,6 +1,7 @@
 """Which tensors of a call are leaves, under which names, and which of them are moved in place."""
 
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
@@ -222,6 +223,20 @@ def overlaps(tensor: torch.Tensor) -> bool:
             return True
         reach += stride * (size - 1)
     return False
+
+
+@contextmanager
+def apart(slots: list[Slot]) -> Iterator[None]:
+    """Elements that lie on one number, as after expand, each in a place of its own."""
+    shared = [slot.work for slot in slots if overlaps(slot.work)]
+    found = [work.data for work in shared]
+    try:
+        for work in shared:
+            work.data = work.detach().clone(memory_format=torch.contiguous_format)
+        yield
+    finally:
+        for work, data in zip(shared, found, strict=True):
+            work.data = data
 
 
 def refuse_freed(slots: Iterable[Slot]) -> None:

@@ -15,11 +15,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from xgradcheck import _handed
 from xgradcheck._adapters import Trial
-from xgradcheck._layout import Vector
+from xgradcheck._layout import Leaf, Vector
 
+from .torch_call import Call
 from .torch_forms import forms
-from .torch_pass import Grads, Pass, Tensors
-from .torch_tensors import bits_of_tensor, graph_of
+from .torch_pass import Pass, Tensors
+from .torch_tensors import Grads, bits_of_tensor, graph_of
 from .torch_transforms import Operators, Transforms
 from .world import same_bytes
 
@@ -96,11 +97,11 @@ WIDEST, PAIRS = 5, 10
 POISON = 1e4
 
 
-def probes(problem: Any, cotangent: Vector) -> dict[str, Callable[[], Iterator[Trial]]]:
-    """The experiments that this problem allows, by the name of the probe."""
-    if problem.is_handed:
+def probes(call: Call, cotangent: Vector) -> dict[str, Callable[[], Iterator[Trial]]]:
+    """The experiments that this call allows, by the name of the probe."""
+    if call.is_handed:
         return {}
-    probing = Probing(problem, cotangent)
+    probing = Probing(call, cotangent)
     return {
         "layout": probing.layouts,
         "cotangents": probing.cotangents,
@@ -110,20 +111,20 @@ def probes(problem: Any, cotangent: Vector) -> dict[str, Callable[[], Iterator[T
         "subsets": probing.subsets,
         "aliasing": probing.aliasing,
         "memory": probing.memory,
-        "transforms": Transforms(problem, cotangent).trials,
-        "opcheck": Operators(problem, cotangent).trials,
+        "transforms": Transforms(call, cotangent).trials,
+        "opcheck": Operators(call, cotangent).trials,
     }
 
 
 class Probing:
-    """The experiments on one problem, whose world is held."""
+    """The experiments on one call, whose world is held."""
 
-    def __init__(self, problem: Any, cotangent: Vector) -> None:
-        self._problem, self._cotangent = problem, cotangent
-        self._slots, self._layout = problem._slots, problem.layout
-        self._pass = Pass(problem, cotangent)
+    def __init__(self, call: Call, cotangent: Vector) -> None:
+        self._call, self._cotangent = call, cotangent
+        self._slots, self._layout = call.slots, call.layout
+        self._pass = Pass(call, cotangent)
         self._names = self._pass.names()
-        self._given = {id(slot.found) for slot in problem._slots if slot.work is not slot.found}
+        self._given = {id(slot.found) for slot in call.slots if slot.work is not slot.found}
 
     def layouts(self) -> Iterator[Trial]:
         """The same cotangents and the same inputs in other memory, handed over as they are and as
@@ -219,10 +220,12 @@ class Probing:
 
     def cotangents(self) -> Iterator[Trial]:
         """An output without a cotangent counts as one whose cotangent is zero."""
-        if len(self._problem.outputs) < 2:
+        if len(self._call.outputs.layout) < 2:
             return
-        outputs = self._problem.outputs
-        ways = {f"{leaf.name} alone, the others without a cotangent": (leaf,) for leaf in outputs}
+        outputs = self._call.outputs.layout
+        ways: dict[str, tuple[Leaf, ...]] = {
+            f"{leaf.name} alone, the others without a cotangent": (leaf,) for leaf in outputs
+        }
         if len(outputs) > 2:
             ways |= {
                 f"{leaf.name} without a cotangent": tuple(o for o in outputs if o is not leaf)
@@ -243,29 +246,29 @@ class Probing:
         """What custom Functions return."""
         with forms() as told:
             self._pass.pulled(self._pass.outs(), self._pass.parts())
-        self._problem._world.watch()
+        self._call.world.watch()
         for name, fault in told.items():
             yield Trial(f"what the backward of {name} returns", fault=fault)
 
     def purity(self) -> Iterator[Trial]:
         """Nobody else's numbers are written to."""
-        problem = self._problem
+        call = self._call
         leaves = {slot.name: slot.work for slot in self._slots}
         around = {
             node.suffix: node.value
-            for node in problem._binding.nodes
+            for node in call.binding.nodes
             if isinstance(node.value, torch.Tensor) and id(node.value) not in self._given
         }
-        for module_name, module in problem._modules.items():
+        for module_name, module in call.around.modules.items():
             own = module.named_parameters(recurse=False)
             around |= {f"{module_name}.{name}": tensor for name, tensor in own}
-        problem._world.reset()
+        call.world.reset()
         before = _bytes_of(leaves)
         outs = self._pass.outs()
         yield Trial("the forward pass", fault=_written(leaves, before))
         parts = self._pass.parts()
         watched = leaves | around
-        watched |= {leaf.name: out for leaf, out in zip(problem.outputs, outs, strict=True)}
+        watched |= {leaf.name: out for leaf, out in zip(call.outputs.layout, outs, strict=True)}
         watched |= dict(zip(self._names, parts, strict=True))
         watched |= _saved(outs)
         found = _bytes_of(watched)
@@ -276,7 +279,7 @@ class Probing:
             return
         finally:
             written = _written(watched, found)
-            problem._world.watch()
+            call.world.watch()
         yield Trial("the backward pass", fault=written)
         memory = {_memory(t): name for name, t in (around | leaves).items() if t.numel()}
         for slot, grad in zip(self._slots, grads, strict=True):
@@ -437,8 +440,8 @@ class Probing:
                 yield Trial(name, error=error, refuses=True)
                 continue
             finally:
-                self._problem._world.watch()
-            is_same = np.allclose(found, value, rtol=2.0 ** (8 - self._problem.bits), atol=0)
+                self._call.world.watch()
+            is_same = np.allclose(found, value, rtol=2.0 ** (8 - self._call.bits), atol=0)
             fault = "" if is_same or not np.isfinite(value) else "the output is another"
             yield Trial(name, None if fault else gradient, fault=fault)
 

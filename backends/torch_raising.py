@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.weak import WeakIdKeyDictionary
 
 from .torch_exchanged import backwards_applied, functions_applied, mapped
-from .torch_tensors import Watching
+from .torch_watched import Watching
 
 SHORT = (torch.float16, torch.bfloat16)
 LOW = (torch.float32, *SHORT)

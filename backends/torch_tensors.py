@@ -7,8 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from xgradcheck._layout import Leaf, Vector
 
@@ -67,69 +65,6 @@ def told_by_graph(outs: list[torch.Tensor]) -> tuple[int, dict[int, int]]:
     return shortest(dtypes), {key: row for key, row in alone.items() if 0 <= row < 1 << 62}
 
 
-class Watching(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """A mode that is on only where nothing compiled runs: torch need not load its compiler, which
-    takes two seconds, to keep the compiler from it.
-    """
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return False
-
-
-ROUNDING = ("ceil", "fake_quantize", "floor", "frac", "remainder", "round", "trunc")
-
-
-def _rounds(name: str, args: Any, found: Sequence[Any]) -> bool:
-    """Whether an operator of this name rounds floating numbers."""
-    given = [arg for arg in tree_leaves(args) if isinstance(arg, torch.Tensor)]
-    if not any(arg.is_floating_point() for arg in given):
-        return False
-    made = [out.dtype for out in found if isinstance(out, torch.Tensor)]
-    is_whole = bool(made) and not any(kind.is_floating_point for kind in made)
-    return name.startswith(ROUNDING) or (is_whole and torch.bool not in made)
-
-
-SWITCHING = ("heaviside", "sgn", "sign")
-
-
-def _switches(name: str, args: Any, found: Sequence[Any]) -> bool:
-    """Whether an operator of this name makes numbers of truth values, or of signs."""
-    given = (arg for arg in tree_leaves(args) if isinstance(arg, torch.Tensor))
-    made = (out for out in found if isinstance(out, torch.Tensor))
-    are_asked = any(arg.dtype is torch.bool for arg in given)
-    return name in SWITCHING or (are_asked and any(out.is_floating_point() for out in made))
-
-
-class Computed(Watching):
-    """Notes the dtypes of all that is computed, inside of custom Functions too, and whether any of
-    it rounds or is the answer of a comparison.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.dtypes: set[torch.dtype] = set()
-        self.single: set[str] = set()
-        """The names of what is computed in float32."""
-        self.rounds = False
-        """Whether floating numbers were rounded to a grid, or to whole ones."""
-        self.switches = False
-        """Whether truth values, or signs, became numbers."""
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **kwargs or {})
-        found = tree_leaves(out)
-        name = func.overloadpacket.__name__
-        self.rounds = self.rounds or _rounds(name, args, found)
-        self.switches = self.switches or _switches(name, args, found)
-        # A lone number comes of nothing but itself.
-        dtypes = {t.dtype for t in found if isinstance(t, torch.Tensor) and t.dim()}
-        self.dtypes |= dtypes
-        if torch.float32 in dtypes:
-            self.single.add(name)
-        return out
-
-
 def paired(cotangents: Sequence[torch.Tensor], outs: Sequence[torch.Tensor]) -> float:
     """The inner product of cotangent and output: phi."""
     if len(outs) == 1 and not outs[0].is_complex():
@@ -144,6 +79,26 @@ def inner(cotangents: Sequence[torch.Tensor], outs: Sequence[torch.Tensor]) -> A
     # With the cotangent conjugated, as autograd has it: the real part of an inner product.
     sums = [(part.conj() * out.to(part.dtype)).sum().real for part, out in pairs]
     return sum(one.to(sums[0].device) for one in sums)
+
+
+Grads = list[torch.Tensor | None]
+
+
+def pulled(
+    outs: Iterable[torch.Tensor],
+    works: Sequence[torch.Tensor],
+    parts: Iterable[torch.Tensor | None],
+    **options: Any,
+) -> Grads:
+    """The gradients of ``works``, as autograd gives them for these cotangents; an output that hangs
+    on no graph, or has no cotangent, takes no part.
+    """
+    pairs = zip(outs, parts, strict=True)
+    reached = [(out, part) for out, part in pairs if out.requires_grad and part is not None]
+    if not reached:
+        return [None] * len(works)
+    tensors, given = zip(*reached, strict=True)
+    return [*torch.autograd.grad(tensors, works, given, allow_unused=True, **options)]
 
 
 def array_of(value: Any) -> Any:

@@ -10,12 +10,13 @@ from torch.multiprocessing import reductions
 from torch.utils._pytree import tree_leaves
 
 from xgradcheck import _handed
-from xgradcheck._adapters import Backward, Case, Taken
+from xgradcheck._adapters import COTANGENT, Backward, Case, Taken
 from xgradcheck._layout import Vector
 from xgradcheck._tree import flatten, replaced
 
 from .torch import bind
-from .torch_tensors import Watching, array_of, read_into
+from .torch_tensors import Grads, array_of, pulled, read_into
+from .torch_watched import Watching
 
 
 class TorchTimed:
@@ -23,10 +24,11 @@ class TorchTimed:
 
     def __init__(self, case: Case) -> None:
         args, kwargs = _copied((case.args, dict(case.kwargs)))
-        self.problem = problem = bind(Case(case.fn, args, kwargs, case.wrt, case.loss, None))
-        self._leaves = [slot.work for slot in problem._slots]
-        self._names = {id(slot.work): slot.name for slot in problem._slots}
-        tree = flatten((problem._args, problem._kwargs))
+        self.problem = bind(Case(case.fn, args, kwargs, case.wrt, case.loss, None))
+        self._call = call = self.problem.call
+        self._leaves = [slot.work for slot in call.slots]
+        self._names = {id(slot.work): slot.name for slot in call.slots}
+        tree = flatten((call.args, call.kwargs))
         tensors = {id(node.value): node.value for node in tree if _is_tensor(node.value)}
         self._given = [t for t in tensors.values() if t.is_floating_point() or t.is_complex()]
         floating = {id(t) for t in self._given}
@@ -35,17 +37,17 @@ class TorchTimed:
         self._first: list[torch.Tensor] = []
         self._before: list[torch.Tensor] = []
         self._outs: list[torch.Tensor] = []
-        self._grads: list[torch.Tensor | None] = []
-        self._is_cuda = problem.device.type == "cuda"
+        self._grads: Grads = []
+        self._is_cuda = call.device.type == "cuda"
 
     @property
     def device(self) -> str:
-        device = self.problem.device
+        device = self._call.device
         return torch.cuda.get_device_name(device) if self._is_cuda else platform.machine()
 
     def start(self, cotangent: Vector) -> None:
-        parts = zip(self.problem._cut(cotangent), self.problem.outputs, strict=True)
-        self._parts = [part.to(getattr(torch, leaf.dtype)) for part, leaf in parts]
+        outputs = self._call.outputs
+        self._parts = outputs.in_dtypes(outputs.cut(cotangent))
         self._first = [tensor.detach().clone() for tensor in (*self._given, *self._parts)]
 
     def stir(self, seed: int, share: float) -> None:
@@ -61,30 +63,25 @@ class TorchTimed:
 
     def run(self) -> tuple[float, float]:
         self._outs, self._grads = [], []
-        problem, mark = self.problem, self._clock
+        call, mark = self._call, self._clock
         with torch.enable_grad():
             started = mark()
-            out = problem._case.output(problem._args, problem._kwargs)
+            out = call.case.output(call.args, call.kwargs)
             forward = mark()
-            outs = problem._tensors(out)
-            pairs = zip(outs, self._parts, strict=True)
-            reached = [(out, part) for out, part in pairs if out.requires_grad]
-            grads: Any = [None] * len(self._leaves)
-            if reached:
-                ends, parts = zip(*reached, strict=True)
-                grads = torch.autograd.grad(ends, self._leaves, parts, allow_unused=True)
+            outs = call.outputs.tensors(out)
+            grads = pulled(outs, self._leaves, self._parts)
             backward = mark()
-        self._outs, self._grads = [o.detach() for o in outs], list(grads)
+        self._outs, self._grads = [o.detach() for o in outs], grads
         return forward - started, backward - forward
 
     def _clock(self) -> float:
         """The time, once all that was started is done, on whatever stream."""
         if self._is_cuda:
-            torch.cuda.synchronize(self.problem.device)
+            torch.cuda.synchronize(self._call.device)
         return time.perf_counter()
 
     def taken(self) -> Taken:
-        layout, tree = self.problem.layout, (self.problem._args, self.problem._kwargs)
+        layout, tree = self._call.layout, (self._call.args, self._call.kwargs)
         gradient = np.zeros(layout.size)
         for leaf, grad in zip(layout, self._grads, strict=True):
             if grad is not None:
@@ -103,7 +100,7 @@ class TorchTimed:
     def written(self) -> list[str]:
         pairs = [*zip((*self._given, *self._parts), self._before, strict=True)]
         names = [self._names.get(id(tensor), "an argument") for tensor in self._given]
-        names += ["the cotangent"] * len(self._parts) + ["an argument"] * len(self._whole)
+        names += [COTANGENT] * len(self._parts) + ["an argument"] * len(self._whole)
         return [
             name
             for name, (tensor, before) in zip(names, pairs + self._whole, strict=True)
@@ -117,7 +114,7 @@ class TorchTimed:
             with _Live() as live:
                 self.run()
             return int(live.most)
-        device = self.problem.device
+        device = self._call.device
         torch.cuda.synchronize(device)
         before = torch.cuda.memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)

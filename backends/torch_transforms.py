@@ -17,10 +17,11 @@ from xgradcheck._adapters import Trial
 from xgradcheck._layout import Vector
 
 from .torch_batches import without_fallback
+from .torch_call import Call
 from .torch_exchanged import eager, exchanged, mapped
-from .torch_pass import Grads, Pass, Tensors
+from .torch_pass import Pass, Tensors
 from .torch_precision import autocast_on
-from .torch_tensors import inner
+from .torch_tensors import Grads, inner
 from .world import TORCH
 
 Way = Callable[[], tuple[Sequence[torch.Tensor], Grads]]
@@ -35,14 +36,14 @@ BACKEND = "aot_eager"
 class Transforms:
     """Other ways to ask for the same gradient."""
 
-    def __init__(self, problem: Any, cotangent: Vector) -> None:
-        self._problem, self._pass = problem, Pass(problem, cotangent)
-        self._given = [s.work for s in problem._slots if s.work is not s.found]
+    def __init__(self, call: Call, cotangent: Vector) -> None:
+        self._call, self._pass = call, Pass(call, cotangent)
+        self._given = [s.work for s in call.slots if s.work is not s.found]
 
     def trials(self) -> Iterator[Trial]:
         """Each of them, as far as the function can be transformed."""
         usual, _ = self._pass.usual()
-        draws = any(name.startswith(TORCH) for name in self._problem.moving)
+        draws = any(name.startswith(TORCH) for name in self._call.moving)
         ways: dict[str, Way] = {
             "under checkpoint": self._checkpointed,
             "with cotangents under vmap": self._with_batched_cotangents,
@@ -60,21 +61,21 @@ class Transforms:
         yield from self._autocast()
 
     def _tried(self, what: str, way: Way, usual: float) -> Trial:
-        self._problem._world.reset()
+        self._call.world.reset()
         try:
             with _quiet():
                 outs, grads = way()
         except Exception as error:  # what cannot be transformed is told so by torch
             return Trial(what, error=error, refuses=True)
         finally:
-            self._problem._world.watch()
+            self._call.world.watch()
         phi = self._pass.value_of(outs), usual, self._pass.size_of(outs)
         return Trial(what, self._pass.flat(grads), phi=phi)
 
     def _checkpointed(self) -> tuple[Tensors, Grads]:
         with torch.enable_grad():
             outs = torch.utils.checkpoint.checkpoint(
-                lambda *_: self._problem._tensors(self._problem._call()),
+                lambda *_: self._call.outputs.tensors(self._call.run()),
                 *self._pass.works,
                 use_reentrant=False,
             )
@@ -94,7 +95,7 @@ class Transforms:
         """The function of its leaves, wherever it has them from."""
         others = dict(zip(map(id, self._pass.works), leaves, strict=True))
         with eager(), exchanged(others) as mode:
-            return tuple(map(mode.other, self._problem._tensors(self._problem._call())))
+            return tuple(map(mode.other, self._call.outputs.tensors(self._call.run())))
 
     def _by_vjp(self) -> tuple[Sequence[torch.Tensor], Grads]:
         vjp: Any = torch.func.vjp
@@ -139,7 +140,7 @@ class Transforms:
         return [*grads]
 
     def _compiled(self) -> tuple[Tensors, Grads]:
-        fn, loss = self._problem._case.fn, self._problem._case.loss
+        fn, loss = self._call.case.fn, self._call.case.loss
 
         def call(args: Any, kwargs: Any) -> Any:
             out = fn(*args, **kwargs)
@@ -149,11 +150,11 @@ class Transforms:
             # What was compiled is kept with the code: with one of its own it goes when this ends.
             own = FunctionType(call.__code__.replace(), globals(), "call", None, call.__closure__)
             compiled = torch.compile(own, backend=BACKEND, fullgraph=is_whole)
-            self._problem._world.reset()
+            self._call.world.reset()
             try:
                 with torch.enable_grad():
-                    out = compiled(self._problem._args, self._problem._kwargs)
-                    outs = self._problem._tensors(out)
+                    out = compiled(self._call.args, self._call.kwargs)
+                    outs = self._call.outputs.tensors(out)
                 return outs, self._pass.pulled(outs, self._pass.parts())
             except Exception:  # what it cannot trace as a whole it may in parts
                 if not is_whole:
@@ -217,8 +218,8 @@ def _quiet() -> Iterator[None]:
 class Operators:
     """The operators of ``torch.library`` that a function calls, as they are registered."""
 
-    def __init__(self, problem: Any, cotangent: Vector) -> None:
-        self._problem, self._pass = problem, Pass(problem, cotangent)
+    def __init__(self, call: Call, cotangent: Vector) -> None:
+        self._call, self._pass = call, Pass(call, cotangent)
 
     def trials(self) -> Iterator[Trial]:
         """What ``torch.library.opcheck`` says of each."""
@@ -227,7 +228,7 @@ class Operators:
         for name, (operator, args, kwargs) in met.calls.items():
             with _quiet():
                 said = torch.library.opcheck(operator, args, kwargs, raise_exception=False)
-            self._problem._world.watch()
+            self._call.world.watch()
             for test, outcome in said.items():
                 what = f"{test} of {name}"
                 yield Trial(what, error=outcome if isinstance(outcome, Exception) else None)

@@ -223,7 +223,7 @@ def test_parameters_are_not_copied_to_be_compared():
     model = nn.Linear(3, 4)
     problem = bound(model, torch.rand(5, 3))
     with problem.held():
-        pairs = zip(problem._world.states, problem._world._found, strict=True)
+        pairs = zip(problem.call.world.states, problem.call.world._found, strict=True)
         readings = [found for state, found in pairs if state.holder is model.weight]
     assert [values for values, *_ in readings] == [None]
 

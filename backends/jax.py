@@ -275,6 +275,7 @@ class JaxProblem:
         self.outputs, self.bits = made.outputs, made.bits
         self.rounds, self.switches = made.rounds, made.switches
         self._unread, self._calls_back = made._unread, made._calls_back
+        self._computed, self._convolves = made._computed, made._convolves
         self._is_traced, self._made = True, made
         self.skipped = list(made.skipped)
 

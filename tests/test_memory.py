@@ -76,3 +76,16 @@ def test_batches_in_jax_go_by_all_that_is_computed(width: int, points: int) -> N
 
     problem = adapter("jax").bind(Case(wide, (jnp.ones(64),), {}, None, None, None))
     assert problem._chunk == points
+
+
+def test_a_function_that_is_known_is_given_batches_of_the_same_size() -> None:
+    def wide(x: Any) -> Any:
+        return (jnp.sin(x).sum() * jnp.ones(1_000_000, x.dtype)).sum()
+
+    x = np.linspace(0.0, 1.0, 4096)
+    problems = [adapter("jax").bind(Case(wide, (x,), {}, None, None, None)) for _ in range(2)]
+    batches = []
+    for problem in problems:
+        with problem.held():
+            batches.append(problem.batch)
+    assert batches == [16, 16]

@@ -17,6 +17,9 @@ from xgradcheck import _handed
 from xgradcheck._adapters import Trial
 from xgradcheck._layout import Vector
 
+from .jax_backward import gradient
+from .jax_call import Call
+from .jax_numbers import flat
 from .jax_rules import LEAK, rules
 
 Pulled = tuple[Sequence[Any], Sequence[Any]]
@@ -25,11 +28,11 @@ WIDEST = 4
 """Of so many leaves every subset is tried."""
 
 
-def probes(problem: Any, cotangent: Vector) -> dict[str, Callable[[], Iterator[Trial]]]:
-    """The experiments that this problem allows, by the name of the probe."""
-    if problem.is_handed:
+def probes(call: Call, cotangent: Vector) -> dict[str, Callable[[], Iterator[Trial]]]:
+    """The experiments that this call allows, by the name of the probe."""
+    if call.is_handed:
         return {}
-    probing = Probing(problem, cotangent)
+    probing = Probing(call, cotangent)
     return {
         "cotangents": probing.cotangents,
         "form": probing.forms,
@@ -41,19 +44,19 @@ def probes(problem: Any, cotangent: Vector) -> dict[str, Callable[[], Iterator[T
 class Probing:
     """The backward pass under the transformations of JAX."""
 
-    def __init__(self, problem: Any, cotangent: Vector) -> None:
-        self._problem, self._cotangent = problem, cotangent
-        self._parts = [jnp.asarray(part) for part in problem._cotangents(cotangent)]
+    def __init__(self, call: Call, cotangent: Vector) -> None:
+        self._call, self._cotangent = call, cotangent
+        self._parts = [jnp.asarray(part) for part in call.cotangents(cotangent)]
 
     @property
     def _leaves(self) -> list[Any]:
         """The leaves, new ones each time: a function that is given them for good deletes them."""
-        return [jnp.array(leaf) for leaf in self._problem._parts()]
+        return [jnp.array(leaf) for leaf in self._call.parts()]
 
     # What every experiment is made of.
 
     def _outs(self, leaves: Any) -> Any:
-        return self._problem._outputs_at(leaves)
+        return self._call.setting.traced.outputs_at(leaves)
 
     def _pull(self, leaves: Any, parts: Any) -> Pulled:
         outs, pull = jax.vjp(self._outs, leaves)
@@ -67,14 +70,14 @@ class Probing:
 
     def _tried(self, what: str, run: Callable[[], Any], **options: Any) -> Trial:
         """The gradient that a run gives; what cannot be transformed is told so by JAX."""
-        self._problem._world.reset()
+        self._call.world.reset()
         try:
-            return Trial(what, self._problem.flat(run()), **options)
+            return Trial(what, flat(run(), self._call.layout), **options)
         except Exception as error:
             # A leak gives nobody a wrong gradient, and is a mistake of the rule all the same.
             return Trial(what, error=error, refuses=not isinstance(error, LEAK))
         finally:
-            self._problem._world.watch()
+            self._call.world.watch()
 
     # The experiments.
 
@@ -82,10 +85,10 @@ class Probing:
         """An output that nobody differentiates counts as one whose cotangent is zero."""
         if len(self._parts) < 2:
             return
-        for number, leaf in enumerate(self._problem.outputs):
+        for number, leaf in enumerate(self._call.known.outputs):
             alone = np.zeros_like(self._cotangent)
             alone[leaf.part] = self._cotangent[leaf.part]
-            expected = self._problem.gradient(alone).gradient
+            expected = gradient(self._call, alone).gradient
 
             def run(number: int = number) -> Any:
                 _, pull = jax.vjp(lambda leaves: self._outs(leaves)[number], self._leaves)
@@ -97,7 +100,7 @@ class Probing:
         """What rules return. A jitted function that was called before does not run them again."""
         told: dict[str, str] = {}
         for scope in (jax.disable_jit, nullcontext):
-            self._problem._world.reset()
+            self._call.world.reset()
             try:
                 with scope(), rules() as told:
                     self._pull(self._leaves, self._parts)
@@ -105,7 +108,7 @@ class Probing:
             except Exception:
                 continue
             finally:
-                self._problem._world.watch()
+                self._call.world.watch()
         for name, fault in told.items():
             yield Trial(f"the backward rule of {name}", fault=fault)
 
@@ -114,7 +117,7 @@ class Probing:
         count = len(self._leaves)
         sizes = range(1, count) if count <= WIDEST else range(1, 2)
         for chosen in chain.from_iterable(combinations(range(count), size) for size in sizes):
-            names = ", ".join(self._problem.layout.names[number] for number in chosen)
+            names = ", ".join(self._call.layout.names[number] for number in chosen)
             run = partial(self._of_subset, chosen)
             yield self._tried(f"the gradient of {names} alone", run, leaves=chosen)
 
@@ -176,7 +179,7 @@ class Probing:
             try:
                 pulled: Pulled = jax.jit(pull)(leaves, parts)
             except Exception:
-                self._problem._world.reset()
+                self._call.world.reset()
                 return pull(leaves, parts)
             return pulled
 
@@ -188,7 +191,7 @@ class Probing:
 
     def _traced(self, others: dict[int, Any]) -> Pulled:
         """Whole numbers as well, which are constants elsewhere."""
-        nodes = self._problem._nodes
+        nodes = self._call.setting.traced.arguments.nodes
 
         def pull(arrays: dict[int, Any], leaves: Any, parts: Any) -> Pulled:
             found = [*nodes]
@@ -242,11 +245,8 @@ class Probing:
 
     def _other_arrays(self) -> dict[int, Any]:
         """Arrays among the arguments that are no leaves, by their numbers."""
-        nodes = enumerate(self._problem._nodes)
-        arrays = {
-            n: node.value for n, node in nodes if isinstance(node.value, jax.Array | np.ndarray)
-        }
-        return {n: array for n, array in arrays.items() if n not in self._problem._numbers}
+        others = self._call.setting.traced.arguments.others.items()
+        return {n: o.value for n, o in others if isinstance(o.value, jax.Array | np.ndarray)}
 
     def _mesh(self) -> Any:
         """All devices in a row, where there are several and they can share some leaf."""

@@ -6,13 +6,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import tree_util
 
 from xgradcheck import _handed
-from xgradcheck._adapters import Backward, Case, Taken
+from xgradcheck._adapters import COTANGENT, Backward, Taken
 from xgradcheck._layout import Vector
 
-from .jax import JaxProblem, _conj, _double, bind
+from .jax_call import Call
+from .jax_numbers import conj, double
 
 _ready: Any = jax.block_until_ready
 
@@ -22,19 +22,19 @@ class JaxTimed:
     compiled apart where they can be.
     """
 
-    def __init__(self, case: Case) -> None:
-        self.problem: JaxProblem = bind(case)
+    def __init__(self, problem: Any, call: Call) -> None:
+        self.problem, self._call = problem, call
         self._first: list[Any] = []
         self._leaves: list[Any] = []
         self._parts: list[Any] = []
         self._before: list[Any] = []
         self._outs: list[Any] = []
         self._grads: list[Any] = []
-        outputs = self.problem._outputs_at
+        outputs = call.setting.traced.outputs_at
         self._outputs_at: Any = outputs
         self._vjp_at: Any = lambda leaves: jax.vjp(outputs, leaves)
         self._pull: Any = lambda pull, parts: pull(parts)[0]
-        if self.problem._is_traced:
+        if call.known.is_traced:
             self._outputs_at, self._vjp_at = jax.jit(self._outputs_at), jax.jit(self._vjp_at)
             self._pull = jax.jit(self._pull)
 
@@ -43,8 +43,8 @@ class JaxTimed:
         return str(jax.devices()[0].device_kind)
 
     def start(self, cotangent: Vector) -> None:
-        parts = map(jnp.asarray, self.problem._cotangents(cotangent))
-        self._first = [*self.problem._found(), *parts]
+        parts = map(jnp.asarray, self._call.cotangents(cotangent))
+        self._first = [*self._call.arrays(), *parts]
 
     def stir(self, seed: int, share: float) -> None:
         keys = jax.random.split(jax.random.key(seed), len(self._first))
@@ -54,7 +54,7 @@ class JaxTimed:
             )
             for key, first in zip(keys, self._first, strict=True)
         ]
-        count = len(self._first) - len(self.problem.outputs)
+        count = len(self._first) - len(self._call.known.outputs)
         self._leaves, self._parts = stirred[:count], stirred[count:]
         self._before = [np.array(array) for array in stirred]
 
@@ -71,23 +71,23 @@ class JaxTimed:
         return forward - started, ended - ready
 
     def taken(self) -> Taken:
-        problem = self.problem
-        values = [node.value for node in problem._nodes]
-        for number, leaf in zip(problem._numbers, self._leaves, strict=True):
+        arguments = self._call.setting.traced.arguments
+        values = [node.value for node in arguments.nodes]
+        for number, leaf in zip(arguments.numbers, self._leaves, strict=True):
             values[number] = leaf
-        args, kwargs = tree_util.tree_unflatten(problem._structure, values)
-        gradient = np.concatenate([_handed.numbers(_conj(grad)) for grad in self._grads])
+        args, kwargs = arguments.tree(values)
+        gradient = np.concatenate([_handed.numbers(conj(grad)) for grad in self._grads])
         return Taken(
             args,
             kwargs,
-            np.concatenate([_handed.numbers(_double(part)) for part in self._parts]),
-            np.concatenate([_handed.numbers(_double(out)) for out in self._outs]),
+            np.concatenate([_handed.numbers(double(part)) for part in self._parts]),
+            np.concatenate([_handed.numbers(double(out)) for out in self._outs]),
             Backward(None, gradient, frozenset()),
         )
 
     @property
     def written(self) -> list[str]:
-        names = [*self.problem.layout.names, *["the cotangent"] * len(self._parts)]
+        names = [*self._call.layout.names, *[COTANGENT] * len(self._parts)]
         pairs = zip((*self._leaves, *self._parts), self._before, strict=True)
         same = [np.array_equal(np.asarray(now), was, equal_nan=True) for now, was in pairs]
         return [name for name, is_same in zip(names, same, strict=True) if not is_same]
@@ -96,6 +96,6 @@ class JaxTimed:
         """Bytes of all that the backward pass with its forward computes, as the compiler plans
         it.
         """
-        whole = jax.jit(self.problem._now.pulled).lower(self._leaves, self._parts).compile()
-        plan: Any = whole.memory_analysis()
+        pulled = jax.jit(self._call.setting.functions.pulled)
+        plan: Any = pulled.lower(self._leaves, self._parts).compile().memory_analysis()
         return int(plan.temp_size_in_bytes + plan.output_size_in_bytes)

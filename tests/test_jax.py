@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from xgradcheck.backends.jax import JaxProblem
+from xgradcheck.backends.jax_compiled import Programs
 
 from xgradcheck import InvalidCase, Verdict, check
 
@@ -195,13 +195,13 @@ def test_a_large_leaf_has_a_program_of_its_own(monkeypatch: pytest.MonkeyPatch) 
     rng = np.random.default_rng(0)
     w, b, data = rng.normal(size=(48, 50)) / 7, rng.normal(size=(1, 50)), rng.normal(size=(3, 48))
     programs = []
-    found = JaxProblem._program_of
+    found = Programs.of_leaf
 
     def counted(self: Any, owner: int) -> Any:
-        programs.append(self.layout.leaves[owner].name)
+        programs.append(self._layout.leaves[owner].name)
         return found(self, owner)
 
-    monkeypatch.setattr(JaxProblem, "_program_of", counted)
+    monkeypatch.setattr(Programs, "of_leaf", counted)
     right, wrong = tanh_with(1.0), tanh_with(1.0001)
     in_jax(lambda w, b: right(data @ w + b).sum(1), w, b, coverage="sweep")
     assert set(programs) == {"w"}
@@ -212,7 +212,7 @@ def test_a_large_leaf_has_a_program_of_its_own(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_a_program_that_gives_other_values_is_not_believed(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = JaxProblem._program_of
+    found = Programs.of_leaf
 
     def wrong(self: Any, owner: int) -> Any:
         program = found(self, owner)
@@ -221,7 +221,7 @@ def test_a_program_that_gives_other_values_is_not_believed(monkeypatch: pytest.M
             program(x, places, moves, wide, direction, u) + 1e-7 * ((moves > 0) | (wide > 0))
         )
 
-    monkeypatch.setattr(JaxProblem, "_program_of", wrong)
+    monkeypatch.setattr(Programs, "of_leaf", wrong)
     x = np.random.default_rng(0).normal(size=2100)
     assert in_jax(lambda x: jnp.sin(x).sum(), x).verdict is Verdict.PASS
 

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from xgradcheck.backends.jax_kept import key_of
+from xgradcheck.backends.jax_traced import Traced
 
 from xgradcheck import check
-from xgradcheck.backends import jax as adapter
 
 X = np.linspace(-1.2, 1.3, 6)
 
@@ -114,10 +114,10 @@ def test_the_same_function_is_compiled_once(monkeypatch):
 
     assert check(fn, X, 2, backend="jax").verdict == "PASS"
     traced = []
-    found = adapter.JaxProblem._first_outputs_at
+    found = Traced.first_outputs_at
     monkeypatch.setattr(
-        adapter.JaxProblem,
-        "_first_outputs_at",
+        Traced,
+        "first_outputs_at",
         lambda self, leaves: (traced.append(1), found(self, leaves))[1],
     )
     assert check(fn, 2 * X, 2, backend="jax", seed=1).verdict == "PASS"

@@ -75,7 +75,7 @@ def test_batches_in_jax_go_by_all_that_is_computed(width: int, points: int) -> N
         return (x.sum() * jnp.ones(width, x.dtype)).sum()
 
     problem = adapter("jax").bind(Case(wide, (jnp.ones(64),), {}, None, None, None))
-    assert problem._chunk == points
+    assert problem.call.programs.chunk == points
 
 
 def test_a_function_that_is_known_is_given_batches_of_the_same_size() -> None:

@@ -177,8 +177,8 @@ class Probing:
         with torch.enable_grad():
             shared = base.expand(moved.shape)
             dense = shared.clone(memory_format=torch.contiguous_format)
-            uneven = torch.arange(dense.numel(), dtype=dense.dtype).cos().view(dense.shape)
-            rounded = dense * (1 + torch.finfo(dense.dtype).eps * uneven.sign())
+            uneven = torch.arange(dense.numel(), dtype=torch.float64).cos().view(dense.shape)
+            rounded = dense + torch.finfo(dense.dtype).eps * uneven.sign().to(dense.dtype) * dense
         try:
             expected, beside = of_base(dense), of_base(rounded)
         except Exception:  # these values are not meant to be the same

@@ -35,6 +35,7 @@ ENOUGH = 1.5
 ROUNDING = 1e-10
 """What the order of a sum can change, relative; more is no rounding."""
 
+ONLY_HERE = "only right at this point"
 MEETING = "kinks meet"
 NO_DERIVATIVE = {
     Kind.JUMP: ("jump", "the function jumps here, it has no derivative"),
@@ -179,12 +180,15 @@ def unsure(
 
 
 def only_here(
-    leaf: Leaf, number: int, mistake: Mistake, near_by: NearBy, is_open: bool = False
+    leaf: Leaf, number: int, mistake: Mistake | str, near_by: NearBy, is_open: bool = False
 ) -> Finding:
-    seen = (
-        f"along a random direction backward gives {mistake.analytic:.6g}, differences give "
-        f"{mistake.truth:.6g} ± {mistake.bar:.1g}"
-    )
+    """What is wrong near by, by the ``mistake`` seen there or in these words."""
+    seen = mistake
+    if not isinstance(seen, str):
+        seen = (
+            f"along a random direction backward gives {seen.analytic:.6g}, differences give "
+            f"{seen.truth:.6g} ± {seen.bar:.1g}"
+        )
     if number in near_by.kept and near_by.why.get(number) not in (SUM, NORM):
         text = (
             f"{leaf.name}: right where matrices are symmetric, as here, and wrong off that: "
@@ -195,10 +199,22 @@ def only_here(
         return right_only(leaf, near_by.why[number], f": {seen}")
     here = "open" if is_open else "right"
     text = f"{leaf.name}: {here} at this point, which hides mistakes, and wrong near by: {seen}"
-    if {SYMMETRIC, DIAGONAL} & set(near_by.why.values()):
-        text += "; if it is meant for symmetric matrices alone, say constraint='symmetric'"
-    kind = "wrong near by" if is_open else "only right at this point"
-    return Finding(leaf.name, kind, text)
+    kind = "wrong near by" if is_open else ONLY_HERE
+    return Finding(leaf.name, kind, text + _if_symmetric(near_by))
+
+
+def another_near_by(dtype: str, seen: str, near_by: NearBy) -> Finding:
+    """A kernel that is its reference at the point alone."""
+    text = (
+        f"{dtype}: right at this point, which hides mistakes, and another function near by: {seen}"
+    )
+    return Finding("", ONLY_HERE, text + _if_symmetric(near_by))
+
+
+def _if_symmetric(near_by: NearBy) -> str:
+    if {SYMMETRIC, DIAGONAL}.isdisjoint(near_by.why.values()):
+        return ""
+    return "; if it is meant for symmetric matrices alone, say constraint='symmetric'"
 
 
 def right_only(leaf: Leaf, why: str, seen: str = "") -> Finding:

@@ -5,7 +5,9 @@ product, a wrong power or a forgotten term may give the right number.
 """
 
 import math
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
@@ -51,6 +53,9 @@ NEARLY = 1e-8
 WHOLE = 1e6
 """Larger numbers may be whole because they have no bits left for less."""
 
+Seen = TypeVar("Seen")
+"""What is told of a leaf that is wrong near by."""
+
 
 @dataclass(frozen=True, slots=True)
 class NearBy:
@@ -76,35 +81,62 @@ def look_near_by(
     values. ``backward`` is the one at the point, ``zeros`` are the leaves in which it is zero.
     """
     problem = phi.problem
-    why = _degenerate(problem.layout, problem.point)
+    why, can_move = what_hides(phi, zeros), problem.can_move
+    runs = list[Backward]()
+
+    def moved(chosen: dict[int, str]) -> dict[int, Mistake] | None:
+        found = _moved(phi, chosen, allowance, seed)
+        if found is None:
+            return None
+        runs.append(found[0])
+        return found[1]
+
+    known = wrong_near_by(why, moved) if can_move else None
+    if known is None:
+        return NearBy(why, None, can_move)
+    there, (mistakes, kept) = runs[0], known
+    if there.is_stale(backward):
+        return NearBy(why, {}, can_move, is_stale=True)
+    below = None
+    if problem.layout.size <= LARGE:
+        below = zero_below(problem.layout, phi.scales()[0], (there.gradient,))
+    return NearBy(why, mistakes, can_move, zero_below=below, kept=kept)
+
+
+def what_hides(phi: Phi, zeros: list[int]) -> dict[int, str]:
+    """Leaf numbers to why the point hides mistakes there, "all its values are 1" or, of ``zeros``,
+    "its gradient is zero".
+    """
+    why = _degenerate(phi.problem.layout, phi.problem.point)
     for number in zeros:
         why.setdefault(number, "its gradient is zero")
     for number, tangent in phi.tangents.items():
         # A symmetric matrix stays one; and on a curved set other points have other tangents.
         if why.get(number) == SYMMETRIC or not tangent.is_flat:
             why.pop(number, None)
-    can_move = problem.can_move
-    if not why or not can_move:
-        return NearBy(why, None, can_move)
+    return why
+
+
+def wrong_near_by(
+    why: Mapping[int, str], moved: Callable[[dict[int, str]], dict[int, Seen] | None]
+) -> tuple[dict[int, Seen], frozenset[int]] | None:
+    """The leaves that are wrong at generic points near by, and which of them are right as long as
+    they keep what they are; None where there is no such point. ``moved`` says what is wrong where
+    some leaves have other values, None where that is not known.
+    """
     # What is right for every mask, or every label, need not be so for what is none: beside such
     # values all leaves are looked at, and off them only the leaf itself.
     within = {number: text for number, text in why.items() if text != SWITCHES}
     off = {number: OFF for number, text in why.items() if text in (SWITCHES, SUM, NORM)}
-    near = _moved(phi, within, allowance, seed) if within else None
-    beyond = _moved(phi, off, allowance, seed) if off else None
-    if (known := near or beyond) is None:
-        return NearBy(why, None, can_move)
-    there, mistakes = known[0], near[1] if near else {}
-    own = {n: mistake for n, mistake in beyond[1].items() if n in off} if beyond else {}
+    near = moved(within) if within else None
+    beyond = moved(off) if off else None
+    if near is None and beyond is None:
+        return None
+    mistakes = near or {}
+    own = {n: mistake for n, mistake in (beyond or {}).items() if n in off}
     kept = {n for n in own if n not in mistakes and why[n] != SWITCHES}
-    kept |= _right_beside_symmetric(phi, within, mistakes, allowance, seed)
-    mistakes = own | mistakes
-    if there.is_stale(backward):
-        return NearBy(why, {}, can_move, is_stale=True)
-    below = None
-    if problem.layout.size <= LARGE:
-        below = zero_below(problem.layout, phi.scales()[0], (there.gradient,))
-    return NearBy(why, mistakes, can_move, zero_below=below, kept=frozenset(kept))
+    kept |= _right_beside_symmetric(within, mistakes, moved)
+    return own | mistakes, frozenset(kept)
 
 
 def what_it_keeps(phi: Phi, leaf: Leaf, gradient: Vector, off: float, seed: int) -> str:
@@ -144,7 +176,9 @@ def _keeping(values: Vector, why: str, drawn: Vector, bits: int) -> Vector:
 
 
 def _right_beside_symmetric(
-    phi: Phi, chosen: dict[int, str], mistakes: dict[int, Mistake], allowance: Tolerance, seed: int
+    chosen: dict[int, str],
+    mistakes: dict[int, Seen],
+    moved: Callable[[dict[int, str]], dict[int, Seen] | None],
 ) -> set[int]:
     """The leaves that are right as long as matrices stay symmetric whose own gradient is meant for
     such alone, as that of what a solver for symmetric matrices is multiplied with.
@@ -154,8 +188,8 @@ def _right_beside_symmetric(
     if not others or symmetric.isdisjoint(mistakes):
         return set()
     still = chosen | dict.fromkeys(symmetric, STILL)
-    found = _moved(phi, still, allowance, seed)
-    return set() if found is None else {number for number in others if number not in found[1]}
+    found = moved(still)
+    return set() if found is None else {number for number in others if number not in found}
 
 
 def _degenerate(layout: Layout, point: Vector) -> dict[int, str]:
@@ -276,6 +310,18 @@ def _moved(
     phi: Phi, chosen: dict[int, str], allowance: Tolerance, seed: int
 ) -> tuple[Backward, dict[int, Mistake]] | None:
     """The gradient and what is wrong with it at the first generic point that lies in the domain."""
+    for point in points_near_by(phi, chosen, seed):
+        with phi.problem.at(point), phi.anew() as there:
+            found = _wrong_here(there, allowance, seed)
+        if found is not None:
+            return found
+    return None
+
+
+def points_near_by(phi: Phi, chosen: dict[int, str], seed: int) -> Iterator[Vector]:
+    """Generic points: the ``chosen`` leaves have other values, that still are what was said of
+    them. The first is as far away as any; others where that leaves the domain.
+    """
     problem = phi.problem
     rng = np.random.default_rng([seed, 0x6E4E])
     leaves = [problem.layout.leaves[number] for number in chosen]
@@ -289,11 +335,7 @@ def _moved(
                 point[leaf.part] = _beside(values, moves, leaf.grid, chosen[number])
             if phi.is_bound:
                 point = problem.point + phi.tangential(point - problem.point)
-            with problem.at(point), phi.anew() as there:
-                found = _wrong_here(there, allowance, seed)
-            if found is not None:
-                return found
-    return None
+            yield point
 
 
 def _beside(values: Vector, moves: Vector, grid: tuple[int, ...], why: str) -> Vector:

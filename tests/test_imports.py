@@ -271,7 +271,9 @@ MAY_IMPORT = {
     | {"_diagnose", "_evidence", "_findings", "_generic", "_known", "_measured", "_phi"}
     | {"_projected", "_report"},
     "_known": NUMBERS | {"_generic", "_guess", "_measured", "_phi", "_projected", "_projection"},
-    "_memory": {"_budget", "_errors"},
+    "_memory": {"_errors"},
+    "_ratios": NUMBERS,
+    "_kernel_near_by": {"_generic", "_phi"},
     "_probes": NUMBERS | {"_adapters", "_report"},
     "_pytest_traceback": set(),
     "_pytest_options": {"_budget", "_errors"},

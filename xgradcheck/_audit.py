@@ -116,6 +116,11 @@ def audit(
         chosen = _chosen(probes)
         if large and batch is None:
             raise InvalidCase("large compares samples: name the arguments that hold them in batch.")
+        if expect is not None and options.get("reference") is not None:
+            raise InvalidCase(
+                "expect= says what the gradient is meant to be, and so does reference=: leave one "
+                "of them out."
+            )
         if expect is None:
             checked: Checked = partial(report_on, fn, title=title)
         else:

@@ -15,10 +15,11 @@ from xgradcheck._bench_report import BenchRecord, BenchReport, Times
 from xgradcheck._errors import InvalidCase, refuse_class, short
 from xgradcheck._judge import Verdict
 from xgradcheck._layout import bits_of
-from xgradcheck._reference import Three, asked_dtypes, known_factors
+from xgradcheck._reference import asked_dtypes, known_factors
 from xgradcheck._report import Report
 from xgradcheck._stages import cotangent_of, environment, refuse_seed, report_on, run
-from xgradcheck._variants import cast_to, kinds_of
+from xgradcheck._three import Bound
+from xgradcheck._variants import all_kinds, in_dtype
 
 SHARE = 0.125
 """By what share of itself a number changes from run to run: all stay where they belong."""
@@ -122,24 +123,24 @@ class _Work:
     def at(self, label: str, args: tuple[Any, ...], adapter: Any, dtypes: Any) -> list[BenchRecord]:
         """The records for one set of arguments."""
         case = self.case(_first(self.implementations), args)
-        kinds = kinds_of(case)
+        kinds = all_kinds(case)
         if not kinds:
             raise InvalidCase("the arguments hold no floating arrays: pass what is differentiated.")
         asked, records = asked_dtypes(dtypes, kinds), list[BenchRecord]()
         proof = None
         if self.reference is not None:
-            plain = self.case(self.reference, cast_to(case, adapter, asked[0]))
-            proof = self.checked(replace(plain, args=cast_to(plain, adapter, "float64")), adapter)
+            plain = in_dtype(self.case(self.reference, args), adapter, asked[0])
+            proof = self.checked(in_dtype(plain, adapter, "float64"), adapter)
             if proof.verdict is not Verdict.PASS:
                 self.notes.append(f"the reference is {proof.verdict}: {_said(proof)}")
         for dtype in asked:
-            given = cast_to(case, adapter, dtype)
+            given = in_dtype(case, adapter, dtype)
             for name, fn in self.implementations.items():
                 blank = BenchRecord(name=name, dtype=dtype, shape=label)
                 if proof is not None:
                     blank = replace(blank, evaluations=proof.evaluations)
                 if proof is None or proof.verdict is Verdict.PASS:
-                    record = _One(self, self.case(fn, given), adapter, dtype).record(blank)
+                    record = _One(self, replace(given, fn=fn), adapter, dtype).record(blank)
                 else:
                     text = "the gradient of the reference is not proven"
                     record = replace(blank, verdict=Verdict.INCONCLUSIVE, reason=text)
@@ -256,9 +257,9 @@ class _One:
         )
         found = taken.values, taken.backward
         with _caught(""):
-            three = Three.around(
-                timed.problem, found, taken.cotangent, plain, self.adapter, self.dtype
-            )
+            three = Bound.around(
+                timed.problem, taken.cotangent, plain, self.adapter, self.dtype
+            ).three(found)
         if text := three.forward(self.work.factors):
             return replace(record, verdict=Verdict.FAIL, reason=text)
         judged = three.judged(self.work.factors)

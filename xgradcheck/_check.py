@@ -75,7 +75,10 @@ def check(
     reference
         A plain function of the same arguments, for a kernel of low precision. Differences prove the
         gradient of the reference in float64; outputs and gradients of ``fn`` are compared with its
-        own, and may err about as much as those of the reference run in the same dtype.
+        own, and may err about as much as those of the reference run in the same dtype. Where the
+        point hides mistakes they are compared near by as well. ``coverage``, ``method``, ``eps``
+        and ``budget`` are those of the differences; what is asked of one function alone is refused
+        (``order=2``, forward mode, ``grads``, ``rtol`` and ``atol``).
     dtypes, factors
         With ``reference``: the dtypes to compare in, by default that of the arguments, which are
         rounded to each first; and how many times the error of the reference is allowed, in norm, in

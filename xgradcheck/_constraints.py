@@ -16,7 +16,6 @@ import numpy as np
 from xgradcheck._errors import InvalidCase
 from xgradcheck._layout import Layout, Leaf, Vector, bits_of
 
-Constraint = str | Callable[[Any], Any]
 Linear = Callable[[Vector], Vector]
 
 NAMES = ("symmetric", "simplex", "positive")
@@ -39,6 +38,10 @@ class Tangent:
     """How far each coordinate may move, where the space ends."""
     is_flat: bool = True
     """Whether the tangent space is the same at every point."""
+
+
+Constraint = str | Callable[[Any], Any] | Tangent
+"""As it is given, or the tangent space that it has come to."""
 
 
 def tangents(
@@ -91,6 +94,8 @@ def _tangent(
     constraint: Any, leaf: Leaf, point: Vector, from_numpy: Callable[[Any], Any]
 ) -> Tangent | str:
     """The tangent space, or why the leaf does not lie in the constraint."""
+    if isinstance(constraint, Tangent):
+        return constraint
     if leaf.is_complex:
         return f"{leaf.name} is complex"
     values = point[leaf.part].reshape(leaf.shape)
@@ -185,7 +190,7 @@ def _of_projection(
         matrix, is_flat = np.stack([apply(row) for row in np.eye(leaf.size)], axis=1), True
         if not matrix.any():
             return f"the projection of {leaf.name} leaves it no direction"
-    elif np.abs(apply(point) - point).max() <= CLOSE * size:
+    elif np.abs(apply(point) - point).max() <= _close(leaf) * size:
         matrix = np.stack([_derivative(apply, point, size * row) for row in np.eye(leaf.size)], 1)
         matrix, is_flat = matrix / size, False
     else:

@@ -5,7 +5,6 @@ import re
 from pathlib import Path
 from typing import Any
 
-from xgradcheck._budget import Plan
 from xgradcheck._errors import InvalidCase
 
 SHARE = 4
@@ -33,20 +32,20 @@ def memory_of(given: Any) -> int | None:
     return found
 
 
-def refuse_beyond(limit: int | None, plan: Plan) -> None:
+def refuse_beyond(limit: int | None, needed: int) -> None:
     """Raise where a check would hold more than the limit; a quarter of what is free, where there is
     none.
     """
-    if plan.bytes <= (LITTLE if limit is None else limit):
+    if needed <= (LITTLE if limit is None else limit):
         return
     of_free = ""
     if limit is None:
         limit, of_free = free() // SHARE, ", a quarter of what is free"
-    if plan.bytes > limit:
+    if needed > limit:
         raise InvalidCase(
-            f"it would hold {written(plan.bytes)} in vectors as long as all leaves together, and "
+            f"it would hold {written(needed)} in vectors as long as all leaves together, and "
             f"may hold {written(limit)}{of_free}: check fewer leaves with wrt=, or allow more with "
-            f"memory='{_enough(plan.bytes)}'."
+            f"memory='{_enough(needed)}'."
         )
 
 

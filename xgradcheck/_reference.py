@@ -1,163 +1,41 @@
 """A kernel beside a plain reference, whose gradient differences prove in float64; the kernel may
 lose to rounding about what the reference loses in the same dtype.
-
-All three see the same numbers: the arguments are rounded to the dtype first. The test is the ratio
-of the kernel's error to the reference's, in norm, in the worst element and along the gradient
-itself, where a wrong factor shows first.
 """
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from xgradcheck._account import Account, element_at, leaf_entry, together
-from xgradcheck._adapters import Backward, Case, Problem, claim, name_of
-from xgradcheck._diagnose import Cause
-from xgradcheck._diagnose import beside as because
-from xgradcheck._differences import norm, rms
+from xgradcheck._account import Account, together
+from xgradcheck._adapters import Case, claim, name_of
+from xgradcheck._constraints import Constraint, Tangent
 from xgradcheck._errors import InvalidCase
-from xgradcheck._evidence import evidence_of
-from xgradcheck._findings import precision
-from xgradcheck._judge import Judged, Verdict, distance, grade, largest_distance, percent
-from xgradcheck._layout import BITS, DOUBLE, Layout, Leaf, Mask, Vector, bits_of
-from xgradcheck._precision import looks_like, said_of
-from xgradcheck._report import Finding, Leaves, Report, Sensitivity
-from xgradcheck._sensitivity import of_elements
-from xgradcheck._stages import cotangent_of, environment, report_on, run
-from xgradcheck._variants import cast_to, kinds_of
+from xgradcheck._findings import another_near_by, notes_on_near_by, precision
+from xgradcheck._judge import Verdict, grade, largest_distance
+from xgradcheck._kernel_near_by import compare_near_by
+from xgradcheck._layout import BITS, bits_of
+from xgradcheck._measured import REVERSE
+from xgradcheck._memory import memory_of, refuse_beyond
+from xgradcheck._report import Finding, Leaves, Report
+from xgradcheck._stages import (
+    environment,
+    materialised,
+    modes_of,
+    refuse_options,
+    report_on,
+)
+from xgradcheck._three import Bound
+from xgradcheck._variants import all_kinds, in_dtype
 
 FACTORS = {"norm": 2.0, "worst": 4.0, "bias": 4.0}
 """How many times the error of the reference a kernel may err: right kernels of 450 were measured to
 reach 1.8, 2.9 and 3.3.
 """
-ILL = 0.5
-"""A reference that loses more than this share of its digits tells nothing of a kernel."""
-COHERENT, WORST = 4.0, 2.0
-"""Units of rounding that an error along the gradient, and one of an element, may always have."""
-SHARED, SHARED_IN_SINGLE = 0.25, 1.0
-"""Units of rounding, a quarter of those allowed, that a factor may be off by which all elements
-share: the scale of a norm, say. In float32 a GPU divides and exponentiates to two ulps, which are
-four such units.
-"""
-MIDWAY = 0.75
-"""The same of the middle element, where errors are shared by rows and few decide: three roundings.
-"""
-DRAWN = 2.0
-"""What is beside the error of a reference, over the root of how many elements it is of: it is a
-sample, too, and three deviations below its mean it is that much too small.
-"""
-DRIFTS = 2.5
-"""How many times what errors of random signs add up to."""
-MIDDLE, LARGE, LOOKED_AT = 24, 0.1, 1 << 18
-"""How many elements the middle of their relative errors takes, how large they are beside the rms,
-and how many are looked at.
-"""
-LUCK = 4.0
-"""Of n numbers the reference may be right by chance: units of rounding over the root of n."""
-
-
 ANOTHER = "another function"
-
-
-@dataclass(frozen=True, slots=True)
-class Ratios:
-    """How many times the error of the reference a kernel has."""
-
-    norm: float
-    worst: float
-    bias: float
-
-    def excess(self, factors: Mapping[str, float]) -> str:
-        """What is beyond the factors; nothing where all is well."""
-        said = {
-            "norm": f"its error is {self.norm:.3g} x that of the reference",
-            "worst": f"its worst element is off by {self.worst:.3g} x that of the reference",
-            "bias": f"its size is off by {self.bias:.3g} x that of the reference",
-        }
-        for name, text in said.items():
-            value = getattr(self, name)
-            if not value <= factors[name]:
-                return f"{text}, {factors[name]:g} x allowed"
-        return ""
-
-
-@dataclass(frozen=True, slots=True)
-class Units:
-    """What the error of a kernel is measured in: that of the reference in the same dtype, and no
-    less than rounding may always do.
-    """
-
-    norm: float
-    worst: float
-    bias: float
-    shift: float
-    """That of the middle of the relative errors: few elements that lose much do not move it."""
-
-    @classmethod
-    def of(cls, usual: Vector, truth: Vector, bits: int) -> "Units":
-        """The error of ``usual``, which was computed in so many ``bits``."""
-        unit, size, known = 2.0**-bits, norm(truth), usual - truth
-        tiny = float(np.finfo(float).tiny)
-        lucky, lost = 1 + LUCK / np.sqrt(truth.size), norm(known)
-        along = abs(float(known @ truth)) / max(size, tiny)
-        count = _count(known)
-        # What errors of that size add up to along the gradient where their signs are random.
-        drift = norm(known * (truth / max(size, tiny)))
-        chance = COHERENT * unit * size / np.sqrt(truth.size) + DRIFTS * drift
-        middle, spread = _middle(known, truth)
-        shared = SHARED_IN_SINGLE if bits == BITS["float32"] else SHARED
-        sample = 1 + DRAWN / float(np.sqrt(count))
-        return cls(
-            norm=max(lost * sample, lucky * unit * size, tiny),
-            worst=max(_worst(known, truth) * sample, lucky * WORST * unit),
-            bias=max(along / 2, chance, shared * unit * size, tiny),
-            shift=max(abs(middle) / 2, spread, max(MIDWAY, shared) * unit),
-        )
-
-
-def _count(error: Vector) -> float:
-    """Of how many elements an error is, as its norm goes."""
-    largest = float(np.max(np.abs(error), initial=0.0))
-    if not 0 < largest < np.inf:
-        return float(error.size)
-    squares = (error / largest) ** 2
-    return float(squares.sum() ** 2 / (squares @ squares))
-
-
-def _middle(error: Vector, truth: Vector) -> tuple[float, float]:
-    """The median of the relative errors, and its standard deviation; infinite where there are few.
-
-    That of a median of n normal numbers is 1.25 / sqrt(n) of theirs, which is 1.48 times the median
-    of their distances from the middle.
-    """
-    every = max(1, truth.size // LOOKED_AT)
-    error, truth = error[::every], truth[::every]
-    large = (np.abs(truth) > LARGE * rms(truth)) & np.isfinite(error)
-    if np.count_nonzero(large) < MIDDLE:
-        return 0.0, np.inf
-    relative = error[large] / truth[large]
-    middle = float(np.median(relative))
-    spread = 1.48 * float(np.median(np.abs(relative - middle)))
-    return middle, 1.25 * spread / np.sqrt(relative.size)
-
-
-def _worst(error: Vector, truth: Vector) -> float:
-    with np.errstate(all="ignore"):
-        return float(np.nanmax(np.abs(error) / (np.abs(truth) + rms(truth)), initial=0.0))
-
-
-def ratios(found: Vector, truth: Vector, units: Units) -> Ratios:
-    """The error of ``found`` beside that of the reference in the same dtype."""
-    if not np.isfinite(found).all():
-        return Ratios(np.inf, np.inf, np.inf)
-    error = found - truth
-    along = abs(float(error @ truth)) / max(norm(truth), float(np.finfo(float).tiny))
-    bias = max(along / units.bias, abs(_middle(error, truth)[0]) / units.shift)
-    return Ratios(norm(error) / units.norm, _worst(error, truth) / units.worst, bias)
 
 
 def beside_reference(
@@ -168,45 +46,122 @@ def beside_reference(
     reference: Callable[..., Any],
     dtypes: str | Sequence[str] | None,
     factors: Mapping[str, float] | None,
-    backend: str | None = None,
+    kwargs: Mapping[str, Any] | None = None,
+    wrt: Any = None,
+    loss: Callable[[Any], Any] | None = None,
+    grads: Any = None,
+    order: int = 1,
+    modes: str | Sequence[str] = (REVERSE,),
+    constraint: Constraint | Mapping[str, Constraint] | None = None,
+    coverage: str = "auto",
+    method: str = "auto",
+    eps: float | Mapping[str, float] | None = None,
+    rtol: float | None = None,
+    atol: float = 0.0,
+    memory: int | str | None = None,
     seed: int = 0,
+    backend: str | None = None,
     **options: Any,
 ) -> Report:
     """The report on a kernel that has a reference."""
     started = time.perf_counter()
     allowed = known_factors(factors)
-    names = ("kwargs", "wrt", "loss", "grads")
-    kwargs, wrt, loss, grads = (options.get(name) for name in names)
-    case = Case(fn, args, dict(kwargs or {}), wrt, loss, grads)
-    plain = Case(reference, args, dict(kwargs or {}), wrt, loss, None)
+    refuse_options(fn, args, kwargs, loss, order, coverage, method, eps, rtol, atol, seed)
+    _refuse_beside(grads, order, modes, rtol, atol)
+    wrt = materialised(wrt)
+    case = Case(fn, args, dict(kwargs or {}), wrt, loss, None)
     adapter = claim(case, backend)
-    backend = name_of(adapter)
-    kinds = kinds_of(case)
+    kinds = all_kinds(case)
     if not kinds:
         raise InvalidCase("reference= compares functions of arrays: pass them as arguments.")
     asked = asked_dtypes(dtypes, kinds)
+    first = Bound.of(case, reference, adapter, asked[0], seed).held_to(constraint, kinds)
+    refuse_beyond(memory_of(memory), first.bytes)
+    exact = in_dtype(in_dtype(case, adapter, asked[0]), adapter, "float64")
+    proven = report_on(
+        reference,
+        exact.args,
+        title,
+        kwargs=exact.kwargs,
+        wrt=wrt,
+        loss=loss,
+        constraint=first.tangents,
+        coverage=coverage,
+        method=method,
+        eps=eps,
+        memory=memory,
+        seed=seed,
+        backend=name_of(adapter),
+        **options,
+    )
+    own = _own(constraint, first.tangents)
+    bounds = (
+        Bound.of(case, reference, adapter, dtype, seed).held_to(own, kinds) if later else first
+        for later, dtype in enumerate(asked)
+    )
+    return replace(
+        _beside(proven, bounds, allowed, seed),
+        precision=precision(min(bits_of(dtype) for dtype in asked)),
+        elapsed_s=time.perf_counter() - started,
+        environment=environment(adapter),
+    )
+
+
+def _own(constraint: Any, tangents: Mapping[str, Tangent] | None) -> Any:
+    """A constraint by the leaves that satisfy it: rounding more they satisfy no other."""
+    if tangents is None or isinstance(constraint, Mapping):
+        return constraint
+    return dict.fromkeys(tangents, constraint)
+
+
+def _refuse_beside(grads: Any, order: Any, modes: Any, rtol: float | None, atol: float) -> None:
+    """Raise for options that speak of a function by itself."""
+    alone = "check the kernel by itself, without reference="
     if grads is not None:
-        raise InvalidCase("grads= belongs to one function, and reference= compares two.")
-    exact = cast_to(replace(case, args=cast_to(case, adapter, asked[0])), adapter, "float64")
-    proven = report_on(reference, exact, title, backend=backend, seed=seed, **options)
+        raise InvalidCase(
+            f"grads= belongs to one function, and reference= compares two: {alone}, or leave grads "
+            f"out."
+        )
+    if order != 1:
+        raise InvalidCase(
+            f"order={order!r} goes beyond the gradient, and reference= compares gradients: {alone}."
+        )
+    if modes_of(modes) != (REVERSE,):
+        raise InvalidCase(
+            f"modes={modes!r} asks for forward mode, and reference= compares backward passes: "
+            f"{alone}."
+        )
+    if rtol is not None or atol != 0:
+        raise InvalidCase(
+            "rtol and atol are held against differences, and reference= allows a kernel so many "
+            "times the error of its reference: say how many with factors=, or " + alone + "."
+        )
+
+
+def _beside(
+    proven: Report, bounds: Iterable[Bound], factors: Mapping[str, float], seed: int
+) -> Report:
+    """The report on a reference, and on what a kernel gives beside it in each dtype."""
     findings = [replace(finding, text=f"reference: {finding.text}") for finding in proven.findings]
     accounts: dict[str, list[Account]] = {
         name: [(replace(leaf, mode="reference", rows=()), [], [])]
         for name, leaf in proven.leaves.items()
     }
-    verdicts = [proven.verdict]
-    for dtype in asked if proven.verdict is not Verdict.FAIL else ():
-        three = Three.of(case, plain, adapter, dtype, seed)
-        if text := three.forward(allowed):
-            findings.append(Finding("", ANOTHER, f"{dtype}: {text}"))
+    verdicts, notes = [proven.verdict], [*proven.notes]
+    looks = all(finding.kind != "budget" for finding in proven.findings)
+    for bound in bounds if proven.verdict is not Verdict.FAIL else ():
+        own, said, noted = _compared(bound, factors, seed, looks)
+        for name, account in own.items():
+            accounts.setdefault(name, []).append(account)
+        findings += said
+        notes += [f"kernel: {note}" for note in noted if note not in proven.notes]
+        if said:
             verdicts.append(Verdict.FAIL)
             break  # its gradient is another one, too
-        for name, account in three.accounts(allowed).items():
-            accounts.setdefault(name, []).append(account)
     leaves = Leaves()
-    for name, own in accounts.items():
-        leaves[name] = together(own)[0]
-        findings += [finding for _, told, _ in own for finding in told]
+    for name, rows in accounts.items():
+        leaves[name] = together(rows)[0]
+        findings += [finding for _, told, _ in rows for finding in told]
     verdicts += [leaf.verdict for leaf in leaves.values()]
     score = largest_distance(leaf.distance for leaf in leaves.values())
     return replace(
@@ -216,10 +171,27 @@ def beside_reference(
         grade=grade(score),
         leaves=leaves,
         findings=tuple(findings),
-        precision=precision(min(bits_of(dtype) for dtype in asked)),
-        elapsed_s=time.perf_counter() - started,
-        environment=environment(adapter),
+        notes=tuple(dict.fromkeys(notes)),
     )
+
+
+def _compared(
+    bound: Bound, factors: Mapping[str, float], seed: int, looks: bool
+) -> tuple[dict[str, Account], list[Finding], list[str]]:
+    """What each leaf comes to in one dtype; and, of all of them, whether it is another function,
+    and what to know. ``looks``: near by too, where the point hides mistakes.
+    """
+    three = bound.three()
+    if text := three.forward(factors):
+        return {}, [Finding("", ANOTHER, f"{bound.dtype}: {text}")], []
+    if not looks:
+        return three.accounts(factors), [], []
+    near = compare_near_by(bound, three, factors, seed)
+    said = []
+    if near.another:
+        said.append(another_near_by(bound.dtype, near.another, near.near_by))
+    notes = notes_on_near_by(bound.exact, near.near_by)
+    return three.accounts(factors, near), said, notes
 
 
 def known_factors(given: Mapping[str, float] | None) -> dict[str, float]:
@@ -248,174 +220,3 @@ def asked_dtypes(dtypes: Any, kinds: Mapping[Any, str]) -> list[str]:
     if not asked:
         raise InvalidCase(f"dtypes is empty: name some of {', '.join(known)}.")
     return asked
-
-
-@dataclass(frozen=True, slots=True)
-class Three:
-    """What a kernel, its reference in the same dtype and its reference in float64 give."""
-
-    dtype: str
-    layout: Layout
-    point: Vector
-    outputs: Layout
-    values: tuple[Vector, ...]
-    gradients: tuple[Vector, ...]
-    severed: frozenset[int] = frozenset()
-    """The leaves that have no gradient in the kernel, and one in the reference."""
-
-    @classmethod
-    def of(cls, case: Case, plain: Case, adapter: Any, dtype: str, seed: int) -> "Three":
-        """Run all three on the same numbers."""
-        low = cast_to(case, adapter, dtype)
-        kernel: Problem = adapter.bind(replace(case, args=low))
-        cotangent = cotangent_of(kernel, seed)
-        usual = replace(plain, args=low)
-        return cls.around(kernel, run(kernel, cotangent), cotangent, usual, adapter, dtype)
-
-    @classmethod
-    def around(
-        cls,
-        kernel: Problem,
-        found: tuple[Vector, Backward],
-        cotangent: Vector,
-        plain: Case,
-        adapter: Any,
-        dtype: str,
-    ) -> "Three":
-        """Run the reference on the numbers that a kernel was run on."""
-        high = cast_to(plain, adapter, "float64")
-        usual, exact = adapter.bind(plain), adapter.bind(replace(plain, args=high))
-        for other in (usual, exact):
-            shapes = [[leaf.shape for leaf in one.outputs] for one in (kernel, other)]
-            if shapes[0] != shapes[1]:
-                raise InvalidCase(
-                    f"the reference returns {_listed(shapes[1])}, and the function "
-                    f"{_listed(shapes[0])}: give one that returns the same."
-                )
-            paths = [[leaf.path for leaf in one.layout] for one in (kernel, other)]
-            if paths[0] != paths[1]:
-                raise InvalidCase(
-                    f"the reference has the leaves {', '.join(other.layout.names)}, and the "
-                    f"function {', '.join(kernel.layout.names)}: give functions of the same "
-                    f"arguments, or choose leaves with wrt=."
-                )
-        runs = [found, run(usual, cotangent), run(exact, cotangent)]
-        values = tuple(value for value, _ in runs)
-        gradients = tuple(backward.gradient for _, backward in runs)
-        severed = found[1].severed - runs[2][1].severed
-        return cls(dtype, exact.layout, exact.point, kernel.outputs, values, gradients, severed)
-
-    def forward(self, factors: Mapping[str, float]) -> str:
-        """Whether the outputs are those of the reference."""
-        for leaf in self.outputs:
-            parts = [vector[leaf.part] for vector in self.values]
-            found, usual, truth = parts
-            bits = min(bits_of(leaf.dtype), bits_of(self.dtype))
-            text = ratios(found, truth, Units.of(usual, truth, bits)).excess(factors)
-            if text:
-                return f"the reference is a different function: of {leaf.name}, {text}"
-        return ""
-
-    def judged(self, factors: Mapping[str, float]) -> list[tuple[Verdict, str, Ratios]]:
-        """What each leaf comes to, and what is said of it where that is not PASS."""
-        return [
-            self._judged(number, leaf, self._units(leaf), factors) for number, leaf in self._leaves
-        ]
-
-    @property
-    def _leaves(self) -> list[tuple[int, Leaf]]:
-        """Those that hold something, and their numbers."""
-        return [(number, leaf) for number, leaf in enumerate(self.layout) if leaf.size]
-
-    def _units(self, leaf: Leaf) -> Units:
-        _, usual, truth = (vector[leaf.part] for vector in self.gradients)
-        return Units.of(usual, truth, bits_of(self.dtype))
-
-    def _judged(
-        self, number: int, leaf: Leaf, units: Units, factors: Mapping[str, float]
-    ) -> tuple[Verdict, str, Ratios]:
-        found, usual, truth = (vector[leaf.part] for vector in self.gradients)
-        bits = bits_of(self.dtype)
-        beside = ratios(found, truth, units)
-        if text := beside.excess(factors):
-            if number in self.severed:
-                text = "it has no gradient, and the reference has one"
-            elif cause := self._cause(leaf, units):
-                text += f"; {cause.text}"
-            elif name := looks_like(found, truth, bits):
-                text += f"; {said_of(name)}"
-            return Verdict.FAIL, f"{leaf.name} in {self.dtype}: {text}", beside
-        lost = distance(usual, truth)
-        if bits < DOUBLE and lost > 2.0 ** (-ILL * bits):
-            text = f"{leaf.name} in {self.dtype}: the reference itself is off by {percent(lost)}"
-            return Verdict.INCONCLUSIVE, text, beside
-        return Verdict.PASS, "", beside
-
-    def _cause(self, leaf: Leaf, units: Units) -> Cause | None:
-        """What mistake the gradient of a leaf looks like."""
-        found, usual, truth = (vector[leaf.part] for vector in self.gradients)
-        if not np.isfinite(found).all() or not truth.any():
-            return None
-        scale = np.abs(truth) + rms(truth)
-        wrong = np.abs(found - truth) > 4 * np.fmax(np.abs(usual - truth), units.worst * scale)
-        return because(leaf, found, truth, self.point[leaf.part], wrong, units.norm / norm(truth))
-
-    def accounts(self, factors: Mapping[str, float]) -> dict[str, Account]:
-        """What each leaf comes to."""
-        return {leaf.name: self._account(number, leaf, factors) for number, leaf in self._leaves}
-
-    def _account(self, number: int, leaf: Leaf, factors: Mapping[str, float]) -> Account:
-        found, usual, truth = (vector[leaf.part] for vector in self.gradients)
-        bits, zeros = bits_of(self.dtype), np.zeros(leaf.size)
-        units = self._units(leaf)
-        verdict, text, beside = self._judged(number, leaf, units, factors)
-        kind = "wrong gradient" if verdict is Verdict.FAIL else "ill-conditioned"
-        said = [Finding(leaf.name, kind, text)] if text else []
-        scale = np.abs(truth) + rms(truth)
-        known = np.abs(usual - truth)
-        allowed = factors["worst"] * np.fmax(known, WORST * 2.0**-bits * scale)
-        failed: Mask = ~(np.abs(found - truth) <= allowed) & (verdict is Verdict.FAIL)
-        none = np.zeros(leaf.size, bool)
-        score = distance(found, truth)
-        judged = Judged(verdict, failed, none, score, 0.0, 0.0, not truth.any())
-        worst = element_at(leaf, found, truth, zeros, allowed, judged, none)
-        seen = float(np.max(_seen(truth, units, factors)))
-        floor = seen / rms(truth) if rms(truth) > 0 else np.nan
-        entry = leaf_entry(
-            leaf,
-            verdict,
-            score,
-            floor,
-            worst,
-            wrong=int(failed.sum()),
-            mode=self.dtype,
-            precision=self.dtype,
-            baseline=beside.norm,
-            sensitivity=_sensitivity(leaf, truth, units, factors),
-        )
-        if verdict is Verdict.FAIL and np.isfinite(found).all():
-            bars = np.fmax(known, WORST * 2.0**-bits * scale)
-            places = np.arange(leaf.size)
-            entry = replace(entry, evidence=evidence_of(places, found, truth, bars, failed))
-        return entry, said, []
-
-
-def _seen(truth: Vector, units: Units, factors: Mapping[str, float]) -> Vector:
-    """From which error on of a single element a kernel is wrong."""
-    worst = factors["worst"] * units.worst * (np.abs(truth) + rms(truth))
-    return np.fmin(worst, factors["norm"] * units.norm)
-
-
-def _sensitivity(
-    leaf: Leaf, truth: Vector, units: Units, factors: Mapping[str, float]
-) -> Sensitivity | None:
-    """From which errors on a kernel is wrong."""
-    if (found := of_elements(leaf, truth, _seen(truth, units, factors))) is None:
-        return None
-    whole = factors["norm"] * units.norm
-    scale = min(whole / norm(truth), factors["bias"] * min(units.bias / norm(truth), units.shift))
-    return replace(found, scale=min(found.scale, scale))
-
-
-def _listed(shapes: list[tuple[int, ...]]) -> str:
-    return ", ".join(str([*shape]) for shape in shapes)

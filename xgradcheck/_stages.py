@@ -4,6 +4,7 @@ import functools
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any, TypeGuard
 
@@ -63,8 +64,8 @@ def report_on(
     asked. Refusals do not say the title: the verb does, in a frame of its own.
     """
     try:
-        modes = _modes(modes)
-        _refuse_options(fn, args, kwargs, loss, order, coverage, method, eps, rtol, atol, seed)
+        modes = modes_of(modes)
+        refuse_options(fn, args, kwargs, loss, order, coverage, method, eps, rtol, atol, seed)
         return _checked(
             whole(Case(fn, args, dict(kwargs or {}), materialised(wrt), loss, grads)),
             title,
@@ -105,7 +106,7 @@ def title_of(fn: Any) -> str:
     return "the function" if written == "<lambda>" else str(written)
 
 
-def _modes(modes: Any) -> tuple[str, ...]:
+def modes_of(modes: Any) -> tuple[str, ...]:
     """The modes asked for, reverse first."""
     known = (REVERSE, FORWARD)
     asked = (modes,) if isinstance(modes, str) else modes
@@ -126,7 +127,7 @@ def materialised(wrt: Any) -> Any:
     return dict(parts) if parts and named else parts
 
 
-def _refuse_options(
+def refuse_options(
     fn: Any,
     args: tuple[Any, ...],
     kwargs: Any,
@@ -264,7 +265,7 @@ def _checked(
                 method, rtol, atol, steps, int(seed), spaces, tick, modes, number, coverage
             )
             phi.tick = tick
-            refuse_beyond(memory, _plan(phi, asked))
+            refuse_beyond(memory, _plan(phi, asked).bytes)
             own = _judged(problem, phi, title, asked, started)
             if own.verdict is Verdict.FAIL and (note := note_on_others(case)) is not None:
                 own = replace(own, notes=(*own.notes, note))
@@ -357,9 +358,12 @@ def cotangent_of(problem: Problem, seed: int) -> Vector:
     return cotangent
 
 
-def run(problem: Problem, cotangent: Vector) -> tuple[Vector, Backward]:
-    """The outputs and the backward pass, as they come."""
-    with problem.held(), np.errstate(all="ignore"):
+def run(
+    problem: Problem, cotangent: Vector, point: Vector | None = None
+) -> tuple[Vector, Backward]:
+    """The outputs and the backward pass, as they come; at another point, if one is given."""
+    there = nullcontext() if point is None else problem.at(point)
+    with problem.held(), there, np.errstate(all="ignore"):
         return problem.values()[0], problem.gradient(cotangent)
 
 

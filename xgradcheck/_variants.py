@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -88,6 +89,23 @@ def cast_to(case: Case, adapter: Any, name: str) -> tuple[Any, ...]:
         own = COMPLEX_OF.get(name, "complex64") if is_complex else name
         changed[node.path] = adapter.cast(node.value, own)
     return tuple(replaced(case.args, changed))
+
+
+def all_kinds(case: Case) -> dict[Path, str]:
+    """The same of all arguments, those by name too."""
+    named = kinds_of(_of_names(case))
+    return kinds_of(case) | {path[1:]: kind for path, kind in named.items()}
+
+
+def in_dtype(case: Case, adapter: Any, name: str) -> Case:
+    """The case with all floating arguments in another dtype, those by name too."""
+    (kwargs,) = cast_to(_of_names(case), adapter, name)
+    return replace(case, args=cast_to(case, adapter, name), kwargs=kwargs)
+
+
+def _of_names(case: Case) -> Case:
+    """The arguments by name, as if they were one."""
+    return replace(case, args=(dict(case.kwargs),))
 
 
 def other_values(case: Case, adapter: Any, shapes: Any) -> Iterator[Variant]:

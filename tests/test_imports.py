@@ -261,8 +261,8 @@ MAY_IMPORT = {
     | {"_adapters", "_findings", "_generic", "_measured", "_precision", "_report", "_sensitivity"},
     "_outcome": NUMBERS | {"_account", "_adapters", "_budget", "_findings", "_measured", "_report"},
     "_projected_outcome": NUMBERS
-    | {"_account", "_adapters", "_directions", "_findings", "_measured", "_outcome", "_projected"}
-    | {"_projection", "_report", "_restricted", "_sensitivity"},
+    | {"_account", "_adapters", "_directions", "_findings", "_generic", "_measured", "_outcome"}
+    | {"_projected", "_projection", "_report", "_restricted", "_sensitivity"},
     "_places": NUMBERS,
     "_guess": NUMBERS,
     "_diagnose": NUMBERS | {"_places"},

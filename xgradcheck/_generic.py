@@ -57,6 +57,10 @@ Seen = TypeVar("Seen")
 """What is told of a leaf that is wrong near by."""
 
 
+Gradient = Callable[[Vector], Backward]
+"""How a problem is asked for its gradient under a cotangent: in reverse, or in forward mode."""
+
+
 @dataclass(frozen=True, slots=True)
 class NearBy:
     """What a generic point near by shows: ``why`` the point hides mistakes, by leaf number, and the
@@ -75,17 +79,23 @@ class NearBy:
 
 
 def look_near_by(
-    phi: Phi, backward: Backward, zeros: list[int], allowance: Tolerance, seed: int
+    phi: Phi,
+    ask: Gradient,
+    backward: Backward,
+    zeros: list[int],
+    allowance: Tolerance,
+    seed: int,
 ) -> NearBy:
     """Check the gradient once more, roughly, where the leaves that hide mistakes have generic
-    values. ``backward`` is the one at the point, ``zeros`` are the leaves in which it is zero.
+    values. ``backward`` is the one at the point, and what ``ask`` gave there; ``zeros`` are the
+    leaves in which it is zero.
     """
     problem = phi.problem
     why, can_move = what_hides(phi, zeros), problem.can_move
     runs = list[Backward]()
 
     def moved(chosen: dict[int, str]) -> dict[int, Mistake] | None:
-        found = _moved(phi, chosen, allowance, seed)
+        found = _moved(phi, ask, chosen, allowance, seed)
         if found is None:
             return None
         runs.append(found[0])
@@ -307,12 +317,12 @@ def _some_equal(rows: Vector) -> bool:
 
 
 def _moved(
-    phi: Phi, chosen: dict[int, str], allowance: Tolerance, seed: int
+    phi: Phi, ask: Gradient, chosen: dict[int, str], allowance: Tolerance, seed: int
 ) -> tuple[Backward, dict[int, Mistake]] | None:
     """The gradient and what is wrong with it at the first generic point that lies in the domain."""
     for point in points_near_by(phi, chosen, seed):
         with phi.problem.at(point), phi.anew() as there:
-            found = _wrong_here(there, allowance, seed)
+            found = _wrong_here(there, ask, allowance, seed)
         if found is not None:
             return found
     return None
@@ -365,14 +375,14 @@ def _beside(values: Vector, moves: Vector, grid: tuple[int, ...], why: str) -> V
 
 
 def _wrong_here(
-    phi: Phi, allowance: Tolerance, seed: int
+    phi: Phi, ask: Gradient, allowance: Tolerance, seed: int
 ) -> tuple[Backward, dict[int, Mistake]] | None:
     """The gradient where the problem now is, and the leaves in which it is wrong; None where there
     is no value, no gradient or no repeatable one.
     """
     try:
         values = phi.here(2)
-        backward = phi.problem.gradient(phi.cotangent)
+        backward = ask(phi.cotangent)
         gradient = phi.adjoint(backward.gradient)
     except Exception:  # the point was only guessed to be one: whatever is refused there is no news
         return None

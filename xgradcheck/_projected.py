@@ -2,7 +2,7 @@
 differenced, coordinate by coordinate.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -12,7 +12,7 @@ from xgradcheck._as_run import Near, errors_near_by
 from xgradcheck._budget import plan
 from xgradcheck._differences import Noise, norm, rms
 from xgradcheck._directions import influence, unit_of
-from xgradcheck._generic import LARGE, NearBy, is_symmetric, look_near_by
+from xgradcheck._generic import LARGE, NearBy, is_symmetric
 from xgradcheck._judge import NEGLIGIBLE, PIECE, ZERO, Judged, Verdict, distance, judge, tolerance
 from xgradcheck._layout import DOUBLE, Leaf, Positions, Vector, bits_of
 from xgradcheck._measured import Measured, Run
@@ -21,7 +21,7 @@ from xgradcheck._one_side import on_one_side
 from xgradcheck._phi import Phi, noise_of
 from xgradcheck._projection import Bound, Projecting, Projection
 from xgradcheck._restricted import Part, Restricted
-from xgradcheck._rows import Asked, judged_beside, swept
+from xgradcheck._rows import Asked, judged_beside, near_by_of, swept
 from xgradcheck._slopes import account_of, slope_along
 from xgradcheck._truth import COMPLEX
 
@@ -82,7 +82,8 @@ class Projected:
     """What was differenced."""
     looked: Sequence[Measured]
     """And what came out, run by run."""
-    near_by: NearBy
+    near_by: Mapping[str, NearBy]
+    """What a generic point near by shows, by the modes of the runs."""
     held: list[str]
     """What the function changes whenever it runs, held still."""
     bits: int = DOUBLE
@@ -368,10 +369,14 @@ def _finished(
     fine: Sequence[dict[int, Fine]],
 ) -> Projected:
     phi.phase = "point near by"
-    near_by = NearBy({}, None, True)
+    near_by = {run.mode: NearBy({}, None, True) for run in runs}
     # What is wrong here needs no other point to show it.
     if not (_is_any_wrong(work.done, restricted, looked) or phi.budget.is_cut):
-        near_by = look_near_by(phi, runs[0].backward, [], work.allowance, asked.seed)
+        for mode in near_by:
+            run = next(run for run in runs if run.mode == mode)
+            bits = run.bits or DOUBLE
+            allowance = tolerance(asked.rtol, asked.atol, bits, run.given)
+            near_by[mode] = near_by_of(phi, run, [], allowance, asked.seed)
     bits = DOUBLE if work.done.noise is None else work.done.noise.bits
     held = phi.problem.moving
     return Projected(
@@ -527,7 +532,7 @@ def _looked(
             gradients = run.backward.gradient, runs[0].backward.gradient
             errors = errors_near_by(phi, *gradients, run.near, run.bits)
             errors = errors if run.near.places is not None else errors.of(places)
-        rows.append(judged_beside(part, wide, own, asked, errors))
+        rows.append(judged_beside(part, wide, own, asked, errors, is_part=True))
     phi.evaluations += part.evaluations
     return rows
 

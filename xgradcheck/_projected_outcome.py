@@ -17,6 +17,7 @@ from xgradcheck._findings import (
     precision,
     suspects,
 )
+from xgradcheck._generic import NearBy
 from xgradcheck._judge import Verdict, grade, impostors, largest_distance, percent, tolerance
 from xgradcheck._kinds import Kind
 from xgradcheck._layout import DOUBLE, Leaf
@@ -59,7 +60,7 @@ def _told(problem: Problem, found: Projected) -> Told:
         rtol=tolerance(found.rtol, 0.0, found.bits).rtol,
         allowance=tolerance(found.rtol, 0.0, min(found.bits, last.bits or DOUBLE)),
         influence=lambda: influence(problem.layout, problem.point, first),
-        near_by=found.near_by,
+        near_by=found.near_by[found.runs[0].mode],
         held=found.held,
         refusals=phi.refusals,
         refusal=phi.refusal,
@@ -74,6 +75,7 @@ def _accounts(problem: Problem, number: int, leaf: Leaf, found: Projected) -> li
 
 def _account(problem: Problem, number: int, leaf: Leaf, found: Projected, row: int) -> Account:
     run, projection, restricted = found.runs[row], found.projection, found.restricted
+    near_by = found.near_by[run.mode]
     fine = found.fine[row - 1].get(number) if row else None
     suspect, bound = projection.suspects.get(number), projection.bounds.get(number)
     if fine is not None and number not in projection.open:
@@ -92,7 +94,7 @@ def _account(problem: Problem, number: int, leaf: Leaf, found: Projected, row: i
         elif number in projection.open and isinstance(part, Part):
             return _open(leaf, number, run, found)
         if own.verdict is Verdict.PASS:
-            own, said = _beside_near_by(own, said, leaf, number, found)
+            own, said = _beside_near_by(own, said, leaf, number, near_by)
         if own.verdict is Verdict.FAIL or number not in projection.mistakes:
             return own, said, notes
     elif suspect is not None:
@@ -181,24 +183,24 @@ def _certified(leaf: Leaf, run: Run, found: Projected, number: int, bound: Bound
     notes += note_on_points(leaf, Kind.KINK, found.projection.kinks.get(number, 0))
     told = of_norm(leaf, bound.floor, bound.width)
     own = _entry(leaf, run, Verdict.PASS, bound.distance, bound.floor, sensitivity=told)
-    return *_beside_near_by(own, [], leaf, number, found), notes
+    return *_beside_near_by(own, [], leaf, number, found.near_by[run.mode]), notes
 
 
 def _beside_near_by(
-    own: LeafReport, said: list[Finding], leaf: Leaf, number: int, found: Projected
+    own: LeafReport, said: list[Finding], leaf: Leaf, number: int, near_by: NearBy
 ) -> tuple[LeafReport, list[Finding]]:
     """What was found of a leaf that is right here, beside what a point near by has shown."""
-    mistake = (found.near_by.mistakes or {}).get(number)
+    mistake = (near_by.mistakes or {}).get(number)
     if mistake is None:
         return own, said
-    verdict = Verdict.INCONCLUSIVE if number in found.near_by.kept else Verdict.FAIL
-    finding = only_here(leaf, number, mistake, found.near_by)
+    verdict = Verdict.INCONCLUSIVE if number in near_by.kept else Verdict.FAIL
+    finding = only_here(leaf, number, mistake, near_by)
     return replace(own, verdict=verdict), [*said, finding]
 
 
 def _open(leaf: Leaf, number: int, run: Run, found: Projected) -> Account:
     """A leaf that is open at the point; wrong, if it is near by."""
-    near_by = found.near_by
+    near_by = found.near_by[run.mode]
     mistake = (near_by.mistakes or {}).get(number)
     if mistake is not None and number not in near_by.kept:
         own = _entry(leaf, run, Verdict.FAIL, undecided=leaf.size)

@@ -179,7 +179,7 @@ def swept(
     near_by = NearBy({}, None, True)
     if not (is_part or phi.budget.is_cut):
         zeros = _zeros(problem.layout, gradient, truth)
-        near_by = look_near_by(phi, run.backward, zeros, allowance, asked.seed)
+        near_by = near_by_of(phi, run, zeros, allowance, asked.seed)
     return Measured(
         spread=spread,
         run=run,
@@ -191,6 +191,13 @@ def swept(
         spaces=asked.spaces,
         held=problem.moving,
     )
+
+
+def near_by_of(phi: Phi, run: Run, zeros: list[int], allowance: Tolerance, seed: int) -> NearBy:
+    """What the gradient of a run's mode shows at a generic point near by."""
+    problem = phi.problem
+    ask = problem.pushed if run.mode == FORWARD else problem.gradient
+    return look_near_by(phi, ask, run.backward, zeros, allowance, seed)
 
 
 def _leave_drowned_open(work: Sweep, truth: Truth) -> None:
@@ -211,9 +218,11 @@ def judged_beside(
     own: Run,
     asked: Asked,
     errors: Errors | None = None,
+    is_part: bool = False,
 ) -> Measured:
     """Another run beside a truth that is known: the backward pass as it runs, or forward mode.
-    Looked at again where the truth was good enough for the first gradient alone.
+    Looked at again where the truth was good enough for the first gradient alone, and near by,
+    unless this is a part, where it is of another mode.
     """
     layout, gradient, bits = phi.problem.layout, own.backward.gradient, own.bits or DOUBLE
     allowance = tolerance(asked.rtol, asked.atol, bits)
@@ -251,7 +260,10 @@ def judged_beside(
     below = wide.near_by.zero_below
     if below is not None:
         below = below * (ZERO[bits] / ZERO[wide.bits])
-    near_by = NearBy({}, None, True, zero_below=below)
+    near_by = NearBy({}, None, True)
+    if own.mode != wide.run.mode and not (is_part or phi.budget.is_cut):
+        near_by = near_by_of(phi, own, _zeros(layout, gradient, truth), allowance, asked.seed)
+    near_by = replace(near_by, zero_below=below)
     return replace(wide, run=own, work=work, truth=truth, near_by=near_by)
 
 

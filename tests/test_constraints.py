@@ -194,3 +194,86 @@ def test_a_constraint_that_does_not_hold_is_refused(constraint, words):
     x = np.array([1.0, -2.0, 3.0])
     with pytest.raises(InvalidCase, match=words):
         check(lambda x: float((x**2).sum()), x, grads=lambda x: 2 * x, constraint=constraint)
+
+
+def hermitian(dtype=np.complex128, batch: tuple[int, ...] = (), size: int = 3) -> np.ndarray:
+    parts = np.random.default_rng(1).normal(size=(2, *batch, size, size))
+    root = parts[0] + 1j * parts[1]
+    return (root @ root.conj().swapaxes(-1, -2) + np.eye(size)).astype(dtype)
+
+
+def eigvalsh_by_hand(cotangent, matrix):
+    _, vectors = np.linalg.eigh(matrix)
+    return (vectors * cotangent[..., None, :]) @ vectors.conj().swapaxes(-1, -2)
+
+
+COMPLEX = pytest.mark.parametrize("dtype", [np.complex128, np.complex64])
+
+
+@COMPLEX
+@pytest.mark.parametrize("batch", [(), (2,)])
+@pytest.mark.parametrize("library", ["torch", "numpy"])
+def test_a_function_of_hermitian_matrices_is_right_along_hermitian_directions(
+    dtype, batch, library
+):
+    matrix = hermitian(dtype, batch)
+    if library == "torch":
+        call, how = (torch.linalg.cholesky, torch.from_numpy(matrix)), {}
+    else:
+        call, how = (np.linalg.eigvalsh, matrix), {"grads": eigvalsh_by_hand}
+    report = check(*call, **how, constraint="symmetric")
+    assert "tangent space of Hermitian matrices" in " ".join(report.notes)
+    assert report.leaves[next(iter(report.leaves))].floor < 1e-3
+    free = check(*call, **how, raise_exception=False)
+    assert free.verdict == "INCONCLUSIVE"
+    assert [finding.kind for finding in free.findings] == ["symmetric"]
+    assert "meant for Hermitian matrices" in free.findings[0].text
+
+
+@COMPLEX
+def test_a_function_of_hermitian_matrices_in_jax(dtype):
+    matrix = jnp.asarray(hermitian(dtype)) if dtype is np.complex64 else hermitian(dtype)
+    assert check(jnp.linalg.eigvalsh, matrix, constraint="symmetric", backend="jax")
+    assert check(jnp.linalg.cholesky, matrix, constraint=onto_hermitian, backend="jax")
+
+
+def onto_hermitian(matrix):
+    return (matrix + matrix.conj().swapaxes(-1, -2)) / 2
+
+
+@COMPLEX
+@pytest.mark.parametrize("constraint", [None, "symmetric", onto_hermitian])
+@pytest.mark.parametrize(
+    "spoil",
+    [np.conj, lambda grad: 1.01 * grad, np.real, lambda grad: np.where(np.eye(3), 2, 1) * grad],
+)
+def test_a_wrong_gradient_of_hermitian_matrices_fails(dtype, constraint, spoil):
+    def spoiled(cotangent, matrix):
+        return spoil(eigvalsh_by_hand(cotangent, matrix))
+
+    call = np.linalg.eigvalsh, hermitian(dtype)
+    report = check(*call, grads=spoiled, constraint=constraint, raise_exception=False)
+    assert report.verdict == "FAIL"
+
+
+@pytest.mark.parametrize("constraint", [None, "symmetric"])
+def test_many_hermitian_elements_are_judged_as_few_are(constraint):
+    matrix = torch.from_numpy(hermitian(size=14))
+    report = check(torch.linalg.cholesky, matrix, constraint=constraint, raise_exception=False)
+    assert report.verdict == ("PASS" if constraint else "INCONCLUSIVE")
+    assert {finding.kind for finding in report.findings} == (set() if constraint else {"symmetric"})
+
+
+@pytest.mark.parametrize(
+    ("constraint", "words"),
+    [
+        ("simplex", "z is complex"),
+        ("positive", "z is complex"),
+        ("symmetric", "z is not Hermitian"),
+        (lambda z: z.real, "returns float64: it must return complex128"),
+    ],
+)
+def test_a_constraint_that_complex_leaves_do_not_have_is_refused(constraint, words):
+    z = np.array([[1.0 + 2.0j, 0.5], [0.5, 3.0]])
+    with pytest.raises(InvalidCase, match=words):
+        check(lambda z: z.real.sum(), z, grads=lambda z: 0 * z + 1, constraint=constraint)

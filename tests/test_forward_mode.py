@@ -130,3 +130,92 @@ def test_refusals():
         check(torch.sin, x, modes="sideways")
     with pytest.raises(InvalidCase, match="forward"):
         check(lambda x: (x**2).sum(), X, grads=lambda x: 2 * x, modes=BOTH)
+
+
+def ruled(jvp, backward):
+    """``x * w`` in torch, with these rules."""
+
+    class Product(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x, w):
+            ctx.save_for_backward(x, w)
+            ctx.save_for_forward(x, w)
+            return x * w
+
+        @staticmethod
+        def backward(ctx, g):
+            return backward(g, *ctx.saved_tensors)
+
+        @staticmethod
+        def jvp(ctx, *tangents):
+            return jvp(*tangents, *ctx.saved_tensors)
+
+    return Product.apply
+
+
+def pushed(dx, dw, x, w):
+    return dx * w + x * dw
+
+
+def pulled(g, x, w):
+    return g * w, (g * x).sum(0)
+
+
+def forgets_the_gain(dx, dw, x, w):
+    return dx + x * dw
+
+
+SHAPES = pytest.mark.parametrize("shape", [(3, 4), (20, 20)])
+
+
+@SHAPES
+@pytest.mark.parametrize("modes", ["forward", BOTH])
+def test_a_jvp_that_is_right_among_ones_alone_fails(shape, modes):
+    x = torch.linspace(-1, 1.1, shape[0] * shape[1]).double().cos().reshape(shape)
+    gain = torch.ones(shape[1], dtype=torch.float64)
+    assert check(ruled(pushed, pulled), x, gain, modes=modes)
+    report = check(ruled(forgets_the_gain, pulled), x, gain, modes=modes, raise_exception=False)
+    leaf = report.leaves["args[0]"]
+    assert leaf.verdict == report.verdict == "FAIL"
+    wrong = {row.judged for row in leaf.rows or (leaf,) if row.verdict == "FAIL"}
+    assert wrong == {"forward"}
+    (finding,) = report.findings
+    assert finding.kind == "only right at this point" and "the jvp gives" in finding.text
+
+
+@SHAPES
+def test_a_backward_that_is_right_among_ones_alone_is_told_as_such(shape):
+    x = torch.linspace(-1, 1.1, shape[0] * shape[1]).double().cos().reshape(shape)
+    gain = torch.ones(shape[1], dtype=torch.float64)
+    product = ruled(pushed, lambda g, x, w: (g, (g * x).sum(0)))
+    report = check(product, x, gain, modes=BOTH, raise_exception=False)
+    wrong = {row.judged for row in report.leaves["args[0]"].rows if row.verdict == "FAIL"}
+    assert wrong == {"float64"} and "backward gives" in report.findings[0].text
+    assert check(product, x, gain, modes="forward")
+
+
+@pytest.mark.parametrize(("factor", "verdict"), [(lambda x: 2 * x, "PASS"), (lambda x: 2, "FAIL")])
+def test_a_custom_jvp_of_jax_that_is_right_among_ones_alone(factor, verdict):
+    @jax.custom_jvp
+    def square(x):
+        return x**2
+
+    square.defjvp(lambda primals, tangents: (square(*primals), factor(*primals) * tangents[0]))
+    for modes in ("forward", BOTH):
+        how = {"backend": "jax", "modes": modes, "raise_exception": False}
+        assert check(square, np.ones(4), **how).verdict == verdict
+
+
+def test_a_function_without_a_backward_is_looked_at_near_by():
+    def loop(x):
+        go, step = lambda c: c[0] < 3, lambda c: (c[0] + 1, c[1] * x)
+        return jax.lax.while_loop(go, step, (0, jnp.ones_like(x)))[1]
+
+    report = check(loop, np.ones(4), backend="jax", modes="forward")
+    assert "so another one near by was looked at too" in report.notes[-1]
+
+
+def test_texts_say_what_gave_a_gradient(monkeypatch):
+    monkeypatch.setattr(Sine, "forward_factor", 1.01)
+    report = check(Sine.apply, torch.from_numpy(X), modes="forward", raise_exception=False)
+    assert "the jvp gives" in str(report) and "backward gives" not in str(report)

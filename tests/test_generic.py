@@ -477,3 +477,34 @@ def test_unit_vectors_with_zeros_are_told_from_what_is_padded(dtype):
     q = torch.nn.functional.normalize(q.to(dtype), dim=1)
     report = check(Unit.apply, q, raise_exception=False)
     assert "only right at this point" not in {finding.kind for finding in report.findings}
+
+
+def test_hermitian_matrices_hide_mistakes_and_complex_vectors_are_none():
+    layout = lay_out([Entry(("z",), (0,), (2, 2), "complex128")])
+    hermitian = np.array([[1.1, 2.2], [2.2, 5.3], [0.0, 0.7], [-0.7, 0.0]])
+    assert _degenerate(layout, hermitian.ravel()) == {0: "it is Hermitian"}
+    symmetric = np.array([[1.1, 2.2], [2.2, 5.3], [0.4, 0.7], [0.7, 0.9]])
+    assert not _degenerate(layout, symmetric.ravel())
+    pair = lay_out([Entry(("z",), (0,), (2,), "complex128")])
+    assert not _degenerate(pair, np.array([1.1, 2.2, 2.3, 5.3]))
+
+
+@pytest.mark.parametrize("turn", [torch.adjoint, torch.t, torch.clone])
+def test_a_product_turned_at_a_hermitian_matrix_is_caught(turn):
+    root = torch.tensor([[1.1 + 0.3j, 0.4 - 0.8j], [0.2 + 0.9j, 1.7 - 0.1j]]).to(torch.complex128)
+
+    class Product(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x, matrix):
+            ctx.save_for_backward(x, matrix)
+            return x @ matrix
+
+        @staticmethod
+        def backward(ctx, g):
+            x, matrix = ctx.saved_tensors
+            return g @ turn(matrix), x.mH @ g
+
+    report = check(Product.apply, root, root @ root.mH, raise_exception=False)
+    assert report.verdict == ("PASS" if turn is torch.adjoint else "FAIL")
+    kinds = {finding.kind for finding in report.findings}
+    assert ("only right at this point" in kinds) == (turn is torch.clone)

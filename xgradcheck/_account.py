@@ -11,6 +11,7 @@ from xgradcheck._differences import norm, rms
 from xgradcheck._findings import (
     MEETING,
     indices,
+    mirrored,
     notes_on_points,
     only_here,
     precision,
@@ -20,7 +21,7 @@ from xgradcheck._findings import (
 from xgradcheck._generic import is_symmetric
 from xgradcheck._judge import ZERO, Judged, Verdict, accepted_impostors, distance, grade, judge
 from xgradcheck._kinds import Kind
-from xgradcheck._layout import DOUBLE, Leaf, Mask, Vector, bits_of
+from xgradcheck._layout import DOUBLE, Leaf, Mask, Vector
 from xgradcheck._measured import SMALLEST, Measured
 from xgradcheck._precision import looks_like, said_of
 from xgradcheck._report import Element, Finding, LeafReport
@@ -85,6 +86,11 @@ class Seen:
     def excused(self) -> Vector:
         """What rounding of the run may add to what is allowed."""
         return self.measured.run.excused[self.leaf.part]
+
+    @property
+    def mode(self) -> str:
+        """In which mode the gradient was computed."""
+        return self.measured.run.mode
 
     def accepted(self, excused: Vector) -> list[str]:
         """Which plainly wrong gradients would pass as well."""
@@ -155,12 +161,16 @@ def _decided(seen: Seen, point: Vector, eps: Vector | None) -> Decision:
         mistake = (near_by.mistakes or {}).get(seen.number)
         # Where kinks meet, the point tells nothing, and another one does.
         if mistake is not None and doubt.kind == MEETING and seen.number not in near_by.kept:
-            return Verdict.FAIL, [only_here(leaf, seen.number, mistake, near_by, True)], []
+            return (
+                Verdict.FAIL,
+                [only_here(leaf, seen.number, mistake, near_by, seen.mode, True)],
+                [],
+            )
         return Verdict.INCONCLUSIVE, [doubt], []
     if _is_right_symmetrised(leaf, point, seen.measured):
         text = (
             f"{leaf.name}: wrong element by element, right once symmetrised: if it is meant for "
-            f"symmetric matrices, say constraint='symmetric'"
+            f"{mirrored(leaf)} matrices, say constraint='symmetric'"
         )
         found = Finding(leaf.name, "symmetric", text, indices(leaf, judged.failed))
         return Verdict.INCONCLUSIVE, [found], []
@@ -208,7 +218,8 @@ def _passed(seen: Seen) -> Decision:
         return Verdict.PASS, [], notes
     is_kept = seen.number in measured.near_by.kept
     verdict = Verdict.INCONCLUSIVE if is_kept else Verdict.FAIL
-    return verdict, [only_here(seen.leaf, seen.number, mistake, measured.near_by)], notes
+    finding = only_here(seen.leaf, seen.number, mistake, measured.near_by, seen.mode)
+    return verdict, [finding], notes
 
 
 def _notes(seen: Seen) -> list[str]:
@@ -327,18 +338,15 @@ def _is_right_symmetrised(leaf: Leaf, point: Vector, measured: Measured) -> bool
     A transposed gradient is that too, but it follows no convention: neither it nor the truth is
     symmetric or triangular.
     """
-    if leaf.is_complex or leaf.grid != leaf.shape:
-        return False
-    values = point[leaf.part].reshape(leaf.shape)
-    if not is_symmetric(values, bits_of(leaf.dtype)):
+    if not is_symmetric(leaf, point[leaf.part]):
         return False
     turned = [
-        part[leaf.part].reshape(leaf.shape)
+        part[leaf.part].reshape(leaf.grid)
         for part in (measured.backward.gradient, measured.truth.value, measured.truth.bar)
     ]
     if not np.isfinite(turned).all():
         return False
-    gradient, value, bar = (np.ravel(part + part.swapaxes(-1, -2)) / 2 for part in turned)
+    gradient, value, bar = (np.ravel(part + leaf.turned(part)) / 2 for part in turned)
     allowed = (
         measured.allowance.allowed(gradient, value, rms(value)) + measured.run.excused[leaf.part]
     )
@@ -347,7 +355,7 @@ def _is_right_symmetrised(leaf: Leaf, point: Vector, measured: Measured) -> bool
     apart = distance(gradient, value) * size
     if apart > ABOUT * measured.allowance.distance * size + lost or norm(bar) > SMALL * size:
         return False
-    given, truth, slack = turned[0], turned[1], allowed.reshape(leaf.shape) + turned[2]
-    conventions = [given - given.swapaxes(-1, -2)]
+    given, truth, slack = turned[0], turned[1], allowed.reshape(leaf.grid) + turned[2]
+    conventions = [given - leaf.turned(given)]
     conventions += [half(part, k) for part in (given, truth) for half, k in HALVES]
     return any((np.abs(part) <= slack).all() for part in conventions)

@@ -90,10 +90,10 @@ def check(
         ``"forward"`` asks the framework for tangents (jvp) as well, or instead of the backward
         pass, and judges both beside the same differences.
     constraint
-        Where leaves cannot move freely: ``"symmetric"``, ``"simplex"`` (each row of the last axis
-        sums to 1), ``"positive"``, or a projection, a function of an array of the leaf's shape.
-        One for all leaves that satisfy it, or a dict by leaf. Steps and the compared gradient then
-        live in the tangent space.
+        Where leaves cannot move freely: ``"symmetric"`` (Hermitian where they are complex),
+        ``"simplex"`` (each row of the last axis sums to 1), ``"positive"``, or a projection, a
+        function of an array of the leaf's shape. One for all leaves that satisfy it, or a dict by
+        leaf. Steps and the compared gradient then live in the tangent space.
     coverage
         ``"sweep"`` differences every coordinate (two evaluations each), ``"projection"`` certifies
         the leaves along random directions (four evaluations where the function is smooth; each leaf

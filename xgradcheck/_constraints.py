@@ -96,9 +96,7 @@ def _tangent(
     """The tangent space, or why the leaf does not lie in the constraint."""
     if isinstance(constraint, Tangent):
         return constraint
-    if leaf.is_complex:
-        return f"{leaf.name} is complex"
-    values = point[leaf.part].reshape(leaf.shape)
+    values = point[leaf.part].reshape(leaf.grid)
     if not values.size:
         return f"{leaf.name} is empty"
     if callable(constraint):
@@ -106,6 +104,8 @@ def _tangent(
     if constraint not in NAMES:
         listed = ", ".join(map(repr, NAMES))
         raise InvalidCase(f"constraint={constraint!r} is not {listed} or a projection.")
+    if leaf.is_complex and constraint != "symmetric":
+        return f"{leaf.name} is complex"
     return {"symmetric": _symmetric, "simplex": _simplex, "positive": _positive}[constraint](
         leaf, values
     )
@@ -116,16 +116,16 @@ def _close(leaf: Leaf) -> float:
 
 
 def _symmetric(leaf: Leaf, values: Vector) -> Tangent | str:
-    if values.ndim < 2 or values.shape[-1] != values.shape[-2]:
+    if len(leaf.shape) < 2 or leaf.shape[-1] != leaf.shape[-2]:
         return f"{leaf.name} is not square, its shape is {list(leaf.shape)}"
-    if np.abs(values - values.swapaxes(-1, -2)).max() > _close(leaf) * np.abs(values).max():
-        return f"{leaf.name} is not symmetric"
+    word = "Hermitian" if leaf.is_complex else "symmetric"
+    if np.abs(values - leaf.turned(values)).max() > _close(leaf) * np.abs(values).max():
+        return f"{leaf.name} is not {word}"
 
     def project(flat: Vector) -> Vector:
-        matrix = flat.reshape(leaf.shape)
-        return np.asarray((matrix + matrix.swapaxes(-1, -2)) / 2).ravel()
+        return np.asarray((flat.reshape(leaf.grid) + leaf.turned(flat)) / 2).ravel()
 
-    return Tangent(project, project, "symmetric matrices")
+    return Tangent(project, project, f"{word} matrices")
 
 
 def _simplex(leaf: Leaf, values: Vector) -> Tangent | str:
@@ -162,19 +162,22 @@ def _of_projection(
     derivative at the point.
     """
 
+    kind = np.dtype(np.complex128 if leaf.is_complex else np.float64)
+
     def apply(flat: Vector) -> Vector:
-        given = projection(from_numpy(flat.reshape(leaf.shape).copy()))
-        found = np.asarray(given)
-        if found.dtype != np.float64:
+        parts = flat.reshape(leaf.grid)
+        moved = parts[0] + 1j * parts[1] if leaf.is_complex else parts.copy()
+        found = np.asarray(projection(from_numpy(moved)))
+        if found.dtype != kind:
             raise InvalidCase(
-                f"the projection of {leaf.name} returns {found.dtype}: it must return float64."
+                f"the projection of {leaf.name} returns {found.dtype}: it must return {kind}."
             )
         if found.shape != leaf.shape:
             raise InvalidCase(
                 f"the projection of {leaf.name} returns shape {list(found.shape)} for "
                 f"{list(leaf.shape)}: it must keep the shape."
             )
-        return found.ravel()
+        return np.ravel([found.real, found.imag] if leaf.is_complex else found)
 
     point = values.ravel()
     rng = np.random.default_rng(0)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from xgradcheck._layout import DOUBLE, Direction, Layout, Vector
+from xgradcheck._layout import DOUBLE, Direction, Layout, Vector, bits_of
 
 UNIT = 2.0**-53
 NOISE_SIGMAS = 5.0
@@ -19,6 +19,8 @@ must raise no alarm, in what counts as more than noise."""
 # one wrong slope.
 FACTORS = (1409 / 1024, 1153 / 1024, 1291 / 1024)
 APART, HUGE = 16.0, 1e3
+LEFT = 64.0
+"""Units of rounding of a complex number that may be left in a part of it that is none."""
 OFFSET, FEW_OFF, RESOLVED = 2.0**10, 2.0**5, 12
 """How much larger numbers are than they differ that have an offset, in sum and any two of them, and
 in how many bits they differ at least.
@@ -63,16 +65,21 @@ def natural_scale(point: Vector, layout: Layout) -> tuple[Vector, Vector]:
     A weight that happens to lie near zero still moves on the scale of its leaf, a tenth of the rms.
     One that is smaller by more than ``APART`` may be of another kind, an age beside a salary, and
     counts by its own magnitude, a zero beside ``HUGE`` ones as 1. A leaf of zeros counts as 1, and
-    numbers that differ by far less than they are by what they differ: times since 1970.
+    numbers that differ by far less than they are by what they differ: times since 1970. A part of a
+    complex number that may be all that rounding left of it is of no other kind than its leaf.
     """
     magnitude = np.abs(point)
-    common = magnitude.copy()
+    common, whole = magnitude.copy(), magnitude.copy()
     for leaf in layout:
+        if leaf.is_complex and leaf.grid == (2, *leaf.shape):
+            modulus = np.tile(np.hypot(*magnitude[leaf.part].reshape(2, -1)), 2)
+            left = magnitude[leaf.part] <= LEFT * 2.0 ** -bits_of(leaf.dtype) * modulus
+            whole[leaf.part][left] = modulus[left]
         own_rms = rms(magnitude[leaf.part])
         common[leaf.part] = np.fmax(magnitude[leaf.part], 0.1 * own_rms if own_rms > 0 else 1.0)
         if (spread := _spread(point[leaf.part], own_rms)) is not None:
             common[leaf.part] = magnitude[leaf.part] = spread
-    apart = (magnitude > 0) & (APART * magnitude < common)
+    apart = (magnitude > 0) & (APART * whole < common)
     own = np.where(apart, magnitude, common)
     own[(magnitude == 0) & (common > HUGE)] = 1.0
     return own, common

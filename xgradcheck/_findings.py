@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 
 from xgradcheck._adapters import Problem
-from xgradcheck._generic import DIAGONAL, LARGE, NORM, SUM, SYMMETRIC, NearBy
+from xgradcheck._generic import DIAGONAL, HERMITIAN, LARGE, MIRRORS, NORM, SUM, NearBy
 from xgradcheck._judge import Judged, percent
 from xgradcheck._kinds import Kind, Kinds
 from xgradcheck._layout import BITS, DOUBLE, Leaf, Mask, Operands, Vector
-from xgradcheck._measured import Measured, Told
+from xgradcheck._measured import FORWARD, REVERSE, Measured, Told
 from xgradcheck._parts import Node
 from xgradcheck._places import Place, place_of
 from xgradcheck._projection import Suspect
@@ -179,20 +179,36 @@ def unsure(
     return Finding(leaf.name, "noise", text, where)
 
 
+def gives(mode: str) -> str:
+    """What gives the gradient in a mode."""
+    return "the jvp gives" if mode == FORWARD else "backward gives"
+
+
+def mirrored(leaf: Leaf) -> str:
+    """What matrices are called that equal their transposes, or their conjugate ones."""
+    return "Hermitian" if leaf.is_complex else "symmetric"
+
+
 def only_here(
-    leaf: Leaf, number: int, mistake: Mistake | str, near_by: NearBy, is_open: bool = False
+    leaf: Leaf,
+    number: int,
+    mistake: Mistake | str,
+    near_by: NearBy,
+    mode: str = REVERSE,
+    is_open: bool = False,
 ) -> Finding:
     """What is wrong near by, by the ``mistake`` seen there or in these words."""
     seen = mistake
     if not isinstance(seen, str):
         seen = (
-            f"along a random direction backward gives {seen.analytic:.6g}, differences give "
+            f"along a random direction {gives(mode)} {seen.analytic:.6g}, differences give "
             f"{seen.truth:.6g} ± {seen.bar:.1g}"
         )
+    word = "Hermitian" if HERMITIAN in near_by.why.values() else mirrored(leaf)
     if number in near_by.kept and near_by.why.get(number) not in (SUM, NORM):
         text = (
-            f"{leaf.name}: right where matrices are symmetric, as here, and wrong off that: "
-            f"{seen}; if it is meant for symmetric matrices alone, say constraint='symmetric'"
+            f"{leaf.name}: right where matrices are {word}, as here, and wrong off that: "
+            f"{seen}; if it is meant for {word} matrices alone, say constraint='symmetric'"
         )
         return Finding(leaf.name, "only on its constraint", text)
     if number in near_by.kept:
@@ -200,7 +216,7 @@ def only_here(
     here = "open" if is_open else "right"
     text = f"{leaf.name}: {here} at this point, which hides mistakes, and wrong near by: {seen}"
     kind = "wrong near by" if is_open else ONLY_HERE
-    return Finding(leaf.name, kind, text + _if_symmetric(near_by))
+    return Finding(leaf.name, kind, text + _if_mirrored(near_by, word))
 
 
 def another_near_by(dtype: str, seen: str, near_by: NearBy) -> Finding:
@@ -208,18 +224,19 @@ def another_near_by(dtype: str, seen: str, near_by: NearBy) -> Finding:
     text = (
         f"{dtype}: right at this point, which hides mistakes, and another function near by: {seen}"
     )
-    return Finding("", ONLY_HERE, text + _if_symmetric(near_by))
+    word = "Hermitian" if HERMITIAN in near_by.why.values() else "symmetric"
+    return Finding("", ONLY_HERE, text + _if_mirrored(near_by, word))
 
 
-def _if_symmetric(near_by: NearBy) -> str:
-    if {SYMMETRIC, DIAGONAL}.isdisjoint(near_by.why.values()):
+def _if_mirrored(near_by: NearBy, word: str) -> str:
+    if {*MIRRORS, DIAGONAL}.isdisjoint(near_by.why.values()):
         return ""
-    return "; if it is meant for symmetric matrices alone, say constraint='symmetric'"
+    return f"; if it is meant for {word} matrices alone, say constraint='symmetric'"
 
 
 def right_only(leaf: Leaf, why: str, seen: str = "") -> Finding:
     """What is meant for arguments on a constraint, and off it is wrong."""
-    names = {SUM: "constraint='simplex'", SYMMETRIC: "constraint='symmetric'"}
+    names = {SUM: "constraint='simplex'", **dict.fromkeys(MIRRORS, "constraint='symmetric'")}
     say = names.get(why, "a projection as constraint=")
     text = (
         f"{leaf.name}: right where {why}, as here, and wrong off that{seen}; if it is meant for "
@@ -242,9 +259,9 @@ def held_to(off: float) -> str:
     )
 
 
-def along_directions(leaf: Leaf, mistake: Mistake) -> Finding:
+def along_directions(leaf: Leaf, mistake: Mistake, mode: str) -> Finding:
     text = (
-        f"{leaf.name}: along a random direction backward gives {mistake.analytic:.6g}, differences "
+        f"{leaf.name}: along a random direction {gives(mode)} {mistake.analytic:.6g}, differences "
         f"give {mistake.truth:.6g} ± {mistake.bar:.1g}; along others they differ as well"
     )
     return Finding(leaf.name, "wrong gradient", text)

@@ -36,7 +36,9 @@ SIDEWAYS, RIGHT = 3, 0.01
 more than it is right off them.
 """
 
-SYMMETRIC, DIAGONAL = "it is symmetric", "it is diagonal"
+SYMMETRIC, HERMITIAN, DIAGONAL = "it is symmetric", "it is Hermitian", "it is diagonal"
+MIRRORS = (SYMMETRIC, HERMITIAN)
+"""What is kept where a matrix equals its transpose, or a complex one its conjugate transpose."""
 SUM, NORM = "its rows have sum 1", "its rows have norm 1"
 SWITCHES, OFF = "its values are 0 and 1", "off what they are"
 STILL = "it stays symmetric"
@@ -122,7 +124,7 @@ def what_hides(phi: Phi, zeros: list[int]) -> dict[int, str]:
         why.setdefault(number, "its gradient is zero")
     for number, tangent in phi.tangents.items():
         # A symmetric matrix stays one; and on a curved set other points have other tangents.
-        if why.get(number) == SYMMETRIC or not tangent.is_flat:
+        if why.get(number) in MIRRORS or not tangent.is_flat:
             why.pop(number, None)
     return why
 
@@ -153,14 +155,14 @@ def what_it_keeps(phi: Phi, leaf: Leaf, gradient: Vector, off: float, seed: int)
     """What the values of a leaf are, if a gradient that is ``off`` by that share of its norm is
     right as long as they stay so: probabilities, unit vectors, a symmetric matrix. Else nothing.
     """
-    values, bits = phi.problem.point[leaf.part].reshape(leaf.grid), bits_of(leaf.dtype)
-    why = _why(values, bits)
-    if why not in (SUM, NORM, SYMMETRIC):
+    values = phi.problem.point[leaf.part].reshape(leaf.grid)
+    why = _why(leaf, values)
+    if why not in (SUM, NORM, *MIRRORS):
         return ""
     rng, value = np.random.default_rng([seed, 0x5E7]), float(phi.here(1)[0])
     noise = noise_of(phi, value, seed)
     for _ in range(SIDEWAYS):
-        direction = _keeping(values, why, rng.normal(size=values.shape), bits)
+        direction = _keeping(leaf, values, why, rng.normal(size=values.shape))
         least = off * norm(gradient * direction)
         found = derivative(
             lambda direction, steps: phi.along(direction, steps, leaf.start),
@@ -176,11 +178,11 @@ def what_it_keeps(phi: Phi, leaf: Leaf, gradient: Vector, off: float, seed: int)
     return why
 
 
-def _keeping(values: Vector, why: str, drawn: Vector, bits: int) -> Vector:
+def _keeping(leaf: Leaf, values: Vector, why: str, drawn: Vector) -> Vector:
     """A direction, along which rows keep their sum or their norm, or matrices are symmetric."""
-    if why == SYMMETRIC:
-        return np.ravel(drawn + drawn.swapaxes(-1, -2))
-    across = values * drawn
+    if why in MIRRORS:
+        return np.ravel(drawn + leaf.turned(drawn))
+    across, bits = values * drawn, bits_of(leaf.dtype)
     moves, axis = (across, _axis_of_sums(values, bits)) if why == SUM else (drawn, -1)
     return np.ravel(moves - values * across.sum(axis, keepdims=True))
 
@@ -193,7 +195,7 @@ def _right_beside_symmetric(
     """The leaves that are right as long as matrices stay symmetric whose own gradient is meant for
     such alone, as that of what a solver for symmetric matrices is multiplied with.
     """
-    symmetric = {number for number, text in chosen.items() if text == SYMMETRIC}
+    symmetric = {number for number, text in chosen.items() if text in MIRRORS}
     others = mistakes.keys() - symmetric
     if not others or symmetric.isdisjoint(mistakes):
         return set()
@@ -214,16 +216,14 @@ def _degenerate(layout: Layout, point: Vector) -> dict[int, str]:
         twins = (other for other in alike if np.array_equal(point[other.part], point[leaf.part]))
         twin = next(twins, None)
         alike.append(leaf)
-        why = _why(values, bits_of(leaf.dtype)) or (
-            "" if twin is None else f"it equals {twin.name}"
-        )
+        why = _why(leaf, values) or ("" if twin is None else f"it equals {twin.name}")
         if why:
             found[number] = why
     return found
 
 
-def _why(values: Vector, bits: int) -> str:
-    flat = values.ravel()
+def _why(leaf: Leaf, values: Vector) -> str:
+    flat, bits = values.ravel(), bits_of(leaf.dtype)
     first, few = flat[0] + 0.0, flat[:LOOKED_AT]
     rows = values.reshape(-1, values.shape[-1]) if values.ndim else values.reshape(1, 1)
     sizes = np.sort(np.abs(flat[:: max(1, flat.size // SAMPLED)]))
@@ -237,11 +237,11 @@ def _why(values: Vector, bits: int) -> str:
         return SWITCHES
     if whole and np.abs(flat).max() < WHOLE:
         return f"it is {first:g}" if values.size == 1 else "its values are whole numbers"
-    if _is_square(values):
+    if _is_square(leaf):
         if _is_diagonal(values):
             return DIAGONAL
-        if is_symmetric(values, bits):
-            return SYMMETRIC
+        if is_symmetric(leaf, values):
+            return HERMITIAN if leaf.is_complex else SYMMETRIC
     if values.ndim >= 2 and any(_some_equal(x) for x in (rows, rows.T)):
         return "some of its rows or columns are equal"
     distinct = 1 + np.count_nonzero(sizes[1:] != sizes[:-1])
@@ -257,18 +257,21 @@ def _why(values: Vector, bits: int) -> str:
     return ""
 
 
-def _is_square(values: Vector) -> bool:
-    return values.ndim >= 2 and values.shape[-1] == values.shape[-2] > 1
+def _is_square(leaf: Leaf) -> bool:
+    """Whether this is a square matrix, or a stack of them."""
+    sides = leaf.grid[leaf.is_complex :]
+    return len(sides) >= 2 and sides[-1] == sides[-2] > 1
 
 
-def is_symmetric(values: Vector, bits: int) -> bool:
-    """Whether this is a square matrix, or a stack of them, that equals its transpose, but for what
+def is_symmetric(leaf: Leaf, values: Vector) -> bool:
+    """Whether square matrices equal their transposes, complex ones the conjugate ones, but for what
     a product with its own transpose may be rounded to.
     """
-    if not _is_square(values):
+    if not _is_square(leaf):
         return False
+    bits, values = bits_of(leaf.dtype), values.reshape(leaf.grid)
     low = min(bits, BITS["float32"])
-    turned, unit = values.swapaxes(-1, -2), MIRRORED * np.abs(values).max()
+    turned, unit = leaf.turned(values), MIRRORED * np.abs(values).max()
     # What is none is seen by its first row, as a rule.
     if (np.abs(values[..., 0, :] - turned[..., 0, :]) > unit * 2.0**-low).any():
         return False
@@ -342,17 +345,17 @@ def points_near_by(phi: Phi, chosen: dict[int, str], seed: int) -> Iterator[Vect
             point = problem.point.copy()
             for number, leaf, scale, unit in zip(chosen, leaves, scales, signed, strict=True):
                 values, moves = point[leaf.part], far * scale * unit
-                point[leaf.part] = _beside(values, moves, leaf.grid, chosen[number])
+                point[leaf.part] = _beside(leaf, values, moves, chosen[number])
             if phi.is_bound:
                 point = problem.point + phi.tangential(point - problem.point)
             yield point
 
 
-def _beside(values: Vector, moves: Vector, grid: tuple[int, ...], why: str) -> Vector:
+def _beside(leaf: Leaf, values: Vector, moves: Vector, why: str) -> Vector:
     """Values that were moved, and still are what their function may take them for: probabilities,
     unit vectors, edges in their order, symmetric matrices.
     """
-    moved = values + moves
+    moved, grid = values + moves, leaf.grid
     if why == SUM:
         # Short formats hold sums less closely than these numbers are held here.
         axis = _axis_of_sums(values.reshape(grid), min(BITS.values()))
@@ -360,8 +363,7 @@ def _beside(values: Vector, moves: Vector, grid: tuple[int, ...], why: str) -> V
         mixed = values.reshape(grid) + NEAR[0] * drawn / np.max(drawn, initial=np.finfo(float).tiny)
         return np.asarray((mixed / mixed.sum(axis, keepdims=True)).ravel())
     if why == STILL:
-        square = moves.reshape(grid)
-        return np.asarray(values + np.ravel(square + square.swapaxes(-1, -2)) / 2)
+        return np.asarray(values + np.ravel(moves.reshape(grid) + leaf.turned(moves)) / 2)
     if why == OFF or not grid or grid[-1] < 2:
         return moved
     rows, own = values.reshape(-1, grid[-1]), moved.reshape(-1, grid[-1])

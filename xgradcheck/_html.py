@@ -161,7 +161,10 @@ def _card(leaf: "LeafReport", report: "Report", drawing: Any) -> dict[str, Any]:
         truth = f"{element.truth:.7g}"
         worst = [
             ("worst element", printable(element_name(leaf, element))),
-            ("backward gives", f"{element.analytic:.7g}"),
+            (
+                "the jvp gives" if leaf.mode == "forward" else "backward gives",
+                f"{element.analytic:.7g}",
+            ),
             ("truth", truth + (f" ± {element.error_bar:.1g}" if element.error_bar else "")),
             ("off by", f"{error:.2g}"),
             ("allowed", f"{element.allowed:.1g}"),

@@ -96,6 +96,13 @@ class Leaf:
             return ""
         return "real" if 2 * (position - self.start) < self.size else "imag"
 
+    def turned(self, values: Vector) -> Vector:
+        """The numbers of a leaf of square matrices as they are in the transposes of these; in the
+        conjugate transposes of complex ones.
+        """
+        matrices = values.reshape(self.grid).swapaxes(-1, -2)
+        return np.stack([matrices[0], -matrices[1]]) if self.is_complex else matrices
+
     def element(self, index: tuple[int | str, ...]) -> str:
         """``W1[2, 0]``, as a reader would type it; the bare name for a 0-d leaf."""
         return f"{self.name}[{', '.join(map(str, index))}]" if index else self.name

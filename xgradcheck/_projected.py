@@ -14,7 +14,7 @@ from xgradcheck._differences import Noise, norm, rms
 from xgradcheck._directions import influence, unit_of
 from xgradcheck._generic import LARGE, NearBy, is_symmetric
 from xgradcheck._judge import NEGLIGIBLE, PIECE, ZERO, Judged, Verdict, distance, judge, tolerance
-from xgradcheck._layout import DOUBLE, Leaf, Positions, Vector, bits_of
+from xgradcheck._layout import DOUBLE, Leaf, Positions, Vector
 from xgradcheck._measured import Measured, Run
 from xgradcheck._meetings import is_a_choice
 from xgradcheck._one_side import on_one_side
@@ -476,11 +476,11 @@ def _may_be_right_symmetrised(
 ) -> bool:
     """Whether a leaf is symmetric, and its gradient right along a direction that keeps it so."""
     leaf, noise = phi.problem.layout.leaves[number], work.done.noise
-    values = phi.problem.point[leaf.part].reshape(leaf.grid)
-    if leaf.size > SYMMETRIC or not is_symmetric(values, bits_of(leaf.dtype)) or noise is None:
+    values = phi.problem.point[leaf.part]
+    if leaf.size > SYMMETRIC or not is_symmetric(leaf, values) or noise is None:
         return False
     drawn = np.random.default_rng([work.seed, 0x5717]).normal(size=leaf.grid)
-    direction = np.ravel(drawn + drawn.swapaxes(-1, -2)) * float(np.max(phi.scales()[0][leaf.part]))
+    direction = np.ravel(drawn + leaf.turned(drawn)) * float(np.max(phi.scales()[0][leaf.part]))
     own, lost = run.backward.gradient[leaf.part], np.zeros(leaf.size)
     found = slope_along(phi, leaf, own, lost, direction, value, noise, work.allowance)
     return found.mistake is None

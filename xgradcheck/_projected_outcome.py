@@ -82,7 +82,9 @@ def _account(problem: Problem, number: int, leaf: Leaf, found: Projected, row: i
         # Each was compared by itself with a gradient that is right.
         told = None if fine.is_zero else Sensitivity(fine.floor, fine.floor, fine.floor)
         own = _entry(leaf, run, Verdict.PASS, fine.distance, fine.floor, sensitivity=told)
-        return own, [], []
+        # What is wrong near by is told of the formula, in each mode.
+        is_formula = run.mode != found.runs[0].mode
+        return *(_beside_near_by(own, [], leaf, number, near_by) if is_formula else (own, [])), []
     if restricted is not None and number in restricted.numbers:
         place = restricted.numbers.index(number)
         part = restricted.layout.leaves[place]
@@ -102,7 +104,7 @@ def _account(problem: Problem, number: int, leaf: Leaf, found: Projected, row: i
     if number in projection.mistakes:
         mistake, distance = projection.mistakes[number]
         own = _entry(leaf, run, Verdict.FAIL, distance)
-        return own, [along_directions(leaf, mistake)], []
+        return own, [along_directions(leaf, mistake, run.mode)], []
     if bound is None or number in projection.open:
         return _open(leaf, number, run, found)
     return _certified(leaf, run, found, number, bound)
@@ -194,7 +196,7 @@ def _beside_near_by(
     if mistake is None:
         return own, said
     verdict = Verdict.INCONCLUSIVE if number in near_by.kept else Verdict.FAIL
-    finding = only_here(leaf, number, mistake, near_by)
+    finding = only_here(leaf, number, mistake, near_by, own.mode)
     return replace(own, verdict=verdict), [*said, finding]
 
 
@@ -204,7 +206,7 @@ def _open(leaf: Leaf, number: int, run: Run, found: Projected) -> Account:
     mistake = (near_by.mistakes or {}).get(number)
     if mistake is not None and number not in near_by.kept:
         own = _entry(leaf, run, Verdict.FAIL, undecided=leaf.size)
-        return own, [only_here(leaf, number, mistake, near_by, is_open=True)], []
+        return own, [only_here(leaf, number, mistake, near_by, run.mode, is_open=True)], []
     own = _entry(leaf, run, Verdict.INCONCLUSIVE, undecided=leaf.size)
     advice = "move the point" if near_by.can_move else "give grads as a function, move the point"
     text = (

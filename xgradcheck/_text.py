@@ -81,7 +81,8 @@ def worst_sentence(leaf: "LeafReport", is_stated: bool = False) -> str:
     error = abs(worst.analytic - worst.truth)
     largest = max(abs(worst.analytic), abs(worst.truth))
     digits = _digits(error, largest)
-    gives = f"{element_name(leaf, worst)}: backward gives {worst.analytic:.{digits}g}"
+    what = "the jvp" if leaf.mode == "forward" else "backward"
+    gives = f"{element_name(leaf, worst)}: {what} gives {worst.analytic:.{digits}g}"
     if math.isnan(worst.truth):
         return gives  # which says enough: nothing was differenced there
     gives += ", "

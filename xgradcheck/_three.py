@@ -393,7 +393,7 @@ def _beside_near_by(own: Account, leaf: Leaf, number: int, near: NearKernel) -> 
     is_open, is_kept = entry.verdict is Verdict.INCONCLUSIVE, number in near.near_by.kept
     if entry.verdict is Verdict.FAIL or (is_open and is_kept):
         return own
-    finding = only_here(leaf, number, near.wrong[number], near.near_by, is_open)
+    finding = only_here(leaf, number, near.wrong[number], near.near_by, is_open=is_open)
     verdict = Verdict.INCONCLUSIVE if is_kept else Verdict.FAIL
     return replace(entry, verdict=verdict), [*said, finding], notes
 

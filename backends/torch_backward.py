@@ -1,7 +1,7 @@
 """The backward pass under test: that of autograd, or a gradient that the user gives."""
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from xgradcheck._layout import Vector
 
 from .own_draws import draws_its_own
 from .torch_call import Call
-from .torch_forms import forms
+from .torch_forms import forms, refused_without_second
 from .torch_tensors import Grads, array_of, has_custom, paired, pulled, read_into
 
 INSIDE = ("incompatible with .grad()", ".backward()")
@@ -37,7 +37,8 @@ class UnderTest:
             return call.given
         call.world.reset()
         before = set(call.world.moving)
-        answer = self._from_user(cotangent) if call.is_handed else self._autograd(cotangent)
+        with refused_without_second() if call.differentiates else nullcontext():
+            answer = self._from_user(cotangent) if call.is_handed else self._autograd(cotangent)
         call.world.watch()
         # What a forward pass writes to is known by now.
         new = [name for name in call.world.moving if name not in before]

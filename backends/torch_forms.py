@@ -1,11 +1,16 @@
-"""The form of what custom Functions return in their backward pass, before autograd makes it fit."""
+"""The form of what custom Functions return in their backward pass, before autograd makes it fit;
+and what torch refuses to differentiate.
+"""
 
 import inspect
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
+
+from xgradcheck._errors import InvalidCase
 
 from .torch_exchanged import backwards_applied
 
@@ -13,6 +18,30 @@ REFUSED = "returned an in"
 """What torch says of gradients that no summing or casting makes fit: an invalid gradient, or an
 incorrect number of them.
 """
+
+
+OWN = torch.autograd.__path__[0]
+"""Where the code of autograd lies."""
+MISSING = ("is not implemented", "You must implement")
+"""What torch says of operators and Functions that have no derivative."""
+
+
+@contextmanager
+def refused_without_second() -> Iterator[None]:
+    """Refuse by name what torch has no second derivative of; what a backward pass raises itself
+    passes through.
+    """
+    try:
+        yield
+    except (NotImplementedError, RuntimeError) as error:
+        said = str(error).partition("\n")[0]
+        raised = traceback.extract_tb(error.__traceback__)[-1].filename
+        if not raised.startswith(OWN) or not any(text in said for text in MISSING):
+            raise
+        raise InvalidCase(
+            f"its backward pass has no derivative in torch ({said.rstrip('. ')}): check it with "
+            f"order=1, or write it in operations that have one."
+        ) from None
 
 
 @contextmanager

@@ -747,3 +747,50 @@ def test_sizes_and_what_is_not_yet_there_are_no_gradients() -> None:
     layer = Attention()
     report = check(layer.forward, wrt=layer, grads=layer.backward)
     assert report.verdict == "PASS" and [*report.leaves] == ["W"]
+
+
+def waves(x):
+    return np.sin(x), np.cos(x)
+
+
+def waves_back(u, v, x):
+    return u * np.cos(x) - v * np.sin(x)
+
+
+@pytest.mark.parametrize(
+    "grads",
+    [
+        waves_back,
+        lambda u, v, z: waves_back(u, v, z),
+        lambda x, u, v: waves_back(u, v, x),
+        lambda u, x: waves_back(*u, x),
+    ],
+)
+def test_a_gradient_may_take_a_cotangent_for_each_output(grads):
+    x = np.linspace(0.1, 1.0, 3)
+    assert check(waves, x, grads=grads)
+    assert check(lambda x: (np.sin(x), x.argsort(), np.cos(x)), x, grads=waves_back)
+    wrong = check(waves, x, grads=lambda u, v, x: waves_back(u, -v, x), raise_exception=False)
+    assert wrong.verdict == "FAIL"
+
+
+def test_a_closure_may_have_a_cotangent_for_each_output():
+    p = {"w": np.linspace(0.1, 1.0, 3)}
+    how = {"wrt": p, "grads": lambda u, v: {"w": waves_back(u, v, p["w"])}}
+    assert check(lambda: waves(p["w"]), **how)
+
+
+def test_more_arguments_than_cotangents_are_refused():
+    with pytest.raises(InvalidCase, match=r"2 more .* returns one ndarray: let it take"):
+        check(np.sin, np.ones(3), grads=waves_back)
+
+
+def test_a_backward_of_what_the_forward_keeps_is_told_what_to_call_it():
+    a, b = np.random.default_rng(0).normal(size=(2, 3, 3))
+
+    def product(a, b):
+        return a @ b, (a, b)
+
+    assert check(product, a, b, grads=lambda dout, cache: (dout @ cache[1].T, cache[0].T @ dout))
+    with pytest.raises(InvalidCase, match="If c is what the function keeps for it, call it cache"):
+        check(product, a, b, grads=lambda dout, c: (dout @ c[1].T, c[0].T @ dout))

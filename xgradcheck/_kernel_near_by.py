@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from xgradcheck._generic import (
+    MIRRORS,
     OFF,
     STILL,
-    SYMMETRIC,
     NearBy,
     points_near_by,
     what_hides,
@@ -58,9 +58,9 @@ def compare_near_by(
         if found is None:
             return None
         another, wrong = found
-        if another and SYMMETRIC in chosen.values():
+        if another and not {*MIRRORS}.isdisjoint(chosen.values()):
             # It may read one triangle alone, and is what it has to be for such matrices.
-            return moved({n: STILL if w == SYMMETRIC else w for n, w in chosen.items()})
+            return moved({n: STILL if w in MIRRORS else w for n, w in chosen.items()})
         # Off what its arguments are a kernel has promised nothing.
         if another and OFF not in chosen.values():
             others.append(another)

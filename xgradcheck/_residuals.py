@@ -13,6 +13,7 @@ from typing import Any
 
 from xgradcheck._adapters import Case
 from xgradcheck._errors import InvalidCase
+from xgradcheck._layout import Layout
 from xgradcheck._tree import (
     argument_names,
     parameters_of,
@@ -47,7 +48,7 @@ def whole(case: Case) -> Case:
     if _is_of_an_object(case):
         return _of_an_object(case)
     _refuse_rates(case)
-    return _by_its_names(case)
+    return _of_several_outputs(case) or _by_its_names(case)
 
 
 def _by_its_names(case: Case) -> Case:
@@ -77,6 +78,49 @@ def _by_its_names(case: Case) -> Case:
         return backward(*(values[name] for name in names), **told, **kwargs)
 
     return replace(case, grads=_taking(gradient, len(extra) + len(known)))
+
+
+def _of_several_outputs(case: Case) -> Case | None:
+    """The same with a gradient that gets the cotangents in a tuple, where it takes two things more
+    than the function or others: one for each output. None where it does not.
+    """
+    known, backward, names = argument_names(case.fn, len(case.args)), case.grads, _wanted(case)
+    outputs = len(names) - len(known)
+    if outputs < 2 or takes_any_number(backward):
+        return None
+    extra = [name for name in names if name not in known]
+    order = [*extra, *known] if len(extra) == outputs else names
+
+    def gradient(cotangent: Any, *args: Any, **kwargs: Any) -> Any:
+        parts = [*cotangent] if isinstance(cotangent, tuple | list) else [cotangent]
+        if len(parts) > outputs:
+            parts = [part for part in parts if isinstance(part, float) or _is_floating(part)]
+        if len(parts) != outputs:
+            kind, count = type(cotangent).__name__, f" of {len(parts)}" if len(parts) > 1 else ""
+            raise InvalidCase(
+                f"grads takes ({', '.join(names)}), {outputs} more than the function, which "
+                f"returns one {kind}{count}: let it take (cotangent, *args), and have what else it "
+                f"needs from elsewhere."
+            )
+        values = dict(zip(order, [*parts, *args], strict=True))
+        return backward(*(values[name] for name in names), **kwargs)
+
+    return replace(case, grads=_taking(gradient, 1 + len(known)))
+
+
+def refused_as_of_a_scalar(case: Case, outputs: Layout) -> InvalidCase:
+    """The refusal of a gradient that takes no cotangent, for more outputs than one number."""
+    text = f"the output has {outputs.size} elements and grads belongs to a scalar: reduce "
+    text += "the output with loss=, or give a function grads(cotangent, *args)"
+    names = _wanted(case) if callable(case.grads) else []
+    if len(names) == len(case.args) == 2:
+        text = (
+            f"grads takes ({', '.join(names)}), as many as the function, so that it belongs to a "
+            f"scalar, and the output has {outputs.size} elements: give grads(cotangent, *args), or "
+            f"reduce the output with loss=. If {names[1]} is what the function keeps for it, call "
+            f"it cache, and let the function return (output, cache)"
+        )
+    return InvalidCase(f"{text}.")
 
 
 def _settings(backward: Callable[..., Any], known: Sequence[str]) -> list[str]:

@@ -26,7 +26,7 @@ from xgradcheck._progress import progress
 from xgradcheck._projected import Projected, wants_projection
 from xgradcheck._projected_outcome import projected_outcome
 from xgradcheck._report import Report
-from xgradcheck._residuals import note_on_others, whole
+from xgradcheck._residuals import note_on_others, refused_as_of_a_scalar, whole
 from xgradcheck._rows import Asked
 from xgradcheck._tree import required_arguments
 from xgradcheck._truth import COMPLEX
@@ -34,6 +34,8 @@ from xgradcheck._truth import COMPLEX
 COVERAGES = ("auto", "sweep", "rows", "projection")
 FAR = np.array([2.0**-6, -(2.0**-6), 2.0**-2])
 """How far a leaf is moved to see whether the call writes over that, as a share of its scale."""
+OF_COTANGENTS = 2.0**-6
+"""The step of a cotangent beside an eps that was given for other leaves."""
 METHODS = ("auto", "central", "complex-step")
 
 
@@ -235,10 +237,7 @@ def _checked(
     if problem.outputs.size == 0:
         raise InvalidCase("the output is empty: there is nothing to differentiate.")
     if problem.unit_cotangent and problem.outputs.size != 1:
-        raise InvalidCase(
-            f"the output has {problem.outputs.size} elements and grads belongs to a scalar: reduce "
-            f"the output with loss=, or give a function grads(cotangent, *args)."
-        )
+        raise refused_as_of_a_scalar(case, problem.outputs)
     steps = _steps(eps, problem.layout)
     cotangent = cotangent_of(problem, int(seed))
     spaces: dict[int, Tangent] = {}
@@ -251,6 +250,10 @@ def _checked(
         if number > 1:
             problem = problem.second(cotangent)
             cotangent = cotangent_of(problem, int(seed))
+            if steps is not None:
+                # A gradient is linear in its cotangent: there is no step to choose.
+                cotangents = problem.layout.size - steps.size
+                steps = np.append(steps, np.full(cotangents, OF_COTANGENTS))
         if number not in orders:
             continue
         phi = Phi(problem, cotangent, spaces, budget=budget)

@@ -219,3 +219,21 @@ def test_texts_say_what_gave_a_gradient(monkeypatch):
     monkeypatch.setattr(Sine, "forward_factor", 1.01)
     report = check(Sine.apply, torch.from_numpy(X), modes="forward", raise_exception=False)
     assert "the jvp gives" in str(report) and "backward gives" not in str(report)
+
+
+@pytest.mark.parametrize("coverage", ["auto", "rows"])
+@pytest.mark.parametrize("count", [1, 400])
+def test_a_finding_counts_what_the_table_counts(coverage, count):
+    def spoiled(dx, dw, x, w):
+        factor = torch.ones(400, dtype=x.dtype)
+        factor[160 if count == 1 else slice(None)] = 1.05
+        return dx * w * factor.reshape(20, 20) + x * dw
+
+    x = torch.linspace(-1, 1.1, 400).double().cos().reshape(20, 20)
+    w = torch.linspace(0.3, 1.4, 20).double().exp()
+    how = {"modes": BOTH, "coverage": coverage, "raise_exception": False}
+    report = check(ruled(spoiled, pulled), x, w, **how)
+    (row,) = [row for row in report.leaves["args[0]"].rows if row.verdict == "FAIL"]
+    (finding,) = [found for found in report.findings if found.kind == "wrong gradient"]
+    assert (row.judged, row.wrong) == ("forward", count)
+    assert ("1 of 400 elements" if count == 1 else "every element") in finding.text

@@ -185,7 +185,8 @@ def _mistakes(seen: Seen) -> list[Finding]:
             f"no gradient for {name}: the backward pass does not reach it, and the output depends "
             f"on it"
         )
-        if leaf.size < seen.measured.run.backward.gradient.size:
+        others = leaf.size < seen.measured.run.backward.gradient.size
+        if others and seen.measured.order == 1:
             text += "; if it is meant as a constant, name the others in wrt="
         return [Finding(name, "no gradient", text)]
     gradient, value, measured = seen.gradient, seen.value, seen.measured

@@ -38,7 +38,7 @@ ROUNDING = 1e-10
 ONLY_HERE = "only right at this point"
 MEETING = "kinks meet"
 NO_DERIVATIVE = {
-    Kind.JUMP: ("jump", "the function jumps here, it has no derivative"),
+    Kind.JUMP: ("jump", "the {} jumps here, it has no derivative"),
     Kind.STEEP: ("infinite slope", "the slope is infinite here, no difference can converge"),
     Kind.MEETING: (
         MEETING,
@@ -112,6 +112,21 @@ def writes(written: Sequence[str]) -> Finding:
     return Finding("", "purity", text)
 
 
+def in_part(leaf: Leaf, looked_at: int, finding: Finding, wrong: Mask | None) -> Finding:
+    """A finding about the elements of a leaf that were ``looked_at``, told of the whole: of all
+    that are ``wrong``, where those are known.
+    """
+    if finding.kind != "wrong gradient":
+        return finding
+    extent, semicolon, remainder = finding.text.partition(";")
+    if wrong is not None:
+        extent = _extent(leaf, wrong)
+    else:
+        extent = extent.replace(f" of {looked_at} elements", f" of {leaf.size} elements")
+        extent += f", as far as {looked_at} of {leaf.size} tell"
+    return replace(finding, text=f"{extent}{semicolon}{remainder}")
+
+
 def _extent(leaf: Leaf, failed: Mask) -> str:
     """How much of a leaf is wrong, and where."""
     count = int(failed.sum())
@@ -157,7 +172,8 @@ def unsure(
     for kind, (word, text) in NO_DERIVATIVE.items():
         there = undecided & (truth.kinds[leaf.part] == kind)
         if there.any():
-            return Finding(leaf.name, word, f"{leaf.name}: {text} {_places(leaf, there)}", where)
+            what = text.format("function" if measured.order == 1 else "gradient")
+            return Finding(leaf.name, word, f"{leaf.name}: {what} {_places(leaf, there)}", where)
     if (undecided & ~truth.settled[leaf.part]).any():
         text = (
             f"{leaf.name}: the differences do not converge {at}: there may be a kink, a jump, the "

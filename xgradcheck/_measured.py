@@ -88,6 +88,8 @@ class Measured:
     """What the function changes whenever it runs, held still."""
     unraised: str = ""
     """Why the truth was not computed in float64, where the function runs below that."""
+    order: int = 1
+    """Of the derivative: at the second one the function that is differenced is the gradient."""
     is_constant: bool = False
     """Whether nothing but rounding moves phi."""
 

@@ -8,10 +8,11 @@ import numpy as np
 
 from xgradcheck._account import Account, account, leaf_entry, together
 from xgradcheck._adapters import Problem
-from xgradcheck._differences import Noise
+from xgradcheck._differences import Noise, rms
 from xgradcheck._directions import influence
 from xgradcheck._findings import (
     along_directions,
+    in_part,
     note_on_points,
     only_here,
     precision,
@@ -20,7 +21,7 @@ from xgradcheck._findings import (
 from xgradcheck._generic import NearBy
 from xgradcheck._judge import Verdict, grade, impostors, largest_distance, percent, tolerance
 from xgradcheck._kinds import Kind
-from xgradcheck._layout import DOUBLE, Leaf
+from xgradcheck._layout import DOUBLE, Leaf, Mask
 from xgradcheck._measured import Run, Told
 from xgradcheck._outcome import concluded
 from xgradcheck._projected import Projected
@@ -95,6 +96,11 @@ def _account(problem: Problem, number: int, leaf: Leaf, found: Projected, row: i
             said = [suspects(leaf, suspect, finding, gradient) for finding in said]
         elif number in projection.open and isinstance(part, Part):
             return _open(leaf, number, run, found)
+        elif own.verdict is Verdict.FAIL and isinstance(part, Part):
+            wrong = _wrong_beside(leaf, number, found, row, own.wrong)
+            count = own.wrong if wrong is None else int(wrong.sum())
+            said = [in_part(leaf, part.size, finding, wrong) for finding in said]
+            own = replace(own, wrong=count, is_estimate=count > own.wrong)
         if own.verdict is Verdict.PASS:
             own, said = _beside_near_by(own, said, leaf, number, near_by)
         if own.verdict is Verdict.FAIL or number not in projection.mistakes:
@@ -108,6 +114,21 @@ def _account(problem: Problem, number: int, leaf: Leaf, found: Projected, row: i
     if bound is None or number in projection.open:
         return _open(leaf, number, run, found)
     return _certified(leaf, run, found, number, bound)
+
+
+def _wrong_beside(leaf: Leaf, number: int, found: Projected, row: int, least: int) -> Mask | None:
+    """Which elements of a run are wrong beside the gradient of the first one; None where that is
+    not certified itself, or tells of less than the ``least`` that differences have told of.
+    """
+    run, projection = found.runs[row], found.projection
+    if not row or number not in projection.bounds or number in projection.open:
+        return None
+    gradient, right = (x.backward.gradient[leaf.part] for x in (run, found.runs[0]))
+    allowance = found.looked[row].allowance
+    with np.errstate(invalid="ignore"):
+        allowed = allowance.allowed(gradient, right, rms(right)) + run.excused[leaf.part]
+        wrong = ~(np.abs(gradient - right) <= allowed)
+    return wrong if wrong.sum() >= least else None
 
 
 def _with_suspect(

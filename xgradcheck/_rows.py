@@ -190,6 +190,7 @@ def swept(
         refusal=phi.refusal,
         spaces=asked.spaces,
         held=problem.moving,
+        order=asked.order,
     )
 
 

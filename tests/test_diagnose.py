@@ -179,6 +179,7 @@ def test_a_gradient_that_is_right_within_noise_has_no_cause() -> None:
         (np.s_[-3:], (6, 5), "the last 3 of 6 rows"),
         (np.s_[:, ::4], (3, 16), "every 4th column from 0"),
         (np.s_[:, 4:10], (3, 16), "columns 4 to 9"),
+        (np.s_[2:13:2], (32, 4), "every second row from 2 to 12"),
         (np.s_[:, 2], (3, 4, 5), "[:, 2, :]"),
         (np.s_[1:3], (4, 4, 5), "slices 1 and 2 along axis 0"),
         (np.s_[-7:], (40,), "the last 7 of 40 elements"),

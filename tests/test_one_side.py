@@ -202,3 +202,31 @@ def test_what_a_large_offset_hides_is_not_passed_for_a_kink(seed: int) -> None:
     x = torch.from_numpy(np.where(np.abs(drawn) < 1e-2, 0.0, drawn)).requires_grad_()
     report = check(lambda x: fn(x).sum() + 1e5, x, seed=seed, raise_exception=False)
     assert report.verdict != "PASS"
+
+
+@pytest.mark.parametrize(("shape", "axis"), [((2, 300), 1), ((12, 100), 1), ((90, 6), 0)])
+@pytest.mark.parametrize("mistake", ["none", "one percent", "the next one's"])
+def test_equal_numbers_of_each_line_are_sorted_in_some_order(shape, axis, mistake):
+    weights = torch.arange(shape[axis], dtype=torch.float64).sin()
+    weights = weights.reshape([-1 if n == axis else 1 for n in range(2)])
+
+    class Sorted(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            values, places = x.sort(axis)
+            ctx.save_for_backward(places)
+            return (values * weights).sum()
+
+        @staticmethod
+        def backward(ctx, cotangent):
+            (places,) = ctx.saved_tensors
+            found = torch.zeros(shape, dtype=torch.float64)
+            found = found.scatter(axis, places, weights.expand(shape).contiguous())
+            found = found.roll(1, axis) if mistake == "the next one's" else found
+            return cotangent * found * (1.01 if mistake == "one percent" else 1.0)
+
+    draws = torch.Generator().manual_seed(0)
+    x = torch.relu(torch.randn(*shape, generator=draws, dtype=torch.float64) - 0.3)
+    report = check(Sorted.apply, x, raise_exception=False)
+    assert report.verdict == ("PASS" if mistake == "none" else "FAIL")
+    assert report.evaluations < 200

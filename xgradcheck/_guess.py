@@ -57,6 +57,8 @@ def guesses(
         for way in (_stride, _range, _some):
             if (on := way(bad, good, int(of_each.max()) + 1, is_label_wrong)) is not None:
                 yield Guess(on[of_each], way is _some)
+    if len(shape) > 1 and (box := _box(wrong, right, shape, is_wrong, rng)) is not None:
+        yield Guess(box.ravel(), False)
 
 
 def _labels(index: Sequence[Positions], shape: tuple[int, ...]) -> Iterator[Positions]:
@@ -92,6 +94,40 @@ def _range(wrong: Positions, right: Positions, count: int, is_wrong: IsWrong) ->
     every = np.arange(count)
     on = (every >= low) & (every <= high)
     return None if on.all() else on
+
+
+def _box(
+    wrong: Positions,
+    right: Positions,
+    shape: tuple[int, ...],
+    is_wrong: IsWrong,
+    rng: np.random.Generator,
+) -> Mask | None:
+    """The block that holds all that is wrong."""
+    bad, good = (np.unravel_index(own, shape) for own in (wrong, right))
+    box = [slice(int(own.min()), int(own.max()) + 1) for own in bad]
+
+    def holds_right() -> bool:
+        sides = zip(good, box, strict=True)
+        return bool(np.all([(s.start <= own) & (own < s.stop) for own, s in sides], 0).any())
+
+    def is_slab_wrong(axis: int, place: int) -> bool:
+        some = np.array([rng.integers(s.start, s.stop, TRIES) for s in box])
+        some[axis] = place
+        return any(map(is_wrong, np.ravel_multi_index(tuple(some), shape).tolist()))
+
+    if holds_right():
+        return None
+    for axis, length in enumerate(shape):
+        low, high = box[axis].start, box[axis].stop
+        while low > 0 and is_slab_wrong(axis, low - 1):
+            low -= 1
+        while high < length and is_slab_wrong(axis, high):
+            high += 1
+        box[axis] = slice(low, high)
+    inside = np.zeros(shape, bool)
+    inside[tuple(box)] = True
+    return None if inside.all() or holds_right() else inside
 
 
 def _some(wrong: Positions, right: Positions, count: int, is_wrong: IsWrong) -> Mask | None:

@@ -22,9 +22,9 @@ SAMPLED, RIGHT = 32, 256
 """Elements of a leaf that are differenced where a search has found none, and those that are looked
 at, where the others are right.
 """
-GUESSES, LOOKED_AT, SEEN = 3, 12, 1e-6
+GUESSES, LOOKED_AT, SEEN = 6, 12, 1e-6
 """How many places are tried that hold all of what was found; how many elements are looked at in
-each; and by which share of itself at least one is off that is wrong.
+each; and by which share at least one is off that is wrong, of itself and of its leaf's rms.
 """
 
 Truths = dict[int, tuple[float, float]]
@@ -148,23 +148,25 @@ def _guessed(phi: Phi, leaf: Leaf, gradient: Vector, suspect: Suspect) -> tuple[
     right = np.array(suspect.right, np.intp) - leaf.start
     # A zero may be right in the midst of what is wrong.
     right = right[gradient[right] != 0]
+    least = SEEN * rms(gradient)
 
     def are_wrong(places: Positions) -> Mask:
         slopes = [slopes_at(phi, leaf.start + places, wide) for wide in (1.0, 2.0)]
         if phi.budget.is_cut or slopes[0] is None or slopes[1] is None:
             return np.zeros(places.size, bool)
-        bar = 4 * np.abs(slopes[1] - slopes[0]) + SEEN * np.abs(slopes[0])
+        bar = 4 * np.abs(slopes[1] - slopes[0]) + SEEN * np.abs(slopes[0]) + least
         return np.asarray(np.abs(gradient[places] - slopes[0]) > bar)
 
     def is_wrong(place: int) -> bool:
         return bool(are_wrong(np.array([place])).all())
 
+    some = None
     for guess in islice(guesses(wrong, right, leaf.shape, is_wrong), GUESSES):
         if _is_full(guess.inside, gradient, are_wrong):
-            is_all = _is_right(phi, leaf, gradient, ~guess.inside)
-            if is_all or guess.may_be_more:
-                return guess.inside, is_all
-    return None, False
+            if _is_right(phi, leaf, gradient, ~guess.inside):
+                return guess.inside, True
+            some = guess.inside if guess.may_be_more and some is None else some
+    return some, False
 
 
 def _is_full(inside: Mask, gradient: Vector, are_wrong: Callable[[Positions], Mask]) -> bool:

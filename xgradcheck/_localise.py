@@ -19,19 +19,23 @@ from xgradcheck._differences import NOISE_SIGMAS, Noise, dot, rms
 from xgradcheck._directions import Band, Places
 from xgradcheck._judge import Tolerance
 from xgradcheck._layout import Direction, Leaf, Mask, Vector
-from xgradcheck._parts import Found, Node, Off, boxed, counted_from, lines
+from xgradcheck._parts import Found, Node, Off, boxed, clear, counted_from, lines
 from xgradcheck._phi import Phi
 
 CLEAR = 5.0
 """How many bars a residual has to be before a part is taken apart."""
 ALLOWED = 1e-7
 """What share of a part's own slope may be missing without anybody looking."""
-ENOUGH = 128
-"""Of so many single coordinates that are wrong more would tell nothing new."""
-PROBES, PROBES_OF_ALL, PROBES_AGAIN = 6, 10, 3
-"""So many coordinates that are wrong one after the other: the whole part is. More of a whole leaf,
-as half of it may be wrong, and fewer where another one was found to be wrong as a whole.
+ENOUGH, ENOUGH_PARTS = 128, 48
+"""Of so many single coordinates that are wrong, or so many whole parts, more would tell nothing
+new.
 """
+PROBES, PROBES_OF_ALL, PROBES_OF_HALVES, PROBES_AGAIN = 6, 10, 16, 3
+"""So many coordinates that are wrong one after the other: the whole part is. More of a whole leaf
+and of what halving has left of one, if that is ``LONG``, as a third of it may be right; and fewer
+where another leaf was found to be wrong as a whole.
+"""
+LONG = 64
 SMALLER = 4
 """A box that holds all errors is worth while where it is so many times smaller than its leaf."""
 FURTHER = 4
@@ -44,7 +48,7 @@ SCATTERED, LOOKS, DRAWN = 0.125, 8, 1024
 """Where such a share of a leaf's coordinates is wrong, of so many that were looked at at least, it
 takes less to look at one after the other than to halve: at so many of them.
 """
-CHANCE = 2.0
+CHANCE = 1.0
 """By how many standard deviations fewer are wrong where they lie in some places alone."""
 TELLING = 32
 """Fewer that were drawn tell no share."""
@@ -107,7 +111,8 @@ class Search:
         return self.found
 
     def _is_done(self) -> bool:
-        return len(self.found.lone) >= ENOUGH or self.is_over()
+        is_known = len(self.found.lone) >= ENOUGH or len(self.found.dense) >= ENOUGH_PARTS
+        return is_known or self.is_over()
 
     def _take_some(self, nodes: list[Node]) -> None:
         """Take parts apart to their ends, in random order; what is found in some of them tells how
@@ -133,7 +138,7 @@ class Search:
         """How many coordinates of a leaf are known to be wrong."""
         own = range(leaf.start, leaf.start + leaf.size)
         dense = sum(node.size for node in self.found.dense if node.leaf is leaf)
-        return dense + sum(position in own for position in self.found.lone)
+        return dense + sum(position in own for position in clear(self.found.lone))
 
     def _wrong_leaves(self, numbers: list[int], residual: float, bar: float) -> list[Node]:
         if not self._is_wrong(residual, bar, [self._slope(number) for number in numbers]):
@@ -214,7 +219,8 @@ class Search:
             return None
         is_far = abs(residual) > FAR * (self.bar + allowed)
         is_plain = is_far and gap <= STRAIGHT * abs(residual) + self.bar
-        return Off(residual / unit, self.bar / unit, allowed / unit, is_plain)
+        is_kinked = gap > abs(residual) + self.bar
+        return Off(residual / unit, self.bar / unit, allowed / unit, is_plain, is_kinked)
 
     def _apart(self, node: Node) -> list[Node]:
         """What of a wrong part has to be looked at further."""
@@ -245,7 +251,9 @@ class Search:
     def _is_dense(self, node: Node) -> bool:
         probed: dict[int, Off] = {}
         again = any(other.leaf is not node.leaf for other in self.found.dense)
-        first = PROBES_OF_ALL if node.size == node.leaf.size else PROBES
+        first = PROBES_OF_HALVES if node.size > LONG else PROBES_OF_ALL
+        if node.depth == 0:
+            first = PROBES_OF_ALL if node.size == node.leaf.size else PROBES
         count = min(PROBES_AGAIN if again else first, node.size)
         inside = 1 + self.rng.choice(node.size - 2, max(count - 2, 0), replace=False)
         # One of any place first, as ends may all be right by how they lie; then both ends: what is
@@ -283,12 +291,6 @@ class Search:
         count, wrong = len(looks), sum(looks.values())
         return count >= LOOKS and wrong >= SCATTERED * count and count - wrong > 1
 
-    def _is_surely_local(self, leaf: Leaf) -> bool:
-        """Whether too few are wrong of those that chance has chosen."""
-        looks = self._looks[leaf.start]
-        wrong = sum(looks.values())
-        return wrong + CHANCE * math.sqrt(wrong + 1) < SCATTERED * len(looks)
-
     def _draw(self, leaf: Leaf) -> None:
         """Look at the coordinates of a leaf in random order, until enough of them are wrong or
         hardly any turns out to be. What is wrong may be some of its slices.
@@ -299,7 +301,8 @@ class Search:
         for position in dict.fromkeys((leaf.start + order).tolist()):
             if self.is_over() or len(wrong) >= ENOUGH:
                 break
-            if self._is_surely_local(leaf):
+            fewest = len(wrong) + CHANCE * math.sqrt(len(wrong) + 1)
+            if fewest < SCATTERED * (len(wrong) + len(right)):
                 self.found.lone |= wrong
                 self._local.add(leaf.start)
                 return
@@ -313,6 +316,7 @@ class Search:
                 self.found.probed |= wrong
                 self.found.sliced.add(leaf.start)
                 return
+        wrong = clear(wrong)
         count = len(wrong) + len(right)
         if count < min(TELLING, leaf.size):
             self.found.lone |= wrong

@@ -36,10 +36,8 @@ CURVED = 32.0
 """How much a gradient may change over a full step, in sizes of itself."""
 LITTLE = 1e-6
 """A share of a side that is none."""
-WAYS, TURNS = 5, 8
-"""How many ways are tried whatever the gradient is, and how many of all."""
-EXCHANGED = 1024
-"""So many elements change places at most."""
+EXCHANGES, EXCHANGED = 3, 4096
+"""How often elements change places on a way, and how many at most."""
 SLACK = 1e-4
 """By what share of its size a move to a side may miss what its gradient says of it."""
 
@@ -116,6 +114,10 @@ class _Sides:
     below: Vector = field(init=False)
     is_met: bool = field(init=False)
     """Whether elements were known to be kinked."""
+    way: Vector = field(init=False)
+    """The last way that was tried."""
+    ahead: Vector = field(init=False)
+    """The gradient there."""
 
     def __post_init__(self) -> None:
         scale = self.scale = self.phi.scales()[0]
@@ -125,14 +127,10 @@ class _Sides:
 
     def sought(self) -> OneSide | None:
         """Both sides of each way, until the gradient is made of theirs."""
-        given, ways = self.backward.gradient, self._ways()
-        way = ahead = np.empty(0)
-        for turn in range(TURNS):
-            found = next(ways, None) if turn < WAYS else self._exchanged(way, ahead)
-            if found is None:
-                return None
-            way = found
+        given = self.backward.gradient
+        for way in self._ways():
             ahead, behind = self._at(NEAR * way), self._at(-NEAR * way)
+            self.way, self.ahead = way, ahead
             self.kinked |= self._differ(ahead, behind)
             if not self.kinked.any():
                 return None
@@ -152,34 +150,59 @@ class _Sides:
     def _ways(self) -> Iterator[Vector]:
         """How to move all coordinates, as shares of their scale: alike, by whether the gradient
         takes part in them, away from the middle of their leaf, by both; and one farther than the
-        next, as equal numbers are told apart by their order. Unequal moves take ties apart.
+        next along an axis, as equal numbers are told apart by their order, which then change
+        places. Unequal moves take ties apart.
         """
         point, gradient = self.phi.problem.point, self.backward.gradient
         rng = np.random.default_rng([self.seed, 0x51DE])
-        reach, ramp = rng.uniform(0.5, 1.0, point.size), np.ones(point.size)
+        reach = rng.uniform(0.5, 1.0, point.size)
         chosen, outward = np.where(gradient != 0, 1.0, -1.0), np.ones(point.size)
         for leaf in self.phi.problem.layout:
             if leaf.size:
-                own, width = point[leaf.part], leaf.grid[-1] if leaf.grid else 1
+                own = point[leaf.part]
                 outward[leaf.part] = np.where(own < (own.min() + own.max()) / 2, -1.0, 1.0)
-                ramp[leaf.part] = np.tile(np.linspace(0.5, 1.0, width), leaf.size // width)
         yield reach
         yield reach * chosen
         yield reach * outward
         yield reach * chosen * outward
-        yield ramp
+        for ramp, line in self._lines():
+            yield ramp
+            for _ in range(EXCHANGES):
+                exchanged = self._exchanged(line)
+                if exchanged is None:
+                    break
+                yield exchanged
 
-    def _exchanged(self, way: Vector, ahead: Vector) -> Vector | None:
-        """The way on which equal numbers change places until each has the gradient that it was
-        given, going by the one that it has ``ahead``: of a sort those of the places they come to.
+    def _lines(self) -> Iterator[tuple[Vector, Vector]]:
+        """A way that goes farther and farther along each line of every leaf, and the number of the
+        line that each coordinate lies on: along the last axis, the one before that, and so on; at
+        last each leaf is one line.
+        """
+        layout = self.phi.problem.layout
+        for axis in range(1, 2 + max(len(leaf.grid) for leaf in layout)):
+            ramp, line = np.ones_like(self.scale), np.zeros_like(self.scale)
+            for leaf in layout:
+                own = np.arange(leaf.start, leaf.start + leaf.size)
+                has_axis = axis <= len(leaf.grid)
+                own = own.reshape(leaf.grid) if has_axis else own
+                if leaf.size:
+                    first = np.broadcast_to(own.take([0], axis=-axis if has_axis else 0), own.shape)
+                    far = (own - first) / max(int(np.max(own - first)), 1)
+                    ramp[leaf.part], line[leaf.part] = 0.5 + far.ravel() / 2, first.ravel()
+            yield ramp, line
+
+    def _exchanged(self, line: Vector) -> Vector | None:
+        """The last way, on which equal numbers of one line change places until each has the
+        gradient that it was given, going by the one that it had there: of a sort those of the
+        places they come to.
         """
         point, given = self.phi.problem.point, self.backward.gradient
-        off = np.flatnonzero(self._differ(given, ahead))
+        off = np.flatnonzero(self._differ(given, self.ahead))
         if not 0 < off.size <= EXCHANGED:
             return None
-        way, ahead = way.copy(), ahead.copy()
+        way, ahead = self.way.copy(), self.ahead.copy()
         for place in off[given[off] != 0]:
-            tied = off[point[off] == point[place]]
+            tied = off[(point[off] == point[place]) & (line[off] == line[place])]
             other = tied[np.argmin(np.abs(ahead[tied] - given[place]))]
             for part in (way, ahead):
                 part[[place, other]] = part[[other, place]]

@@ -60,6 +60,15 @@ class Off(NamedTuple):
     allowed: float
     is_plain: bool
     """Whether it is so by far, where phi is straight: a kink would be seen."""
+    is_kinked: bool = False
+    """Whether both sides differ by more than what is missing."""
+
+
+def clear(lone: dict[int, Off]) -> dict[int, Off]:
+    """Those coordinates that lie on no kink, where there are any: at a kink a gradient may be right
+    that no difference bears out.
+    """
+    return {position: off for position, off in lone.items() if not off.is_kinked} or lone
 
 
 @dataclass(slots=True)

@@ -114,7 +114,8 @@ def _words(where: np.ndarray, axis: int, shape: tuple[int, ...]) -> str:
         return f"the first {count} of {length} {names}{along}"
     steps = np.diff(where)
     if count > LISTED - 1 and (steps == steps[0]).all() and steps[0] > 1:
-        return f"every {_nth(int(steps[0]))} {name} from {where[0]}{along}"
+        last = f" to {where[-1]}" if where[-1] + steps[0] < length else ""
+        return f"every {_nth(int(steps[0]))} {name} from {where[0]}{last}{along}"
     if count > LISTED and (steps == 1).all():
         return f"{names} {where[0]} to {where[-1]}{along}"
     if count <= LISTED:

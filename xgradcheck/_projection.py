@@ -18,7 +18,7 @@ from xgradcheck._directions import Band, Places, bands, influence, power_near
 from xgradcheck._judge import WORTH, ZERO, Tolerance
 from xgradcheck._layout import DOUBLE, Direction, Leaf, Mask, Vector
 from xgradcheck._localise import Search, step_and_bar
-from xgradcheck._parts import Found, Node, Off
+from xgradcheck._parts import Found, Node, Off, clear
 from xgradcheck._phi import Phi
 from xgradcheck._slopes import Mistake
 
@@ -396,8 +396,9 @@ class Projecting:
     def _enter(self, found: Found) -> None:
         """Keep what was found, and keep it still from now on."""
         layout = self.phi.problem.layout
-        owners = layout.owners(np.array([*found.lone], np.intp))
-        for owner, (position, off) in zip(owners, found.lone.items(), strict=True):
+        lone = clear(found.lone)
+        owners = layout.owners(np.array([*lone], np.intp))
+        for owner, (position, off) in zip(owners, lone.items(), strict=True):
             self.done.suspects.setdefault(int(owner), Suspect()).lone[position] = off
         for node in found.dense:
             owner = next(n for n, leaf in enumerate(layout) if leaf is node.leaf)

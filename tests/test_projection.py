@@ -199,13 +199,13 @@ def test_mistakes_all_over_a_leaf_are_counted_by_some_of_them(size: int, share: 
     assert leaf.distance == pytest.approx(math.sqrt(share / 4) / (1 + given), rel=0.25)
 
 
-def tanh_wrong_by(factor: np.ndarray, x: np.ndarray) -> Report:
+def tanh_wrong_by(factor: np.ndarray, x: np.ndarray, **options: Any) -> Report:
     """The report on a sum of tanh whose gradient is wrong by a factor in each element."""
 
     def gradient(x: np.ndarray) -> np.ndarray:
         return factor / np.cosh(x) ** 2
 
-    return check(lambda x: np.tanh(x).sum(), x, grads=gradient, raise_exception=False)
+    return check(lambda x: np.tanh(x).sum(), x, grads=gradient, raise_exception=False, **options)
 
 
 @pytest.mark.parametrize("size", [20_000, 200_000])
@@ -655,6 +655,14 @@ def test_a_check_that_is_stopped_early_says_what_holds(budget: Any) -> None:
     assert any(finding.kind == "budget" for finding in report.findings)
     if not isinstance(budget, str):
         assert report.evaluations <= budget + 6  # the point itself, and whether it repeats itself
+
+
+def test_a_search_leaves_enough_of_a_budget_to_confirm_what_it_found() -> None:
+    x = np.random.default_rng(0).normal(size=(100, 100))
+    wrong = np.random.default_rng(1).random(x.shape) < 0.2
+    report = tanh_wrong_by(np.where(wrong, 0.5, 1.0), x, budget=500)
+    assert report.verdict is Verdict.FAIL and report.evaluations <= 500
+    assert tanh_wrong_by(np.ones(x.shape), x, budget=500).verdict is Verdict.PASS
 
 
 def test_a_sweep_within_a_budget_says_what_was_not_looked_at() -> None:

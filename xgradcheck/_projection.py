@@ -38,8 +38,8 @@ APIECE = 8
 """More rows than that are not searched one by one."""
 ROUNDINGS = 8.0
 """Units of rounding, of the norm of a gradient below float64, that a residual may err by."""
-SEARCHED = 4000
-"""Evaluations that all searches may take."""
+SEARCHED, RESERVED = 4000, 64
+"""Evaluations that all searches may take, and that they leave of a budget."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -289,10 +289,12 @@ class Projecting:
 
     def _searching(self) -> tuple[np.random.Generator, Callable[[], bool]]:
         """What a search draws from, and whether it has taken all it may."""
-        before = self.phi.evaluations
+        before, budget = self.phi.evaluations, self.phi.budget
 
         def is_over() -> bool:
-            return self.phi.evaluations - before > SEARCHED or self.phi.budget.is_cut
+            # What was found so far has to be looked at once more.
+            budget.is_cut |= budget.evaluations - budget.spent < RESERVED
+            return self.phi.evaluations - before > SEARCHED or budget.is_cut
 
         return np.random.default_rng([self.seed, 0x10CA1]), is_over
 

@@ -29,7 +29,9 @@ from .jax_kept import Kept, key_of
 from .jax_leaves import closed_over, is_x64
 from .jax_numbers import CONVERT, conj, double
 from .jax_traced import Known, Traced, learned
-from .world import World, number_states, plain_states, random_states
+from .kept_states import number_states, plain_states
+from .random_states import random_states
+from .world import World
 
 SHARED_BELOW = 50_000
 """Up to here one program gives values and gradients: compiling another one takes longer than a

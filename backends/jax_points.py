@@ -13,7 +13,7 @@ from xgradcheck._layout import ComplexVector, Positions, Vector
 
 from .jax_call import Call
 from .jax_numbers import double, paired
-from .world import displaced
+from .moves import displaced
 
 LARGE = 2048
 """The smallest leaf that gets a program of its own, in which the others are not batched: computing

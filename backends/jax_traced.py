@@ -27,7 +27,9 @@ from .jax_programs import (
     switches,
     unread,
 )
-from .world import World, reachable, wide_array_states
+from .kept_states import wide_array_states
+from .reach import reachable
+from .world import World
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,6 +29,15 @@ from xgradcheck._layout import (
 from xgradcheck._selection import argument_nodes
 from xgradcheck._tree import Path, flatten, replaced
 
+from .kept_states import (
+    array_places,
+    array_state,
+    book_states,
+    number_states,
+    plain_states,
+    pushed_states,
+)
+from .moves import displaced
 from .numpy_code import rounds, switches
 from .numpy_leaves import (
     CONVERT,
@@ -48,21 +57,10 @@ from .numpy_leaves import (
 )
 from .numpy_probes import probes as probes
 from .own_draws import draws_its_own
-from .world import (
-    State,
-    World,
-    array_places,
-    array_state,
-    book_states,
-    displaced,
-    number_states,
-    plain_states,
-    pushed_states,
-    random_states,
-    reachable,
-    same,
-    same_bytes,
-)
+from .random_states import random_states
+from .reach import reachable
+from .states import State, same, same_bytes
+from .world import World
 
 CLOSE = 1e-3
 """How near two gradients are that are the same but for rounding, relative."""

@@ -14,7 +14,8 @@ from xgradcheck._errors import InvalidCase
 from xgradcheck._selection import Candidate, argument_nodes, closure_nodes, select
 from xgradcheck._tree import Node, Path, flatten
 
-from .world import attributes_of, element_writer
+from .moves import element_writer
+from .reach import attributes_of
 
 CONVERT = "convert it with .astype(np.float64)"
 NAMED = 5

@@ -14,7 +14,8 @@ from xgradcheck._adapters import Case
 from xgradcheck._layout import Vector
 from xgradcheck._tree import flatten
 
-from .world import World, same
+from .states import same
+from .world import World
 
 Returned = dict[CodeType, list[Any]]
 """What functions returned, by their code."""

@@ -24,6 +24,7 @@ from xgradcheck._layout import (
 )
 from xgradcheck._tree import flatten
 
+from .random_states import TORCH
 from .torch_exchanged import eager, mapped
 from .torch_leaves import Binding, apart, dtype_of, refuse_freed, refuse_shared
 from .torch_outputs import Outputs, outputs_of
@@ -39,7 +40,6 @@ from .torch_tensors import (
     told_by_graph,
 )
 from .torch_watched import Computed, computed_by
-from .world import TORCH
 
 
 class Call:

@@ -8,8 +8,8 @@ import torch
 
 from xgradcheck._layout import Direction, Vector
 
+from .moves import displaced, element_writer
 from .torch_tensors import PIECE, put_numbers
-from .world import displaced, element_writer
 
 LEAST = np.iinfo(np.int64).min
 """The bits of -0.0, as a whole number."""

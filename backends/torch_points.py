@@ -13,12 +13,12 @@ from xgradcheck import _handed
 from xgradcheck._layout import BATCHED, Direction, Positions, Vector
 from xgradcheck._tree import flatten
 
+from .moves import displaced
 from .torch_batches import FEWEST, Rows, points_at_once, together
 from .torch_call import Call
 from .torch_leaves import is_floating
 from .torch_moves import LEAST, MERGED, Stretch, Stretches, is_plain_double, writer
 from .torch_tensors import array_of, inner, paired
-from .world import displaced
 
 
 class Points:

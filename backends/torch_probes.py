@@ -17,12 +17,12 @@ from xgradcheck import _handed
 from xgradcheck._adapters import Trial
 from xgradcheck._layout import Leaf, Vector
 
+from .states import same_bytes
 from .torch_call import Call
 from .torch_forms import forms
 from .torch_pass import Pass, Tensors
 from .torch_tensors import Grads, bits_of_tensor, graph_of
 from .torch_transforms import Operators, Transforms
-from .world import same_bytes
 
 
 def _transposed(tensor: torch.Tensor) -> torch.Tensor | None:

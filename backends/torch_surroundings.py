@@ -9,9 +9,11 @@ from torch import nn
 from xgradcheck._adapters import Case
 from xgradcheck._layout import Layout, Vector
 
+from .kept_states import book_states, number_states
+from .reach import reachable
 from .torch_leaves import Binding
 from .torch_world import drops_out, named_modules, refuse_quantised, states_of, tensor_state
-from .world import World, book_states, number_states, reachable
+from .world import World
 
 
 class Here:

@@ -16,13 +16,13 @@ from xgradcheck import _handed
 from xgradcheck._adapters import Trial
 from xgradcheck._layout import Vector
 
+from .random_states import TORCH
 from .torch_batches import without_fallback
 from .torch_call import Call
 from .torch_exchanged import eager, exchanged, mapped
 from .torch_pass import Pass, Tensors
 from .torch_precision import autocast_on
 from .torch_tensors import Grads, inner
-from .world import TORCH
 
 Way = Callable[[], tuple[Sequence[torch.Tensor], Grads]]
 """The outputs and the gradients that one way leads to."""

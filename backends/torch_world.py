@@ -10,8 +10,10 @@ from torch import nn
 from xgradcheck._errors import InvalidCase
 from xgradcheck._layout import Vector
 
+from .kept_states import attributes_state, plain_states
+from .random_states import random_states
+from .states import State, same_bytes
 from .torch_tensors import PIECE, bits_of_tensor, put_numbers, set_bits
-from .world import State, attributes_state, plain_states, random_states, same_bytes
 
 # What modules keep for themselves; their mode and their buffers have states of their own.
 OWN = {*vars(nn.Module())}

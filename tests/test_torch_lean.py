@@ -12,11 +12,15 @@ import pytest
 import torch
 from fingerprint import fingerprint
 from torch import nn
-from xgradcheck.backends.world import World, attributes_state, displaced, random_states, same_bytes
+from xgradcheck.backends.kept_states import attributes_state
+from xgradcheck.backends.moves import displaced
+from xgradcheck.backends.random_states import random_states
+from xgradcheck.backends.states import same_bytes
+from xgradcheck.backends.world import World
 
 from xgradcheck._adapters import Case
+from xgradcheck.backends import states
 from xgradcheck.backends import torch as adapter
-from xgradcheck.backends import world
 
 UNIT = np.ones(1)
 NUMPY: Any = np.random
@@ -322,7 +326,7 @@ def test_attributes_are_told_apart_by_what_they_are_bound_to():
     assert attributes == {"a": None, "b": 1, "own": 3}
 
 
-@pytest.mark.parametrize("size", [8, world.PIECE + 8])
+@pytest.mark.parametrize("size", [8, states.PIECE + 8])
 @pytest.mark.parametrize("place", [0, -1])
 def test_bytes_are_compared_to_the_last(size, place):
     one = np.zeros(size)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import right
 
-from xgradcheck import Report, Verdict, audit, check
+from xgradcheck import InvalidCase, Report, Verdict, audit, check
 
 Array = Any
 X = np.random.default_rng(0).normal(size=(3, 4))
@@ -232,3 +232,24 @@ def test_numpy_is_audited_in_the_dtypes_that_it_has() -> None:
         command, capture_output=True, text=True, cwd=Path(__file__).parents[1]
     )
     assert finished.stdout == "PASS ('in float32', 'in float16')\n", finished.stderr
+
+
+@pytest.mark.parametrize(("factor", "verdict"), [(1.0, "PASS"), (2.0, "FAIL")])
+def test_the_gradient_of_a_layer_is_run_beside_the_one_that_is_expected(factor, verdict):
+    class Tanh:
+        def forward(self, x):
+            self.x = x
+            return np.tanh(x)
+
+        def backward(self, cotangent):
+            return factor * cotangent / np.cosh(self.x) ** 2
+
+    layer, x = Tanh(), np.random.default_rng(0).normal(size=(3, 4))
+
+    def expected(cotangent, x):
+        return cotangent / np.cosh(x) ** 2
+
+    told = {"grads": layer.backward, "expect": expected, "raise_exception": False}
+    assert audit(layer.forward, x, **told).verdict == verdict
+    with pytest.raises(InvalidCase, match="seed=-1 is no seed"):
+        audit(layer.forward, x, **told, seed=-1)

@@ -211,6 +211,24 @@ def _steps(eps: float | Mapping[str, float] | None, layout: Layout) -> Vector | 
     return steps
 
 
+def posed(case: Case, backend: str | None) -> tuple[Any, Problem]:
+    """The adapter that claims a call, and the problem that this poses; refuses what has nothing to
+    compare.
+    """
+    adapter = claim(case, backend)
+    problem: Problem = adapter.bind(case)
+    if problem.layout.size == 0:
+        raise InvalidCase(
+            f"all leaves are empty ({', '.join(problem.layout.names)}): there is nothing to "
+            f"compare."
+        )
+    if problem.outputs.size == 0:
+        raise InvalidCase("the output is empty: there is nothing to differentiate.")
+    if problem.unit_cotangent and problem.outputs.size != 1:
+        raise refused_as_of_a_scalar(case, problem.outputs)
+    return adapter, problem
+
+
 def _checked(
     case: Case,
     title: str,
@@ -227,17 +245,7 @@ def _checked(
     budget: Budget,
     memory: int | None,
 ) -> Report:
-    adapter = claim(case, backend)
-    problem = adapter.bind(case)
-    if problem.layout.size == 0:
-        raise InvalidCase(
-            f"all leaves are empty ({', '.join(problem.layout.names)}): there is nothing to "
-            f"compare."
-        )
-    if problem.outputs.size == 0:
-        raise InvalidCase("the output is empty: there is nothing to differentiate.")
-    if problem.unit_cotangent and problem.outputs.size != 1:
-        raise refused_as_of_a_scalar(case, problem.outputs)
+    adapter, problem = posed(case, backend)
     steps = _steps(eps, problem.layout)
     cotangent = cotangent_of(problem, int(seed))
     spaces: dict[int, Tangent] = {}

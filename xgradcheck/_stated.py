@@ -9,14 +9,22 @@ from typing import Any
 import numpy as np
 
 from xgradcheck._account import element_at, leaf_entry
-from xgradcheck._adapters import Backward, Case, Problem, claim
+from xgradcheck._adapters import Backward, Case, Problem
 from xgradcheck._differences import natural_scale, rms
 from xgradcheck._errors import InvalidCase
 from xgradcheck._findings import beside_stated, writes
 from xgradcheck._judge import Verdict, distance, grade, judge, tolerance, zero_below
 from xgradcheck._layout import Leaf, Vector
 from xgradcheck._report import Finding, LeafReport, Leaves, Report
-from xgradcheck._stages import cotangent_of, environment, report_on
+from xgradcheck._residuals import whole
+from xgradcheck._stages import (
+    cotangent_of,
+    environment,
+    materialised,
+    posed,
+    refuse_options,
+    report_on,
+)
 
 SURROGATE = "surrogate"
 DECLARED = "its gradient is declared a surrogate: it was not compared with differences"
@@ -49,10 +57,10 @@ def stated_on(
         raise InvalidCase(
             f"expect={expect!r} is neither {SURROGATE!r} nor a gradient in the form of grads."
         )
+    refuse_options(fn, args, kwargs, loss, 1, "auto", "auto", None, rtol, atol, seed)
     started = time.perf_counter()
-    case = Case(fn, args, dict(kwargs or {}), wrt, loss, grads)
-    adapter = claim(case, backend)
-    problem = adapter.bind(case)
+    case = whole(Case(fn, args, dict(kwargs or {}), materialised(wrt), loss, grads))
+    adapter, problem = posed(case, backend)
     twin = None if isinstance(expect, str) else adapter.bind(replace(case, grads=expect))
     if twin is not None and twin.unit_cotangent and problem.outputs.size != 1:
         raise InvalidCase(

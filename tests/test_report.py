@@ -571,7 +571,11 @@ def test_a_cotangent_is_signed_and_uneven_and_never_near_one():
     assert (drawn < 0).any() and (drawn > 0).any() and len(set(size)) == len(size)
     assert ((size >= 0.5) & (size <= 2.0) & (np.abs(size - 1) >= 0.1)).all()
     few = [cotangent_of(seed, outputs) for seed in range(8) for outputs in (1, 2, 3)]
-    assert all((u < 0).any() for u in few)
+    assert all((u < 0).any() and (np.abs(u) > 1).any() for u in few)
+    assert all(
+        ((np.abs(u) >= 0.5) & (np.abs(u) <= 2.0) & (np.abs(np.abs(u) - 1) >= 0.1)).all()
+        for u in few
+    )
 
 
 class Terminal(io.StringIO):

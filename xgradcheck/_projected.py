@@ -180,7 +180,9 @@ def projected(
                 work.locate([*work.done.mistakes], found)
     noise = work.done.noise
     done, small = work.done, list[int]()
-    if done.open or done.mistakes:
+    # What was found is confirmed before a budget ends in a sweep.
+    is_dear = phi.budget.evaluations - phi.budget.spent < 2 * layout.size
+    if (done.open or done.mistakes) and not (is_dear and done.suspects):
         assert noise is not None
         if done.open if is_swept else layout.size <= SWEPT:
             phi.phase = ""
@@ -207,7 +209,7 @@ def projected(
             acquitted.append(number)
             del done.suspects[number]
             done.mistakes.pop(number, None)
-        if acquitted and layout.size <= SWEPT:
+        if acquitted and layout.size <= SWEPT and not is_dear:
             phi.phase = ""
             return None
         done.open += acquitted

@@ -360,9 +360,11 @@ def cotangent_of(problem: Problem, seed: int) -> Vector:
         size *= 0.8
         size += 0.5
         np.copysign(size, drawn, out=size)
-        # One is negative at least: a backward that takes |u| is seen.
+        # One is negative and one is large: a backward that takes |u|, or clips it, is seen.
         if size.min(initial=0.0) >= 0:
             np.negative(size, out=size)
+        if leaf.size and max(size.max(), -size.min()) < 1:
+            size[0] += np.copysign(0.7, size[0])
         # The backward has to get the very cotangent that phi is made of.
         bits = bits_of(leaf.dtype)
         cotangent[leaf.part] = size if bits == DOUBLE else to_bits(size, bits)

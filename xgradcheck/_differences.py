@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from xgradcheck._layout import DOUBLE, Direction, Layout, Vector, bits_of
+from xgradcheck._layout import DOUBLE, Direction, Layout, Leaf, Vector, bits_of
 
 UNIT = 2.0**-53
 NOISE_SIGMAS = 5.0
@@ -68,21 +68,31 @@ def natural_scale(point: Vector, layout: Layout) -> tuple[Vector, Vector]:
     numbers that differ by far less than they are by what they differ: times since 1970. A part of a
     complex number that may be all that rounding left of it is of no other kind than its leaf.
     """
-    magnitude = np.abs(point)
-    common, whole = magnitude.copy(), magnitude.copy()
+    own, common = np.abs(point), np.empty_like(point)
+    # Leaf by leaf: what is needed beside these two would be as large as the model.
     for leaf in layout:
-        if leaf.is_complex and leaf.grid == (2, *leaf.shape):
-            modulus = np.tile(np.hypot(*magnitude[leaf.part].reshape(2, -1)), 2)
-            left = magnitude[leaf.part] <= LEFT * 2.0 ** -bits_of(leaf.dtype) * modulus
-            whole[leaf.part][left] = modulus[left]
-        own_rms = rms(magnitude[leaf.part])
-        common[leaf.part] = np.fmax(magnitude[leaf.part], 0.1 * own_rms if own_rms > 0 else 1.0)
-        if (spread := _spread(point[leaf.part], own_rms)) is not None:
-            common[leaf.part] = magnitude[leaf.part] = spread
-    apart = (magnitude > 0) & (APART * whole < common)
-    own = np.where(apart, magnitude, common)
-    own[(magnitude == 0) & (common > HUGE)] = 1.0
+        magnitude = own[leaf.part]
+        size = rms(magnitude)
+        if (spread := _spread(point[leaf.part], size)) is not None:
+            own[leaf.part] = common[leaf.part] = spread
+            continue
+        usual = np.fmax(magnitude, 0.1 * size if size > 0 else 1.0)
+        apart = (magnitude > 0) & (APART * _whole(leaf, magnitude) < usual)
+        usual_own = np.where((magnitude == 0) & (usual > HUGE), 1.0, usual)
+        own[leaf.part] = np.where(apart, magnitude, usual_own)
+        common[leaf.part] = usual
     return own, common
+
+
+def _whole(leaf: Leaf, magnitude: Vector) -> Vector:
+    """How large the numbers of a leaf are; a part of a complex one that may be left by rounding
+    counts as the whole of it.
+    """
+    if not leaf.is_complex or leaf.grid != (2, *leaf.shape):
+        return magnitude
+    modulus = np.tile(np.hypot(*magnitude.reshape(2, -1)), 2)
+    left = magnitude <= LEFT * 2.0 ** -bits_of(leaf.dtype) * modulus
+    return np.where(left, modulus, magnitude)
 
 
 def _spread(values: Vector, size: float) -> float | None:

@@ -14,7 +14,15 @@ from xgradcheck._layout import Vector
 from .own_draws import draws_its_own
 from .torch_call import Call
 from .torch_forms import forms, refused_without_second
-from .torch_tensors import Grads, array_of, has_custom, paired, pulled, read_into
+from .torch_tensors import (
+    Grads,
+    array_of,
+    has_custom,
+    in_their_dtypes,
+    paired,
+    pulled,
+    read_into,
+)
 
 INSIDE = ("incompatible with .grad()", ".backward()")
 """What a checkpoint that runs a backward pass of its own says to ``torch.autograd.grad``."""
@@ -51,7 +59,7 @@ class UnderTest:
             outs = call.forward()
             cotangents = call.outputs.cotangents(cotangent)
             value = paired(cotangents, outs)
-            given = _in_their_dtypes(call.outputs.cotangents(cotangent), outs)
+            given = in_their_dtypes(call.outputs.cotangents(cotangent), outs)
             found: Grads = [None] * len(call.slots)
             told: dict[str, str] = {}
             if any(out.requires_grad for out in outs):
@@ -64,7 +72,7 @@ class UnderTest:
             grad, found[number] = found[number], None
             if grad is not None:
                 read_into(gradient[leaf.part], grad, leaf)
-        pairs = zip(given, _in_their_dtypes(cotangents, outs), strict=True)
+        pairs = zip(given, in_their_dtypes(cotangents, outs), strict=True)
         is_same = all(torch.equal(part, own) for part, own in pairs)
         written = () if is_same else (COTANGENT,)
         misfits = [
@@ -122,7 +130,7 @@ class UnderTest:
         args = call.args
         if not self.unit_cotangent:
             parts = call.outputs.cotangents(cotangent)
-            given = _in_their_dtypes(parts, call.outputs.tensors(out))
+            given = in_their_dtypes(parts, call.outputs.tensors(out))
             args = (call.outputs.replaced(out, given), *args)
         return call.read(call.case.grads(*args, **call.kwargs))
 
@@ -141,9 +149,3 @@ class UnderTest:
             return call.at(_handed.another(call.point))
 
         return draws_its_own(call.case, call.world, forward, gradient, elsewhere, array_of)
-
-
-def _in_their_dtypes(
-    parts: Sequence[torch.Tensor], outs: Sequence[torch.Tensor]
-) -> list[torch.Tensor]:
-    return [part.to(out.dtype) for part, out in zip(parts, outs, strict=True)]

@@ -11,7 +11,7 @@ from xgradcheck._layout import Vector
 
 from .torch_call import Call
 from .torch_leaves import Slot
-from .torch_tensors import graph_of, pulled
+from .torch_tensors import graph_of, in_their_dtypes, pulled
 
 REFUSED = "torch::autograd::Error"
 
@@ -34,8 +34,7 @@ class Gradients(Call):
         with torch.enable_grad():
             outs = self._first.outputs.tensors(super().run())
             # A backward that is marked once_differentiable says so: its cotangent requires grad.
-            pairs = zip(outs, self._parts, strict=True)
-            parts = [part.to(out.dtype) for out, part in pairs]
+            parts = in_their_dtypes(self._parts, outs)
             grads = pulled(outs, [slot.work for slot in slots], parts, create_graph=graph)
         if any(node.name() == REFUSED for node in graph_of(g for g in grads if g is not None)):
             raise InvalidCase("its backward pass is once_differentiable: check it with order=1.")

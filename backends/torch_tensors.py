@@ -84,6 +84,13 @@ def inner(cotangents: Sequence[torch.Tensor], outs: Sequence[torch.Tensor]) -> A
 Grads = list[torch.Tensor | None]
 
 
+def in_their_dtypes(
+    parts: Sequence[torch.Tensor], outs: Sequence[torch.Tensor]
+) -> list[torch.Tensor]:
+    """Cotangents in the dtypes of these outputs."""
+    return [part.to(out.dtype) for part, out in zip(parts, outs, strict=True)]
+
+
 def pulled(
     outs: Iterable[torch.Tensor],
     works: Sequence[torch.Tensor],

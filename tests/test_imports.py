@@ -224,7 +224,7 @@ MAY_IMPORT = {
     "_directions": NUMBERS,
     "_slopes": NUMBERS | {"_certificate", "_directions", "_phi"},
     "_parts": {"_directions", "_layout"},
-    "_localise": NUMBERS | {"_certificate", "_directions", "_parts", "_phi"},
+    "_localise": NUMBERS | {"_certificate", "_directions", "_guess", "_parts", "_phi"},
     "_projection": NUMBERS
     | {"_certificate", "_directions", "_localise", "_parts", "_phi", "_slopes"},
     "_restricted": {"_adapters", "_layout"},

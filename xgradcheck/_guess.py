@@ -84,16 +84,28 @@ def _stride(wrong: Positions, right: Positions, count: int, is_wrong: IsWrong) -
 
 def _range(wrong: Positions, right: Positions, count: int, is_wrong: IsWrong) -> Mask | None:
     """Neighbouring labels."""
-    low, high = int(wrong.min()), int(wrong.max())
-    if ((low <= right) & (right <= high)).any():
+    if (found := span(wrong, right, count, is_wrong)) is None:
         return None
-    before = int(max(right[right < low], default=-1)) + 1
-    after = int(min(right[right > high], default=count))
-    low = before + bisect_left(range(before, low), True, key=is_wrong)
-    high += bisect_left(range(high + 1, after), True, key=lambda label: not is_wrong(label))
     every = np.arange(count)
-    on = (every >= low) & (every <= high)
+    on = (every >= found[0]) & (every < found[1])
     return None if on.all() else on
+
+
+def span(
+    wrong: Positions, right: Positions, count: int, is_wrong: IsWrong
+) -> tuple[int, int] | None:
+    """The first of so many labels that is wrong and the first behind them that is right, where all
+    between are wrong; None where one is known that is not.
+    """
+    first, last = int(wrong.min()), int(wrong.max()) + 1
+    if ((first <= right) & (right < last)).any():
+        return None
+    # Up to where it is right on both sides.
+    low = int(max(right[right < first], default=-1)) + 1
+    high = int(min(right[right >= last], default=count))
+    first = low + bisect_left(range(low, first), True, key=is_wrong)
+    last += bisect_left(range(last, high), True, key=lambda label: not is_wrong(label))
+    return first, last
 
 
 def _box(

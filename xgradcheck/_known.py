@@ -72,6 +72,12 @@ def slopes_at(phi: Phi, index: Positions, wide: float = 1.0) -> Vector | None:
     return slope if np.isfinite(slope).all() else None
 
 
+def _slopes_and_bars(phi: Phi, leaf: Leaf, places: Positions) -> tuple[Vector, Vector] | None:
+    """Central differences in a leaf, and by how much they change over steps twice as wide."""
+    narrow, wide = (slopes_at(phi, leaf.start + places, step) for step in (1.0, 2.0))
+    return None if narrow is None or wide is None else (narrow, np.abs(wide - narrow))
+
+
 def _swept(row: Measured, leaf: Leaf) -> Known:
     """What the differences of one leaf say, where they are slopes."""
     part, truth = leaf.part, row.truth
@@ -125,9 +131,8 @@ def _sampled(
 ) -> Known:
     """Some more elements differenced, and the place of what is wrong, as far as they tell it."""
     places = _some(leaf.size, SAMPLED)
-    slopes = [slopes_at(phi, leaf.start + places, wide) for wide in (1.0, 2.0)]
-    if slopes[0] is not None and slopes[1] is not None:
-        known = _by_place(places, slopes[0], np.abs(slopes[1] - slopes[0])) | known
+    if (slopes := _slopes_and_bars(phi, leaf, places)) is not None:
+        known = _by_place(places, *slopes) | known
     zeros = _where_zero(gradient, known)
     are_wrong = zeros is not None and not _are_right(zeros, known)
     if are_wrong or suspect is None or not suspect.lone:
@@ -151,11 +156,13 @@ def _guessed(phi: Phi, leaf: Leaf, gradient: Vector, suspect: Suspect) -> tuple[
     least = SEEN * rms(gradient)
 
     def are_wrong(places: Positions) -> Mask:
-        slopes = [slopes_at(phi, leaf.start + places, wide) for wide in (1.0, 2.0)]
-        if phi.budget.is_cut or slopes[0] is None or slopes[1] is None:
+        found = _slopes_and_bars(phi, leaf, places)
+        if phi.budget.is_cut or found is None:
             return np.zeros(places.size, bool)
-        bar = 4 * np.abs(slopes[1] - slopes[0]) + SEEN * np.abs(slopes[0]) + least
-        return np.asarray(np.abs(gradient[places] - slopes[0]) > bar)
+        slopes, bars = found
+        return np.asarray(
+            np.abs(gradient[places] - slopes) > 4 * bars + SEEN * np.abs(slopes) + least
+        )
 
     def is_wrong(place: int) -> bool:
         return bool(are_wrong(np.array([place])).all())

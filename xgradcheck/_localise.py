@@ -6,7 +6,6 @@ residual by its place. Nothing is called wrong from here alone: what is found is
 """
 
 import math
-from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -17,6 +16,7 @@ import numpy as np
 from xgradcheck._certificate import Rung
 from xgradcheck._differences import NOISE_SIGMAS, Noise, dot, rms
 from xgradcheck._directions import Band, Places
+from xgradcheck._guess import span
 from xgradcheck._judge import Tolerance
 from xgradcheck._layout import Direction, Leaf, Mask, Vector
 from xgradcheck._parts import Found, Node, Off, boxed, clear, counted_from, lines
@@ -346,26 +346,19 @@ class Search:
             np.unravel_index(np.array(places) - leaf.start, leaf.grid) for places in (wrong, right)
         )
         for axis, length in enumerate(leaf.grid):
-            first, last = int(bad[axis].min()), int(bad[axis].max()) + 1
-            if ((good[axis] >= first) & (good[axis] < last)).any():
-                continue
-            # Up to where it is right on both sides.
-            low = int(max(good[axis][good[axis] < first], default=-1)) + 1
-            high = int(min(good[axis][good[axis] >= last], default=length))
-            is_right = partial(self._is_slice_right, leaf, axis)
-            first = low + bisect_left(range(low, first), True, key=lambda n: not is_right(n))
-            last += bisect_left(range(last, high), True, key=is_right)
-            box = [(0, size) for size in leaf.grid]
-            box[axis] = (first, last)
-            return boxed(leaf, box, 0.0, self.bar)
+            is_wrong = partial(self._is_slice_wrong, leaf, axis)
+            if (found := span(bad[axis], good[axis], length, is_wrong)) is not None:
+                box = [(0, size) for size in leaf.grid]
+                box[axis] = found
+                return boxed(leaf, box, 0.0, self.bar)
         return None
 
-    def _is_slice_right(self, leaf: Leaf, axis: int, number: int) -> bool:
+    def _is_slice_wrong(self, leaf: Leaf, axis: int, number: int) -> bool:
         """Whether an element of a slice is."""
         place = self.rng.integers(leaf.grid)
         place[axis] = number
         position = leaf.start + int(np.ravel_multi_index(tuple(place), leaf.grid))
-        return self._look(leaf, position) is None
+        return self._look(leaf, position) is not None
 
     def _lone(self, node: Node) -> bool:
         """Whether one coordinate alone makes up a part's residual; it is found then."""
